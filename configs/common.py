@@ -1,0 +1,91 @@
+"""Every field of a configuration, with the paper's value where the paper gives one. Other files change a few."""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """The fields that all configurations share, locked: an unknown field is refused."""
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+
+  config.data = ml_collections.ConfigDict()
+  config.data.name = "voc/2007"  # see rmam_jax/data/records.py
+  config.data.root = ""  # folder of prepared data; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
+  config.data.train = "train"  # TFDS splits
+  config.data.validation = "validation"
+  config.data.test = "test"
+  config.data.image_size = 512  # N: images are resized to N x N
+  config.data.crop_size = 448  # N - 64
+  config.data.flip = True  # mirror half of the training images
+  config.data.threads = 2  # that read ahead
+
+  model = config.model = ml_collections.ConfigDict()
+  model.stages = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # VGG-16
+  model.dtype = "float32"  # of the backbone; or "bfloat16"
+  model.pixel_mean = (123.68, 116.779, 103.939)  # red, green, blue in 0..255
+  model.pixel_std = (1.0, 1.0, 1.0)
+  model.head = "recurrent"  # or "saliency", "fixed_grid", "whole_image", "mean_pool", "max_pool", "score_map"
+  model.num_regions = 5  # K
+  model.region_size = (7, 7)
+  model.region_pool = 2  # samples per side for each of the region's cells, max-pooled
+  model.align_corners = True
+  model.x_width = 4096
+  model.lstm_width = 4096
+  model.z_width = 4096
+  model.squash_cell = False  # h = o * tanh(c) instead of the printed h = o * c
+  model.forget_bias = 0.0
+  model.recurrent = ml_collections.ConfigDict()  # the paper's rule, Eq. 5
+  model.recurrent.bias = (1.0, 1.0, 0.0, 0.0)  # the first M: the identity
+  model.recurrent.weight_scale = 0.01  # variance, relative to Xavier's
+  model.saliency = ml_collections.ConfigDict()  # see rmam_jax/update_rules.py
+  model.saliency.radius = 0.35
+  model.saliency.peak_width = 0.2
+  model.saliency.scale_range = (0.2, 0.6)
+  model.saliency.initial_scale = 0.35
+  model.saliency.key_width = 64
+  model.saliency.gain = 4.0
+  model.fixed_grid = ml_collections.ConfigDict()
+  model.fixed_grid.scale = 0.5
+
+  loss = config.loss = ml_collections.ConfigDict()
+  loss.classification = "euclidean"  # Eq. 7-8; or "sigmoid"
+  loss.localization_weight = 0.1  # gamma
+  loss.scale_weight = 1.0
+  loss.anchor_weight = 0.01  # lambda_1
+  loss.positive_weight = 0.1  # lambda_2
+  loss.max_scale = 0.5  # alpha
+  loss.min_scale = 0.1  # beta
+
+  config.batch_size = 16
+  config.epoch_size = 0  # records in an epoch; 0: as many as the training split has
+
+  # Stage one fine-tunes the backbone under a control's head; stage two trains all of it with Eq. 14.
+  config.stage_one = _stage()
+  config.stage_one.head = "mean_pool"
+  config.stage_two = _stage()
+  config.stage_two.head = ""  # empty: model.head
+  config.stage_two.auxiliary_weight = 1.0  # of stage one's head, kept as a dense auxiliary loss; 0 drops it
+
+  config.evaluation = ml_collections.ConfigDict()
+  config.evaluation.batch_size = 50
+  config.evaluation.ap_method = "all_point"  # or "interpolated", "eleven_point"
+  config.evaluation.top_k = 3  # labels an image for CP ... OF1
+  config.evaluation.svm_images = 5_000  # training images for the SVMs; 0: all of them
+  config.evaluation.svm_c = 1.0
+  config.evaluation.pictures = 24
+  return config.lock()
+
+
+def _stage() -> ml_collections.ConfigDict:
+  stage = ml_collections.ConfigDict()
+  stage.epochs = 45
+  stage.classification = ""  # empty: loss.classification
+  stage.learning_rate = 1e-5
+  stage.schedule = "step"  # or "cosine"
+  stage.warmup_steps = 0
+  stage.drop_epoch = 30  # of "step": from here on the rate is divided by ten
+  stage.beta_1 = 0.9  # Adam
+  stage.beta_2 = 0.999
+  stage.head = ""
+  stage.auxiliary_weight = 0.0
+  return stage

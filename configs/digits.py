@@ -1,0 +1,53 @@
+"""Digit scenes made on the spot: the whole system in minutes, without a download.
+
+    python train.py                                               the saliency localiser on `easy`
+    python train.py --config=configs/digits.py:recurrent          the paper's rule
+    python train.py --config=configs/digits.py:mean_pool          a control; also max_pool, score_map, whole_image, fixed_grid
+    python train.py --config=configs/digits.py:hard               harder scenes; also hard:mean_pool, ...
+"""
+
+from configs import common
+
+SETTINGS = ("easy", "hard", "tiny")
+HEADS = ("saliency", "recurrent", "fixed_grid", "whole_image", "mean_pool", "max_pool", "score_map")
+
+
+def get_config(variant: str = ""):
+  """The configuration of `SETTING:HEAD`, either of which may be left out: easy, saliency."""
+  names = [name for name in variant.split(":") if name]
+  setting = names.pop(0) if names and names[0] in SETTINGS else "easy"
+  head = names.pop(0) if names and names[0] in HEADS else "saliency"
+  if names:
+    raise ValueError(f"configs/digits.py: {names[0]!r} is none of {', '.join((*SETTINGS, *HEADS))}")
+
+  config = common.get_config()
+  config.data.name = f"digits/{setting}"
+  config.data.image_size = 104 if setting == "hard" else 72
+  config.data.crop_size = config.data.image_size - 8
+  config.data.flip = False  # a mirrored digit is another sign
+
+  model = config.model
+  model.stages = ((16,), (32,), (64, 64))
+  model.pixel_mean = (90.0, 90.0, 90.0)
+  model.pixel_std = (64.0, 64.0, 64.0)
+  model.head = head
+  model.num_regions = 8 if setting == "hard" else 6
+  model.region_size = (5, 5)
+  model.region_pool = 1
+  model.x_width = model.lstm_width = model.z_width = 128
+  model.saliency.radius = 0.22 if setting == "hard" else 0.3
+
+  config.loss.classification = "sigmoid"
+  config.loss.anchor_weight = 0.0
+  config.batch_size = 32
+  config.epoch_size = 6_400
+  for stage, epochs, rate in ((config.stage_one, 3, 2e-3), (config.stage_two, 7, 1e-3)):
+    stage.epochs = epochs
+    stage.learning_rate = rate
+    stage.schedule = "cosine"
+    stage.warmup_steps = 50
+  config.stage_one.head = "score_map"
+  if head in ("mean_pool", "max_pool", "score_map"):  # the control goes on by itself, for as long
+    config.stage_one.head = head
+    config.stage_two.auxiliary_weight = 0.0
+  return config

@@ -1,0 +1,39 @@
+"""Multi-label recognition by recurrently discovered attentional regions, as pure JAX functions.
+
+After Wang, Chen, Li, Xu, Lin: "Multi-label Image Recognition by Recurrently Discovering Attentional Regions", ICCV
+2017. Importing this package needs jax, flax, optax and numpy only.
+"""
+
+from rmam_jax.attention import Attention, attend, init_attention, lstm_step, max_pool_scores, winning_region
+from rmam_jax.geometry import affine_grid, anchor_points, grid_sample, spatial_transform
+from rmam_jax.losses import (
+  anchor_loss,
+  classification_loss,
+  joint_loss,
+  localization_loss,
+  positive_loss,
+  scale_loss,
+  sigmoid_loss,
+)
+from rmam_jax.version import __version__
+
+__all__ = [
+  "__version__",
+  "Attention",
+  "affine_grid",
+  "anchor_loss",
+  "anchor_points",
+  "attend",
+  "classification_loss",
+  "grid_sample",
+  "init_attention",
+  "joint_loss",
+  "localization_loss",
+  "lstm_step",
+  "max_pool_scores",
+  "positive_loss",
+  "scale_loss",
+  "sigmoid_loss",
+  "spatial_transform",
+  "winning_region",
+]

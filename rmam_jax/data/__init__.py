@@ -1,0 +1,1 @@
+"""Records in, batches out: one record type and one reading path for every data set."""

@@ -1,0 +1,153 @@
+"""Batches from records: decoding, resizing, cropping, flipping; in an order that depends on (seed, step) alone.
+
+A batch is a dict of numpy arrays, B examples, L classes:
+  image   uint8 [B, crop_size, crop_size, 3], red green blue
+  labels  float32 [B, L] of 0 and 1
+  ignore  bool [B, L]
+  mask    float32 [B], 1 for examples and 0 for padding
+"""
+
+import io
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from rmam_jax.data.records import Record, Split
+
+Batch = dict[str, np.ndarray]
+
+
+def decode_image(encoded: bytes, name: str) -> np.ndarray:
+  """An encoded image as uint8 [height, width, 3].
+
+  Raises:
+    ValueError: names the record if its bytes are no image.
+  """
+  from PIL import Image
+
+  try:
+    with Image.open(io.BytesIO(encoded)) as image:
+      return np.asarray(image.convert("RGB"))
+  except (OSError, SyntaxError, ValueError) as error:
+    raise ValueError(f"{name}: not a readable image ({error})") from error
+
+
+def view(image: np.ndarray, image_size: int, crop_size: int, top: int, left: int, flip: bool) -> np.ndarray:
+  """Resizes to image_size x image_size (the aspect is not kept), cuts a window out and mirrors it if asked."""
+  if image.shape[:2] != (image_size, image_size):
+    from PIL import Image
+
+    resized = Image.fromarray(image).resize((image_size, image_size), Image.Resampling.BILINEAR)
+    image = np.asarray(resized)
+  window = image[top : top + crop_size, left : left + crop_size]
+  return window[:, ::-1] if flip else window
+
+
+def centre_offset(image_size: int, crop_size: int) -> int:
+  """Where the centre view begins, in pixels from the top and from the left."""
+  return (image_size - crop_size) // 2
+
+
+def _stack(images: list[np.ndarray], records: list[Record], size: int) -> Batch:
+  """Stacks examples and pads them to `size` with zeros, which the mask excludes."""
+  padding = size - len(images)
+
+  def stack(arrays, dtype):
+    array = np.stack(arrays).astype(dtype)
+    return np.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1))
+
+  return {
+    "image": stack(images, np.uint8),
+    "labels": stack([record.labels for record in records], np.float32),
+    "ignore": stack([record.ignore for record in records], bool),
+    "mask": np.pad(np.ones(len(images), np.float32), (0, padding)),
+  }
+
+
+def check_batch(batch: Mapping[str, np.ndarray]) -> None:
+  """Refuses what would train in silence on nonsense.
+
+  Raises:
+    ValueError: images that are not finite or not [B, height, width, 3], labels that are not 0 or 1, shapes that differ.
+  """
+  image, labels = np.asarray(batch["image"]), np.asarray(batch["labels"])
+  if image.ndim != 4 or image.shape[-1] != 3:
+    raise ValueError(f"image must have shape [B, height, width, 3], got {list(image.shape)}")
+  if labels.ndim != 2 or len(labels) != len(image):
+    raise ValueError(f"labels must have shape [{len(image)}, L], got {list(labels.shape)}")
+  if np.issubdtype(image.dtype, np.floating) and not np.isfinite(image).all():
+    bad = np.flatnonzero(~np.isfinite(image).all(axis=(1, 2, 3)))
+    raise ValueError(f"image holds values that are not finite, first in example {bad[0]} of the batch")
+  if not np.isin(labels, (0, 1)).all():
+    bad = np.argwhere(~np.isin(labels, (0, 1)))[0]
+    raise ValueError(
+      f"labels must be 0 or 1, got {labels[tuple(bad)]} for example {bad[0]}, class {bad[1]} of the batch"
+    )
+
+
+def train_batches(
+  split: Split,
+  *,
+  batch_size: int,
+  image_size: int,
+  crop_size: int,
+  flip: bool,
+  seed: int,
+  start_step: int = 0,
+  threads: int = 2,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Iterator[Batch]:
+  """Endless shuffled batches of random crops, from `start_step` on.
+
+  The batch of a step depends on (seed, step) alone, so that a run can go on anywhere in the stream.
+
+  Args:
+    split: the records.
+    batch_size: of all processes together.
+    image_size, crop_size: N and the side of the crop, in pixels.
+    flip: mirror half of the examples.
+    seed: of order, crops and flips.
+    start_step: the first batch's step.
+    threads: that read ahead.
+    process_index, process_count: this process yields its equal share of each batch.
+  """
+  import grain
+
+  if batch_size % process_count:
+    raise ValueError(f"batch_size {batch_size} is no multiple of the {process_count} processes")
+  share = batch_size // process_count
+
+  def load(position: int, index: int) -> tuple[np.ndarray, Record]:
+    rng = np.random.default_rng([seed, position])
+    record = split[index]
+    image = decode_image(record.image, f"{split.name}, {record.id}")
+    top, left = rng.integers(0, image_size - crop_size + 1, 2)
+    return view(image, image_size, crop_size, top, left, flip and rng.random() < 0.5), record
+
+  def collate(examples) -> Batch:
+    mine = examples[process_index * share : (process_index + 1) * share]
+    images, records = zip(*(load(*example) for example in mine), strict=True)
+    return _stack(list(images), list(records), share)
+
+  order = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat()
+  batches = (
+    order.map_with_index(lambda position, index: (position, int(index)))
+    .batch(batch_size, batch_fn=lambda examples: examples)
+    .map(collate)
+  )[start_step:]
+  yield from batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+
+
+def evaluation_batches(
+  split: Split, *, batch_size: int, image_size: int, crop_size: int
+) -> Iterator[tuple[Batch, list[Record]]]:
+  """The centre view of each record once, in order, with the records; the last batch is padded and masked."""
+  offset = centre_offset(image_size, crop_size)
+  for start in range(0, len(split), batch_size):
+    records = [split[index] for index in range(start, min(start + batch_size, len(split)))]
+    images = [
+      view(decode_image(r.image, f"{split.name}, {r.id}"), image_size, crop_size, offset, offset, False)
+      for r in records
+    ]
+    yield _stack(images, records, batch_size), records

@@ -1,0 +1,200 @@
+"""Where a region lies and what the feature map holds there: the spatial transformer (Sec. 3.1, Eq. 1-3).
+
+Conventions, throughout the package:
+  * A region is `theta` = (s_x, s_y, t_x, t_y), the four free entries of M in Eq. 1. The region's normalised
+    coordinates (x', y') in [-1, 1] lie at x = s_x * x' + t_x, y = s_y * y' + t_y of the feature map.
+  * x runs along the width to the right and y along the height downwards, both in [-1, 1] across the map. With
+    `align_corners=True` (the default) -1 and 1 are the centres of the first and last cells; with False they are the
+    outer edges of those cells. These are the conventions of `torch.nn.functional.grid_sample`.
+  * Feature maps are channels last. Outside the map everything is zero.
+  * Coordinates and weights are float32 (float64 where the input is), whatever the type of the features.
+
+Letters: B batch, H W map height and width, h w region height and width, C channels, K regions.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+WHOLE_IMAGE = (1.0, 1.0, 0.0, 0.0)  # M_0 of Eq. 3
+
+
+def _axis_points(length: int, align_corners: bool, dtype) -> jax.Array:
+  """The normalised positions of `length` samples along one axis: [length] in [-1, 1]."""
+  if align_corners:
+    return jnp.linspace(-1, 1, length, dtype=dtype) if length > 1 else jnp.zeros(1, dtype)
+  return (2 * jnp.arange(length, dtype=dtype) + 1) / length - 1
+
+
+def to_cells(coordinate: jax.Array, length: int, *, align_corners: bool = True) -> jax.Array:
+  """Normalised coordinate to cell index: -1..1 to 0..length-1 (aligned) or -0.5..length-0.5 (not aligned)."""
+  if align_corners:
+    return (coordinate + 1) * (0.5 * (length - 1))
+  return ((coordinate + 1) * length - 1) * 0.5
+
+
+def map_to_pixels(points: jax.Array, cells: int, stride: int, *, align_corners: bool = True) -> jax.Array:
+  """Places on a feature map -> places on the image it came from.
+
+  A cell stands for a square of stride x stride pixels, and its centre for the square's.
+
+  Args:
+    points: any shape, normalised coordinates along axes of `cells` cells.
+    cells: side of the feature map.
+    stride: pixels in a cell.
+    align_corners: the grid's convention.
+
+  Returns:
+    Pixels from the image's edge: 0 is the outer edge of the first pixel, cells * stride that of the last.
+  """
+  return (to_cells(points, cells, align_corners=align_corners) + 0.5) * stride
+
+
+def _coordinate_dtype(array: jax.Array):
+  return jnp.promote_types(array.dtype, jnp.float32)
+
+
+def _check(name: str, array: jax.Array, rank: int, last: int | None) -> None:
+  if array.ndim < rank or (last is not None and array.shape[-1] != last):
+    wanted = ", ".join(["..."] + ["?"] * (rank - 1) + [str(last or "?")])
+    raise ValueError(f"{name} must have shape [{wanted}], got {list(array.shape)}")
+
+
+def affine_grid(theta: jax.Array, size: tuple[int, int], *, align_corners: bool = True) -> jax.Array:
+  """The points of the map that a region samples (Eq. 1).
+
+  Args:
+    theta: [..., 4] as (s_x, s_y, t_x, t_y).
+    size: (h, w) of the region's samples.
+    align_corners: see the module's docstring.
+
+  Returns:
+    [..., h, w, 2] of (x, y); inside the map where both are in [-1, 1].
+  """
+  theta = jnp.asarray(theta)
+  _check("theta", theta, 1, 4)
+  theta = theta.astype(_coordinate_dtype(theta))
+  h, w = size
+  s_x, s_y, t_x, t_y = jnp.moveaxis(theta[..., None, None], -3, 0)
+  x = s_x * _axis_points(w, align_corners, theta.dtype) + t_x
+  y = s_y * _axis_points(h, align_corners, theta.dtype)[:, None] + t_y
+  return jnp.stack(jnp.broadcast_arrays(x, y), axis=-1)
+
+
+def grid_sample(feature_map: jax.Array, grid: jax.Array, *, align_corners: bool = True) -> jax.Array:
+  """Bilinear samples of a map at any points, zero outside (Sec. 3.1).
+
+  Equals `torch.nn.functional.grid_sample(mode="bilinear", padding_mode="zeros")` but for the channels' place. Its
+  derivative at a cell's very centre is the one towards larger coordinates, as there.
+
+  Args:
+    feature_map: [..., H, W, C].
+    grid: [..., h, w, 2] of (x, y), with the same leading dimensions.
+    align_corners: see the module's docstring.
+
+  Returns:
+    [..., h, w, C] in the map's type.
+  """
+  feature_map, grid = jnp.asarray(feature_map), jnp.asarray(grid)
+  _check("feature_map", feature_map, 3, None)
+  _check("grid", grid, 3, 2)
+  if feature_map.shape[:-3] != grid.shape[:-3]:
+    raise ValueError(
+      f"feature_map {list(feature_map.shape)} and grid {list(grid.shape)} differ in their leading dimensions"
+    )
+  dtype = jnp.promote_types(_coordinate_dtype(feature_map), _coordinate_dtype(grid))
+  *_, height, width, channels = feature_map.shape
+
+  def sample_one(map_HWC, grid_hw2):
+    x = to_cells(grid_hw2[..., 0], width, align_corners=align_corners)
+    y = to_cells(grid_hw2[..., 1], height, align_corners=align_corners)
+    x_0, y_0 = jnp.floor(x), jnp.floor(y)
+    cells = map_HWC.reshape(-1, channels)
+    total = jnp.zeros((*grid_hw2.shape[:-1], channels), dtype)
+    for row, weight_y in ((y_0, 1 - (y - y_0)), (y_0 + 1, y - y_0)):
+      for column, weight_x in ((x_0, 1 - (x - x_0)), (x_0 + 1, x - x_0)):
+        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        index = jnp.where(inside, row * width + column, 0).astype(jnp.int32)
+        weight = jnp.where(inside, weight_y * weight_x, 0)
+        total += weight[..., None] * cells[index]
+    return total.astype(map_HWC.dtype)
+
+  lead = feature_map.shape[:-3]
+  sampled = jax.vmap(sample_one)(
+    feature_map.reshape(-1, height, width, channels), grid.astype(dtype).reshape(-1, *grid.shape[-3:])
+  )
+  return sampled.reshape(*lead, *sampled.shape[1:])
+
+
+def _hat(position: jax.Array, length: int) -> jax.Array:
+  """Bilinear weights [..., n, length] of `length` cells at cell positions [..., n]: the hat function around each.
+
+  Written in two halves so that its derivative at a cell's centre is one-sided, as that of `grid_sample` is.
+  """
+  distance = position[..., None] - jnp.arange(length, dtype=position.dtype)
+  rising = (distance >= -1) & (distance < 0)
+  falling = (distance >= 0) & (distance < 1)
+  return jnp.where(falling, 1 - distance, 0) + jnp.where(rising, 1 + distance, 0)
+
+
+def spatial_transform(
+  feature_map: jax.Array, theta: jax.Array, size: tuple[int, int], *, align_corners: bool = True
+) -> jax.Array:
+  """The features of a region: f_k = st(f_I, M_k) (Eq. 2).
+
+  Equals `grid_sample(feature_map, affine_grid(theta, size))`. M has no rotation (Eq. 1), so the bilinear weights are
+  separable, f_k = A_y F A_x^T: two small matrix products, whose gradients are matrix products again.
+
+  Args:
+    feature_map: [..., H, W, C].
+    theta: [..., 4], with the same leading dimensions.
+    size: (h, w) of the result.
+    align_corners: see the module's docstring.
+
+  Returns:
+    [..., h, w, C] in the map's type; differentiable in the map and in theta.
+  """
+  feature_map, theta = jnp.asarray(feature_map), jnp.asarray(theta)
+  _check("feature_map", feature_map, 3, None)
+  _check("theta", theta, 1, 4)
+  if feature_map.shape[:-3] != theta.shape[:-1]:
+    raise ValueError(
+      f"feature_map {list(feature_map.shape)} and theta {list(theta.shape)} differ in their leading dimensions"
+    )
+  theta = theta.astype(_coordinate_dtype(theta))
+  s_x, s_y, t_x, t_y = jnp.moveaxis(theta[..., None], -2, 0)
+
+  def weights(scale, offset, cells, samples):
+    points = scale * _axis_points(samples, align_corners, theta.dtype) + offset
+    return _hat(to_cells(points, cells, align_corners=align_corners), cells).astype(feature_map.dtype)
+
+  rows = weights(s_y, t_y, feature_map.shape[-3], size[0])
+  columns = weights(s_x, t_x, feature_map.shape[-2], size[1])
+  highest = jax.lax.Precision.HIGHEST
+  return jnp.einsum("...hH,...HWC,...wW->...hwC", rows, feature_map, columns, precision=highest)
+
+
+def anchor_points(num_regions: int) -> np.ndarray:
+  """Where the anchor constraint wants the regions 2..K (Sec. 4.2, Fig. 4).
+
+  K-1 points at angles pi/4 + 2 pi j / (K-1) on the circle of radius sqrt(2)/2, sorted by their angle's size, positive
+  before negative, which for K = 5 is the printed order (.5, .5), (.5, -.5), (-.5, .5), (-.5, -.5).
+
+  Args:
+    num_regions: K >= 1.
+
+  Returns:
+    float32 [K-1, 2] of (c_x, c_y).
+  """
+  if num_regions < 1:
+    raise ValueError(f"num_regions must be at least 1, got {num_regions}")
+  count = num_regions - 1
+  # Angles as multiples of pi / (4 * count), in (-pi, pi], so that the order is exact.
+  turns = [(count + 8 * j) % (8 * count) for j in range(count)]
+  turns = [turn - 8 * count if turn > 4 * count else turn for turn in turns]
+  turns.sort(key=lambda turn: (abs(turn), -turn))
+  angles = np.array([turn * math.pi / (4 * count) for turn in turns]).reshape(-1, 1)
+  points = math.sqrt(0.5) * np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+  return np.round(points, 12).astype(np.float32)

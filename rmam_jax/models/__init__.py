@@ -1,0 +1,1 @@
+"""Flax modules that hold the parameters of the package's functions."""

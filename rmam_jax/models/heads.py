@@ -1,0 +1,134 @@
+"""What turns a feature map into scores: the paper's module, and the controls that every attention result needs.
+
+Each head maps f_I [B, H, W, C] to an `Attention`. A control is a head of one region, the whole image.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rmam_jax import attention, geometry
+from rmam_jax.attention import Attention
+
+
+class RMAM(nn.Module):
+  """Holds the parameters of `attention.attend`.
+
+  Attributes:
+    num_classes: L.
+    num_regions: K.
+    next_region: the rule, with all but its parameters and the map filled in.
+    init_next_region: the rule's initialiser.
+    region_size, pool, squash_cell, align_corners: as in `attend`.
+    x_width, lstm_width, z_width, forget_bias: as in `init_attention`.
+  """
+
+  num_classes: int
+  num_regions: int
+  next_region: attention.NextRegion
+  init_next_region: Callable[..., Any]
+  region_size: Sequence[int] = (7, 7)
+  pool: int = 1
+  squash_cell: bool = False
+  align_corners: bool = True
+  x_width: int = 4096
+  lstm_width: int = 4096
+  z_width: int = 4096
+  forget_bias: float = 0.0
+
+  @nn.compact
+  def __call__(self, feature_map: jax.Array) -> Attention:
+    params = self.param(
+      "attention",
+      lambda key: attention.init_attention(
+        key,
+        channels=feature_map.shape[-1],
+        num_classes=self.num_classes,
+        init_next_region=self.init_next_region,
+        region_size=tuple(self.region_size),
+        x_width=self.x_width,
+        lstm_width=self.lstm_width,
+        z_width=self.z_width,
+        forget_bias=self.forget_bias,
+      ),
+    )
+    return attention.attend(
+      params,
+      feature_map,
+      num_regions=self.num_regions,
+      next_region=self.next_region,
+      region_size=tuple(self.region_size),
+      pool=self.pool,
+      squash_cell=self.squash_cell,
+      align_corners=self.align_corners,
+    )
+
+
+def _one_region(scores: jax.Array, features: jax.Array) -> Attention:
+  """A control's answer: [B, L] and [B, F] as those of one region, the whole image."""
+  batch = scores.shape[0]
+  theta = jnp.broadcast_to(jnp.asarray(geometry.WHOLE_IMAGE, scores.dtype), (1, batch, 4))
+  features = features.astype(scores.dtype)[None]
+  return Attention(scores[None], theta, features, features, features, memory=())
+
+
+class Pooled(nn.Module):
+  """Control: the map's mean or maximum over all places, then linear.
+
+  Attributes:
+    num_classes: L.
+    reduce: `jnp.mean` or `jnp.max`.
+  """
+
+  num_classes: int
+  reduce: Callable[..., jax.Array] = jnp.mean
+
+  @nn.compact
+  def __call__(self, feature_map: jax.Array) -> Attention:
+    features = self.reduce(feature_map.astype(jnp.float32), axis=(1, 2))
+    return _one_region(nn.Dense(self.num_classes, name="scores")(features), features)
+
+
+class ScoreMap(nn.Module):
+  """Control: linear scores at every place, the maximum over places (Oquab et al., CVPR 2015).
+
+  Attributes:
+    num_classes: L.
+    bias: the first score; negative, since most places show no object of most classes.
+  """
+
+  num_classes: int
+  bias: float = -2.0
+
+  @nn.compact
+  def __call__(self, feature_map: jax.Array) -> Attention:
+    feature_map = feature_map.astype(jnp.float32)
+    scores = nn.Dense(self.num_classes, bias_init=nn.initializers.constant(self.bias), name="scores")
+    return _one_region(scores(feature_map).max(axis=(1, 2)), feature_map.max(axis=(1, 2)))
+
+
+class WholeImage(nn.Module):
+  """Control: the whole image sampled as one region, two dense layers, no recurrence.
+
+  Attributes:
+    num_classes: L.
+    region_size, pool: as in `attend`.
+    x_width, z_width: of the two layers.
+  """
+
+  num_classes: int
+  region_size: Sequence[int] = (7, 7)
+  pool: int = 1
+  x_width: int = 4096
+  z_width: int = 4096
+
+  @nn.compact
+  def __call__(self, feature_map: jax.Array) -> Attention:
+    theta = jnp.broadcast_to(jnp.asarray(geometry.WHOLE_IMAGE), (feature_map.shape[0], 4))
+    region = attention.region_features(feature_map, theta, tuple(self.region_size), pool=self.pool)
+    x = nn.relu(nn.Dense(self.x_width, name="fx")(region.astype(jnp.float32)))
+    z = nn.relu(nn.Dense(self.z_width, name="xz")(x))
+    return _one_region(nn.Dense(self.num_classes, name="zs")(z), z)

@@ -1,0 +1,149 @@
+"""A backbone, a head and, beside it, an optional auxiliary head; and how a configuration names them."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rmam_jax import update_rules
+from rmam_jax.attention import Attention
+from rmam_jax.models import heads, vgg
+
+
+class Recognition(NamedTuple):
+  attention: Attention
+  auxiliary: Attention | None
+
+
+class Recognizer(nn.Module):
+  """From pixels to the scores of every region.
+
+  Attributes:
+    backbone: normalised images -> feature map.
+    head: feature map -> `Attention`.
+    auxiliary: a second head beside it, or None. Its loss keeps the backbone learning densely.
+    pixel_mean, pixel_std: of red, green and blue in 0..255.
+  """
+
+  backbone: nn.Module
+  head: nn.Module
+  auxiliary: nn.Module | None = None
+  pixel_mean: Sequence[float] = (0.0, 0.0, 0.0)
+  pixel_std: Sequence[float] = (1.0, 1.0, 1.0)
+
+  @nn.compact
+  def __call__(self, images: jax.Array) -> Recognition:
+    """[B, height, width, 3] of 0..255, red green blue, uint8 or float -> scores."""
+    pixels = (images.astype(jnp.float32) - jnp.asarray(self.pixel_mean)) / jnp.asarray(self.pixel_std)
+    feature_map = self.backbone(pixels)
+    return Recognition(
+      self.head(feature_map), None if self.auxiliary is None else self.auxiliary(feature_map)
+    )
+
+
+class Rule(NamedTuple):
+  """A way of looking, as the configuration gives it: the rule and its initialiser."""
+
+  next_region: Callable[..., Any]
+  init: Callable[..., Any]
+
+
+# From the `model` section of a configuration to the rule that it names.
+RULES: Mapping[str, Callable[[Any], Rule]] = {
+  "recurrent": lambda model: Rule(
+    update_rules.recurrent,
+    functools.partial(
+      update_rules.init_recurrent,
+      bias=tuple(model.recurrent.bias),
+      weight_scale=model.recurrent.weight_scale,
+    ),
+  ),
+  "saliency": lambda model: Rule(
+    functools.partial(
+      update_rules.saliency,
+      radius=model.saliency.radius,
+      peak_width=model.saliency.peak_width,
+      scale_range=tuple(model.saliency.scale_range),
+      initial_scale=model.saliency.initial_scale,
+    ),
+    functools.partial(update_rules.init_saliency, key_width=model.saliency.key_width),
+  ),
+  "fixed_grid": lambda model: Rule(
+    functools.partial(
+      update_rules.fixed_grid, num_regions=model.num_regions, scale=model.fixed_grid.scale
+    ),
+    update_rules.init_fixed_grid,
+  ),
+}
+
+
+def _rmam(model: Any, num_classes: int, rule: str) -> heads.RMAM:
+  next_region, init = RULES[rule](model)
+  return heads.RMAM(
+    num_classes=num_classes,
+    num_regions=model.num_regions,
+    next_region=next_region,
+    init_next_region=init,
+    region_size=tuple(model.region_size),
+    pool=model.region_pool,
+    squash_cell=model.squash_cell,
+    align_corners=model.align_corners,
+    x_width=model.x_width,
+    lstm_width=model.lstm_width,
+    z_width=model.z_width,
+    forget_bias=model.forget_bias,
+  )
+
+
+def _whole_image(model: Any, num_classes: int) -> heads.WholeImage:
+  return heads.WholeImage(
+    num_classes=num_classes,
+    region_size=tuple(model.region_size),
+    pool=model.region_pool,
+    x_width=model.x_width,
+    z_width=model.z_width,
+  )
+
+
+# From the `model` section and the number of classes to the head that it names.
+HEADS: Mapping[str, Callable[[Any, int], nn.Module]] = {
+  **{rule: functools.partial(_rmam, rule=rule) for rule in RULES},
+  "whole_image": _whole_image,
+  "mean_pool": lambda model, num_classes: heads.Pooled(num_classes, jnp.mean),
+  "max_pool": lambda model, num_classes: heads.Pooled(num_classes, jnp.max),
+  "score_map": lambda model, num_classes: heads.ScoreMap(num_classes),
+}
+
+
+def looks(head: str) -> bool:
+  """Whether a head of this name looks at K regions; the others are controls that see the whole image."""
+  return head in RULES
+
+
+def build(model: Any, num_classes: int, *, head: str, auxiliary: str = "") -> Recognizer:
+  """The recogniser that a configuration's `model` section describes.
+
+  Args:
+    model: see `configs/common.py`.
+    num_classes: L.
+    head: a name from `HEADS`.
+    auxiliary: another, or "" for none.
+
+  Raises:
+    ValueError: a head that does not exist, or K < 1.
+  """
+  for field, name in (("head", head), ("auxiliary", auxiliary or head)):
+    if name not in HEADS:
+      raise ValueError(f"{field} must be one of {', '.join(sorted(HEADS))}, got {name!r}")
+  if model.num_regions < 1:
+    raise ValueError(f"model.num_regions must be at least 1, got {model.num_regions}")
+  return Recognizer(
+    backbone=vgg.VGG(stages=tuple(map(tuple, model.stages)), dtype=jnp.dtype(model.dtype)),
+    head=HEADS[head](model, num_classes),
+    auxiliary=HEADS[auxiliary](model, num_classes) if auxiliary else None,
+    pixel_mean=tuple(model.pixel_mean),
+    pixel_std=tuple(model.pixel_std),
+  )

@@ -1,0 +1,143 @@
+"""What `train.py` and `eval.py` call: a whole run, and the evaluation that ends it."""
+
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+import rmam_jax
+from rmam_jax import losses, pictures
+from rmam_jax.data import batches
+from rmam_jax.data.records import Split
+from rmam_jax.evaluation import answers as answering
+from rmam_jax.evaluation import report
+from rmam_jax.models import recognizer
+from rmam_jax.training import checkpoints, loop, workdir
+from rmam_jax.training import mesh as meshes
+from rmam_jax.training import step as stepping
+
+
+def default_workdir(config: ml_collections.ConfigDict) -> pathlib.Path:
+  """runs/DATA-HEAD, e.g. runs/digits-easy-saliency."""
+  return pathlib.Path("runs", f"{config.data.name}-{config.model.head}".replace("/", "-"))
+
+
+def train_and_evaluate(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
+  """Trains both stages, or what is left of them, and evaluates; see `loop.train` and `evaluate`."""
+  loop.train(config, folder)
+  return evaluate(folder)
+
+
+def load_best(config: ml_collections.ConfigDict, folder: pathlib.Path, num_classes: int, mesh: jax.sharding.Mesh):
+  """Stage two's recogniser, the parameters of its best epoch, and what the host knew then.
+
+  Raises:
+    FileNotFoundError: stage two has not finished an epoch there.
+  """
+  model = loop.build_model(config, "stage_two", num_classes)
+  size = config.data.crop_size
+  like = jax.eval_shape(lambda key: stepping.init_params(model, key, size), jax.random.key(0))
+  saved = checkpoints.StageCheckpoints(folder / "checkpoints" / "stage_two")
+  restored = saved.restore_best(checkpoints.abstract(like, meshes.replicated(mesh)))
+  saved.close()
+  if restored is None:
+    raise FileNotFoundError(f"{folder} holds no checkpoint of stage two: run train.py --workdir={folder} to its end")
+  return model, *restored
+
+
+def evaluate(folder: pathlib.Path) -> dict[str, Any]:
+  """Evaluates the best epoch of a workdir on its test split; writes `results.json` and `pictures/` there.
+
+  Returns:
+    What `results.json` holds.
+  """
+  started = time.monotonic()
+  config = workdir.read_config(folder)
+  test = Split(config.data.name, config.data.test, config.data.root)
+  mesh = meshes.make_mesh()
+  model, params, progress = load_best(config, folder, len(test.class_names), mesh)
+  forward = answering.make_forward(model, mesh)
+
+  def answers(split: Split, label: str) -> answering.Answers:
+    return answering.answer_split(
+      forward,
+      params,
+      split,
+      data=config.data,
+      model=config.model,
+      batch_size=config.evaluation.batch_size,
+      progress=label,
+    )
+
+  test_answers = answers(test, "test images")
+  train = Split(config.data.name, config.data.train, config.data.root, limit=config.evaluation.svm_images)
+  train_answers = answers(train, "images for the SVMs")
+  head = loop.head_of(config, "stage_two")
+  results = report.evaluate(config, head, test.class_names, test_answers, train_answers)
+  results |= {
+    "data": f"{config.data.name} {config.data.test}",
+    "head": head,
+    "seed": config.seed,
+    "best_epoch": progress["best_epoch"],
+    "dropped_test_records": test.dropped,
+    "version": rmam_jax.__version__,
+    "wall_seconds": sum(_stage_seconds(folder)) + time.monotonic() - started,
+    "config": json.loads(config.to_json()),
+  }
+  draw(config, folder / "pictures", test, test_answers)
+  report.write_json(folder / "results.json", results)
+  print(report.summary(results))
+  print(f"\nwrote {folder / 'results.json'} and {folder / 'pictures'}")
+  return results
+
+
+def _stage_seconds(folder: pathlib.Path):
+  """The wall time that each stage took, over all the runs it took."""
+  for stage in loop.STAGES:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    yield max((line["seconds"] for line in map(json.loads, lines) if line["stage"] == stage), default=0.0)
+
+
+def draw(
+  config: ml_collections.ConfigDict, folder: pathlib.Path, test: Split, answers: answering.Answers
+) -> None:
+  """Draws the first test images with their regions, labels and scores; a label has the colour of the step that won it."""
+  data, model = config.data, config.model
+  shown = min(config.evaluation.pictures, len(test))
+  if not shown:
+    return
+  folder.mkdir(parents=True, exist_ok=True)
+  views = batches.evaluation_batches(
+    test, batch_size=shown, image_size=data.image_size, crop_size=data.crop_size
+  )
+  batch, records = next(views)
+  looks = recognizer.looks(loop.head_of(config, "stage_two"))
+  for index, record in enumerate(records):
+    pictures.draw_regions(
+      folder / f"{pathlib.PurePath(record.id).stem}.png",
+      batch["image"][index],
+      thetas=answers.thetas[:, index] if looks else (),
+      stride=2 ** (len(model.stages) - 1),
+      align_corners=model.align_corners,
+      title=f"{record.id}: {', '.join(np.array(test.class_names)[record.labels == 1])}",
+      verdicts=_verdicts(config, test.class_names, answers, index, looks),
+    )
+
+
+def _verdicts(config, class_names, answers, index: int, looks: bool) -> list[pictures.Verdict]:
+  """The image's labels and its highest other scores, best first, as many as the picture holds."""
+  kind = config.stage_two.classification or config.loss.classification
+  probability = np.asarray(losses.PROBABILITIES[kind](answers.pooled[index]))
+  present = answers.labels[index] == 1
+  chosen = present | (np.argsort(np.argsort(-probability)) < config.evaluation.top_k)
+  order = [c for c in np.argsort(-probability) if chosen[c]]
+  return [
+    pictures.Verdict(
+      class_names[c], float(probability[c]), bool(present[c]), int(answers.winners[index, c]) if looks else None
+    )
+    for c in order[: pictures.MOST_VERDICTS]
+  ]

@@ -1,0 +1,1 @@
+"""State, one pure train step, checkpoints and the loop."""

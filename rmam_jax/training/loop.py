@@ -1,0 +1,264 @@
+"""A run from nothing to results: stage one, stage two, evaluation, pictures. It goes on where it stopped."""
+
+import dataclasses
+import functools
+import math
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import tqdm
+
+from rmam_jax import losses, metrics
+from rmam_jax.data import batches
+from rmam_jax.data.records import Split
+from rmam_jax.evaluation import answers as answering
+from rmam_jax.models import recognizer
+from rmam_jax.training import checkpoints, workdir
+from rmam_jax.training import mesh as meshes
+from rmam_jax.training import step as stepping
+
+STAGES = ("stage_one", "stage_two")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """A stage of a run, made from its configuration: what is trained, by what, and for how long."""
+
+  name: str
+  model: nn.Module
+  optimizer: optax.GradientTransformation
+  objective: stepping.Objective
+  epochs: int
+  steps_per_epoch: int
+
+  @property
+  def steps(self) -> int:
+    return self.epochs * self.steps_per_epoch
+
+
+def head_of(config: ml_collections.ConfigDict, name: str) -> str:
+  """The name of the head that a stage trains."""
+  return config[name].head or config.model.head
+
+
+def build_model(config: ml_collections.ConfigDict, name: str, num_classes: int) -> recognizer.Recognizer:
+  """The recogniser of a stage; stage two keeps stage one's head beside its own where the configuration says so."""
+  auxiliary = config.stage_one.head if config[name].auxiliary_weight else ""
+  return recognizer.build(config.model, num_classes, head=head_of(config, name), auxiliary=auxiliary)
+
+
+def build_stage(config: ml_collections.ConfigDict, name: str, *, num_classes: int, num_records: int) -> Stage:
+  """A stage as `config` describes it.
+
+  Raises:
+    ValueError: a value that no stage can have; names its field.
+  """
+  section, loss = config[name], config.loss
+  if config.batch_size < 1 or config.batch_size > num_records:
+    raise ValueError(f"batch_size must be between 1 and the {num_records} records, got {config.batch_size}")
+  kind = section.classification or loss.classification
+  if kind not in losses.CLASSIFICATION_LOSSES:
+    raise ValueError(f"{name}.classification must be one of {', '.join(losses.CLASSIFICATION_LOSSES)}, got {kind!r}")
+  steps_per_epoch = max((config.epoch_size or num_records) // config.batch_size, 1)
+  schedule = stepping.learning_rate_schedule(
+    section.schedule,
+    peak=section.learning_rate,
+    steps=section.epochs * steps_per_epoch,
+    warmup_steps=section.warmup_steps,
+    drop_at=section.drop_epoch * steps_per_epoch,
+  )
+  objective = stepping.Objective(
+    classification=kind,
+    localization_weight=loss.localization_weight if recognizer.looks(head_of(config, name)) else 0.0,
+    auxiliary_weight=section.auxiliary_weight,
+    localization={
+      field: loss[field]
+      for field in ("scale_weight", "anchor_weight", "positive_weight", "max_scale", "min_scale")
+    },
+  )
+  return Stage(
+    name=name,
+    model=build_model(config, name, num_classes),
+    optimizer=optax.adam(schedule, b1=section.beta_1, b2=section.beta_2),
+    objective=objective,
+    epochs=section.epochs,
+    steps_per_epoch=steps_per_epoch,
+  )
+
+
+def take_over(fresh: stepping.Params, trained: stepping.Params, head: str) -> stepping.Params:
+  """Stage two's first parameters: stage one's backbone, and its head where stage two keeps it.
+
+  Args:
+    fresh: stage two's, as initialised.
+    trained: stage one's best.
+    head: "auxiliary" where stage one's head goes on beside the new one, "head" where it is the new one, "" for none.
+  """
+  taken = {"backbone": trained["backbone"]}
+  if head:
+    taken[head] = trained["head"]
+  for name, tree in taken.items():
+    shapes = [jax.tree.map(jnp.shape, side) for side in (fresh[name], tree)]
+    if shapes[0] != shapes[1]:
+      raise ValueError(f"stage one's {name} does not fit stage two's: {shapes[1]} against {shapes[0]}")
+  return {**fresh, **taken}
+
+
+class _Trainer:
+  """Runs stages over one mesh, one data set and one workdir."""
+
+  def __init__(self, config: ml_collections.ConfigDict, folder: pathlib.Path):
+    self.config = config
+    self.folder = folder
+    data = config.data
+    self.train, self.validation = (Split(data.name, split, data.root) for split in (data.train, data.validation))
+    for split in (self.train, self.validation):
+      if split.dropped:
+        print(f"{split.name}: {split.dropped} records without a positive label are left out")
+    self.num_classes = len(self.train.class_names)
+    self.mesh = meshes.make_mesh()
+    if config.batch_size % self.mesh.size or config.evaluation.batch_size % self.mesh.size:
+      raise ValueError(
+        f"batch_size {config.batch_size} and evaluation.batch_size {config.evaluation.batch_size} must be multiples of"
+        f" the {self.mesh.size} devices"
+      )
+
+  def batches(self, stage: Stage, start: int):
+    data = self.config.data
+    return batches.train_batches(
+      self.train,
+      batch_size=self.config.batch_size,
+      image_size=data.image_size,
+      crop_size=data.crop_size,
+      flip=data.flip,
+      seed=self.config.seed * len(STAGES) + STAGES.index(stage.name),
+      start_step=start,
+      threads=data.threads,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+
+  def validate(self, stage: Stage, forward, params) -> dict[str, float]:
+    """The stage's loss over the whole validation split, summed once over all its examples, and its mAP."""
+    answers = answering.answer_split(
+      forward,
+      params,
+      self.validation,
+      data=self.config.data,
+      model=self.config.model,
+      batch_size=self.config.evaluation.batch_size,
+    )
+    classification = losses.CLASSIFICATION_LOSSES[stage.objective.classification]
+    loss = float(classification(answers.pooled, answers.labels, ignore=answers.ignore))
+    if stage.objective.localization_weight:
+      localization = losses.localization_loss(answers.thetas, **stage.objective.localization)
+      loss += stage.objective.localization_weight * float(localization)
+    precisions = metrics.average_precisions(answers.pooled, answers.labels, ignore=answers.ignore)
+    return {
+      "validation_loss": loss,
+      "validation_mAP": metrics.mean_average_precision(precisions),
+    }
+
+  def run(self, stage: Stage, previous: stepping.Params | None, kept_head: str) -> stepping.Params:
+    """Trains a stage, or what is left of it; returns the parameters of its best epoch."""
+    replicated = meshes.replicated(self.mesh)
+    key = jax.random.fold_in(jax.random.key(self.config.seed), STAGES.index(stage.name))
+    init = functools.partial(stepping.init_state, stage.model, stage.optimizer, size=self.config.data.crop_size)
+    shapes = checkpoints.abstract(jax.eval_shape(init, key), replicated)
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    workdir.check_space(self.folder, 3 * size)
+
+    saved = checkpoints.StageCheckpoints(self.folder / "checkpoints" / stage.name)
+    restored = saved.restore_last(shapes)
+    if restored:
+      state, progress = restored
+    else:
+      state = jax.jit(init, out_shardings=replicated)(key)
+      if previous is not None:
+        params = take_over(state.params, previous, kept_head)
+        state = state._replace(params=jax.device_put(params, replicated))
+      progress = {"best_loss": math.inf, "best_epoch": 0, "seconds": 0.0}
+    if int(state.step) < stage.steps:
+      self._train(stage, state, progress, saved)
+    best, _ = saved.restore_best(shapes.params)
+    saved.close()
+    return best
+
+  def _train(self, stage: Stage, state: stepping.TrainState, progress: dict, saved) -> None:
+    sharding = meshes.by_example(self.mesh)
+    train_step = jax.jit(
+      stepping.make_train_step(stage.model, stage.optimizer, stage.objective), donate_argnums=0
+    )
+    forward = answering.make_forward(stage.model, self.mesh)
+    step = int(state.step)
+    log = workdir.MetricsLog(self.folder, stage.name, step)
+    stream = self.batches(stage, step)
+    started = time.monotonic() - progress["seconds"]
+    label = f"{stage.name} ({head_of(self.config, stage.name)})"
+    with tqdm.tqdm(total=stage.steps, initial=step, desc=label, unit=" steps", dynamic_ncols=True) as bar:
+      while step < stage.steps:
+        totals: list[Mapping[str, jax.Array]] = []
+        for _ in range(stage.steps_per_epoch):
+          batch = next(stream)
+          batches.check_batch(batch)
+          on_devices = {
+            name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()
+          }
+          state, step_metrics = train_step(state, on_devices)
+          totals.append(step_metrics)
+          if len(totals) > 1:  # the step before, so that the host never waits for the one it has just started
+            bar.set_postfix(loss=f"{float(totals[-2]['loss']):.3f}", refresh=False)
+          bar.update()
+        step += stage.steps_per_epoch
+        means = {name: float(np.mean([float(m[name]) for m in totals])) for name in totals[0]}
+        if not math.isfinite(means["loss"]):
+          raise FloatingPointError(
+            f"{stage.name}: the loss is not finite in the epoch that ends at step {step}; the checkpoint before it"
+            " stays. Lower the learning rate or look at the data."
+          )
+        found = self.validate(stage, forward, state.params)
+        epoch = step // stage.steps_per_epoch
+        if found["validation_loss"] < progress["best_loss"]:
+          progress = {**progress, "best_loss": found["validation_loss"], "best_epoch": epoch}
+          saved.save_best(step, state.params, progress)
+        progress["seconds"] = time.monotonic() - started
+        log.write(step, {"epoch": epoch, **means, **found, "seconds": progress["seconds"]})
+        saved.save_last(state, progress)
+        bar.write(
+          f"{label} epoch {epoch}/{stage.epochs}: loss {means['loss']:.3f},"
+          f" validation loss {found['validation_loss']:.3f}, mAP {100 * found['validation_mAP']:.1f} %"
+        )
+    log.close()
+
+
+def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> stepping.Params:
+  """Runs both stages, or what is left of them.
+
+  Args:
+    config: see `configs/common.py`.
+    folder: the workdir; made, or gone on with if it belongs to the same configuration.
+
+  Returns:
+    Stage two's parameters at its best epoch by validation loss.
+
+  Raises:
+    ValueError, OSError, FloatingPointError: with what to do about it.
+  """
+  workdir.claim(folder, config)
+  trainer = _Trainer(config, folder)
+  params, kept_head = None, ""
+  for name in STAGES:
+    stage = build_stage(config, name, num_classes=trainer.num_classes, num_records=len(trainer.train))
+    if name == "stage_two":
+      same = head_of(config, name) == head_of(config, "stage_one")
+      kept_head = "auxiliary" if config[name].auxiliary_weight else "head" if same else ""
+    params = trainer.run(stage, params, kept_head)
+  return params

@@ -1,0 +1,134 @@
+"""One pure train step, for `jax.jit` over a mesh and, with an axis name, inside `jax.pmap` or `jax.shard_map`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from rmam_jax import losses
+from rmam_jax.models.recognizer import Recognition
+
+Params = Any
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+  """Everything that a step changes. NamedTuple: a plain tree to jit, pmap and Orbax."""
+
+  step: jax.Array  # int32, of the present stage
+  params: Params
+  opt_state: optax.OptState
+
+
+class Objective(NamedTuple):
+  """What a stage minimises: Eq. 14, and the auxiliary head's classification loss beside it.
+
+  Attributes:
+    classification: "euclidean" (Eq. 7-8) or "sigmoid".
+    localization_weight: gamma; 0 for heads that do not look.
+    auxiliary_weight: of the auxiliary head's own sigmoid loss.
+    localization: keyword arguments of `losses.localization_loss`.
+  """
+
+  classification: str = "euclidean"
+  localization_weight: float = losses.LOCALIZATION_WEIGHT
+  auxiliary_weight: float = 0.0
+  localization: Mapping[str, float] = {}
+
+  def __call__(
+    self, recognition: Recognition, labels: jax.Array, ignore: jax.Array, mask: jax.Array
+  ) -> tuple[jax.Array, Metrics]:
+    """The loss and its terms, each a mean over the real examples."""
+    scores, thetas = recognition.attention.scores, recognition.attention.thetas
+    common = {"ignore": ignore, "example_mask": mask}
+    classification = losses.CLASSIFICATION_LOSSES[self.classification]
+    loss = losses.joint_loss(
+      scores,
+      thetas,
+      labels,
+      localization_weight=self.localization_weight,
+      classification=classification,
+      **common,
+      **self.localization,
+    )
+    # Under jit these are the same sums again, and computed once.
+    terms = {"classification": classification(losses.max_pool_scores(scores), labels, **common)}
+    if self.localization_weight:
+      terms["localization"] = losses.localization_loss(thetas, example_mask=mask, **self.localization)
+    if recognition.auxiliary is not None:
+      auxiliary = losses.max_pool_scores(recognition.auxiliary.scores)
+      terms["auxiliary"] = losses.sigmoid_loss(auxiliary, labels, **common)
+      loss += self.auxiliary_weight * terms["auxiliary"]
+    return loss, {"loss": loss, **terms}
+
+
+def init_params(model: nn.Module, key: jax.Array, size: int) -> Params:
+  """A recogniser's first parameters; `size`, the side of the images in pixels, changes none of them."""
+  return model.init(key, jnp.zeros((1, size, size, 3), jnp.uint8))["params"]
+
+
+def init_state(
+  model: nn.Module, optimizer: optax.GradientTransformation, key: jax.Array, size: int
+) -> TrainState:
+  """A fresh state: first parameters and what the optimiser keeps for them."""
+  params = init_params(model, key, size)
+  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def make_train_step(
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  objective: Objective,
+  *,
+  axis_name: str | None = None,
+) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]:
+  """Builds the step: state, batch -> state, metrics. Pure; neither jitted nor donated.
+
+  Args:
+    model: a `Recognizer`.
+    optimizer: its updates.
+    objective: what is minimised.
+    axis_name: inside `jax.pmap(..., axis_name=...)`, gradients and metrics are averaged over this axis; the devices'
+      batches must be equally large. Leave it out under `jit`, where the batch is one array whatever its sharding.
+  """
+
+  def train_step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
+    def loss_fn(params):
+      recognition = model.apply({"params": params}, batch["image"])
+      return objective(recognition, batch["labels"], batch["ignore"], batch["mask"])
+
+    gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
+    if axis_name is not None:
+      gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics["gradient_norm"] = optax.global_norm(gradients)
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+  return train_step
+
+
+def learning_rate_schedule(
+  kind: str, *, peak: float, steps: int, warmup_steps: int = 0, drop_at: int = 0, drop_by: float = 10.0
+) -> optax.Schedule:
+  """The rate at each step of a stage.
+
+  Args:
+    kind: "step", the paper's: `peak`, divided by `drop_by` from step `drop_at` on; "cosine", from `peak` to `peak` / 50.
+    peak: the highest rate.
+    steps: of the stage.
+    warmup_steps: a linear rise from zero first.
+    drop_at, drop_by: of "step".
+  """
+  if kind == "step":
+    schedule = optax.piecewise_constant_schedule(peak, {max(drop_at - warmup_steps, 0): 1 / drop_by})
+  elif kind == "cosine":
+    schedule = optax.cosine_decay_schedule(peak, max(steps - warmup_steps, 1), alpha=0.02)
+  else:
+    raise ValueError(f"schedule must be 'step' or 'cosine', got {kind!r}")
+  if not warmup_steps:
+    return schedule
+  return optax.join_schedules([optax.linear_schedule(0, peak, warmup_steps), schedule], [warmup_steps])

@@ -1,0 +1,118 @@
+"""The folder of a run: whose configuration it belongs to, its metrics, its files."""
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import ml_collections
+
+# Fields that change where and how fast, never what: a run may go on with others.
+FREE_FIELDS = ("data.root", "data.threads")
+
+
+def _flatten(config: dict, prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for name, value in config.items():
+    if isinstance(value, dict):
+      flat |= _flatten(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def claim(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+  """Makes the folder and leaves the configuration in it, or checks that the one in it is the same.
+
+  Raises:
+    ValueError: the folder belongs to another configuration; names the fields that differ.
+    OSError: the folder cannot be made or written.
+  """
+  mine = json.loads(config.to_json())
+  path = folder / "config.json"
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+      draft = path.with_name("config.json.draft")
+      draft.write_text(json.dumps(mine, indent=2) + "\n")
+      draft.replace(path)
+      return
+    theirs = json.loads(path.read_text())
+  except OSError as error:
+    raise OSError(
+      f"cannot use {folder} as workdir: {error.strerror or error} ({error.filename}). Name another with --workdir=DIR."
+    ) from error
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{path} is not JSON ({error}). Name another folder with --workdir=DIR.") from error
+  mine, theirs = _flatten(mine), _flatten(theirs)
+  absent = object()
+  differing = [
+    f"{name} ({theirs.get(name, 'absent')} there, {mine.get(name, 'absent')} now)"
+    for name in sorted(mine | theirs)
+    if name not in FREE_FIELDS and mine.get(name, absent) != theirs.get(name, absent)
+  ]
+  if differing:
+    raise ValueError(
+      f"{folder} belongs to another configuration; it differs in {'; '.join(differing)}. Name another folder with"
+      " --workdir=DIR, or go on with the same configuration."
+    )
+
+
+def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
+  """The configuration that a workdir belongs to.
+
+  Raises:
+    FileNotFoundError: the folder holds none.
+  """
+  path = folder / "config.json"
+  if not path.exists():
+    raise FileNotFoundError(f"{folder} holds no config.json: it is no workdir of train.py")
+  return ml_collections.ConfigDict(json.loads(path.read_text())).lock()
+
+
+def check_space(folder: pathlib.Path, needed: int) -> None:
+  """Refuses to start what the disk cannot hold.
+
+  Args:
+    folder: an existing folder.
+    needed: bytes.
+
+  Raises:
+    OSError: names the folder, what is needed and what is free.
+  """
+  free = shutil.disk_usage(folder).free
+  if free < needed:
+    raise OSError(
+      f"{folder} has {free / 1e6:,.0f} MB free and the checkpoints need {needed / 1e6:,.0f} MB. Free some, or name"
+      " another folder with --workdir=DIR."
+    )
+
+
+class MetricsLog:
+  """Metrics as JSON lines and for TensorBoard.
+
+  A run that goes on drops the lines after the point it goes on from, so that none is doubled.
+  """
+
+  def __init__(self, folder: pathlib.Path, stage: str, step: int):
+    """Opens `folder/metrics.jsonl`, keeping other stages' lines and this one's up to `step`."""
+    import tensorboardX
+
+    self._stage = stage
+    self._path = folder / "metrics.jsonl"
+    if self._path.exists():
+      lines = [json.loads(line) for line in self._path.read_text().splitlines()]
+      kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
+      self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    self._tensorboard = tensorboardX.SummaryWriter(str(folder / "tensorboard" / stage), purge_step=step + 1)
+
+  def write(self, step: int, metrics: dict[str, float]) -> None:
+    """One line for one step."""
+    with self._path.open("a") as file:
+      file.write(json.dumps({"stage": self._stage, "step": step, **metrics}) + "\n")
+    for name, value in metrics.items():
+      self._tensorboard.add_scalar(name, value, step)
+    self._tensorboard.flush()
+
+  def close(self) -> None:
+    self._tensorboard.close()
