@@ -5,18 +5,18 @@ python eval.py --workdir=runs/digits
 
 import pathlib
 
-from absl import app, flags, logging
+from absl import app, flags
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished train.py run.", required=True)
 
 
 def main(argv: list[str]) -> None:
-  from rmam_jax import run
+  from rmam_jax import command, run
 
-  logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}")
-  run.evaluate(pathlib.Path(_WORKDIR.value))
+  with command.speaking():
+    run.evaluate_and_print(pathlib.Path(_WORKDIR.value))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ The same command again goes on where it stopped.
 
 import pathlib
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -21,14 +21,14 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> None:
-  from rmam_jax import run
+  from rmam_jax import command, run
 
-  logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}")
   config = _CONFIG.value
   workdir = _WORKDIR.value or run.default_workdir(config)
-  run.train_and_evaluate(config, pathlib.Path(workdir))
+  with command.speaking():
+    run.train_and_evaluate(config, pathlib.Path(workdir))
 
 
 if __name__ == "__main__":

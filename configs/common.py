@@ -66,6 +66,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.stage_two.head = ""  # empty: model.head
   config.stage_two.auxiliary_weight = 1.0  # of stage one's head, kept as a dense auxiliary loss; 0 drops it
 
+  # Heads to train beside, one after the other: both stages, as many steps on the same batches, for comparison.
+  config.controls = ()
+
   config.evaluation = ml_collections.ConfigDict()
   config.evaluation.batch_size = 50
   config.evaluation.ap_method = "all_point"  # or "interpolated", "eleven_point"

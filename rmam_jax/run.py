@@ -12,7 +12,7 @@ import numpy as np
 import rmam_jax
 from rmam_jax import losses, pictures
 from rmam_jax.data import batches
-from rmam_jax.data.records import Split
+from rmam_jax.data.records import Split, open_split
 from rmam_jax.evaluation import answers as answering
 from rmam_jax.evaluation import report
 from rmam_jax.models import recognizer
@@ -27,9 +27,54 @@ def default_workdir(config: ml_collections.ConfigDict) -> pathlib.Path:
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
-  """Trains both stages, or what is left of them, and evaluates; see `loop.train` and `evaluate`."""
+  """A whole run, or what is left of it: both stages, the controls, the evaluation.
+
+  Args:
+    config: see `configs/common.py`.
+    folder: the workdir; made, or gone on with if it belongs to the same configuration.
+
+  Returns:
+    What `results.json` holds.
+  """
   loop.train(config, folder)
-  return evaluate(folder)
+  results = evaluate(folder)
+  for control in config.controls:
+    print(f"control: {control}")
+    control_folder = folder / "controls" / control
+    loop.train(control_config(config, control), control_folder)
+    evaluate(control_folder)
+  results["controls"] = _controls(config, folder)
+  workdir.write_json(folder / "results.json", results)
+  _print(results, folder)
+  return results
+
+
+def evaluate_and_print(folder: pathlib.Path) -> dict[str, Any]:
+  """`evaluate`, and a summary of one screen."""
+  results = evaluate(folder)
+  _print(results, folder)
+  return results
+
+
+def _print(results: dict[str, Any], folder: pathlib.Path) -> None:
+  print(report.summary(results))
+  print(f"\nwrote {folder / 'results.json'} and {folder / 'pictures'}")
+
+
+def _controls(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, float]:
+  """The mAP of each control that has been trained beside the run."""
+  paths = {control: folder / "controls" / control / "results.json" for control in config.controls}
+  return {control: json.loads(path.read_text())["mAP"] for control, path in paths.items() if path.exists()}
+
+
+def control_config(config: ml_collections.ConfigDict, head: str) -> ml_collections.ConfigDict:
+  """The same run with a control's head in both stages and nothing beside it: as many steps on the same batches."""
+  control = config.copy_and_resolve_references()
+  control.model.head = control.stage_one.head = head
+  control.stage_two.auxiliary_weight = 0.0
+  control.controls = ()
+  control.evaluation.pictures = 0
+  return control
 
 
 def load_best(config: ml_collections.ConfigDict, folder: pathlib.Path, num_classes: int, mesh: jax.sharding.Mesh):
@@ -57,7 +102,7 @@ def evaluate(folder: pathlib.Path) -> dict[str, Any]:
   """
   started = time.monotonic()
   config = workdir.read_config(folder)
-  test = Split(config.data.name, config.data.test, config.data.root)
+  test = open_split(config.data.name, config.data.test, config.data.root)
   mesh = meshes.make_mesh()
   model, params, progress = load_best(config, folder, len(test.class_names), mesh)
   forward = answering.make_forward(model, mesh)
@@ -74,7 +119,7 @@ def evaluate(folder: pathlib.Path) -> dict[str, Any]:
     )
 
   test_answers = answers(test, "test images")
-  train = Split(config.data.name, config.data.train, config.data.root, limit=config.evaluation.svm_images)
+  train = open_split(config.data.name, config.data.train, config.data.root, config.evaluation.svm_images)
   train_answers = answers(train, "images for the SVMs")
   head = loop.head_of(config, "stage_two")
   results = report.evaluate(config, head, test.class_names, test_answers, train_answers)
@@ -86,12 +131,11 @@ def evaluate(folder: pathlib.Path) -> dict[str, Any]:
     "dropped_test_records": test.dropped,
     "version": rmam_jax.__version__,
     "wall_seconds": sum(_stage_seconds(folder)) + time.monotonic() - started,
+    "controls": _controls(config, folder),
     "config": json.loads(config.to_json()),
   }
   draw(config, folder / "pictures", test, test_answers)
-  report.write_json(folder / "results.json", results)
-  print(report.summary(results))
-  print(f"\nwrote {folder / 'results.json'} and {folder / 'pictures'}")
+  workdir.write_json(folder / "results.json", results)
   return results
 
 

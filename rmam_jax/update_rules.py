@@ -137,6 +137,6 @@ def init_saliency(key, *, channels, z_width, key_width=64, salience_gain=4.0):
   return {
     "keys": {"kernel": xavier(keys[0], (channels, key_width)), "bias": jnp.zeros(key_width)},
     "query": {"kernel": small(keys[1], (z_width, key_width)), "bias": jnp.zeros(key_width)},
-    "salience": {"kernel": jnp.full((channels, 1), salience_gain / channels), "bias": jnp.zeros(1)},
+    "salience": {"kernel": jnp.full((channels, 1), salience_gain / channels, jnp.float32), "bias": jnp.zeros(1)},
     "scale": {"kernel": small(keys[2], (z_width, 2)), "bias": jnp.zeros(2)},
   }

@@ -1,6 +1,5 @@
 """The one record type, and how each data set's stored examples become it."""
 
-import dataclasses
 import functools
 import os
 import pathlib
@@ -62,8 +61,7 @@ def adapt_voc(example: Mapping[str, Any], num_classes: int) -> Record:
   return Record(_name(example), example["image"], labels, ignore, boxes, classes)
 
 
-@dataclasses.dataclass(frozen=True)
-class DataSet:
+class DataSet(NamedTuple):
   """Where a data set is stored, how its examples read and how it is made."""
 
   directory: str  # below the data root
@@ -71,7 +69,7 @@ class DataSet:
   label_feature: str  # whose ClassLabel names the classes
 
 
-DATA_SETS: Mapping[str, DataSet] = {
+DATA_SETS: dict[str, DataSet] = {
   **{
     f"digits/{setting}": DataSet(f"digits/{setting}/1.0.0", adapt_digits, "labels")
     for setting in digits.SETTINGS
@@ -162,3 +160,9 @@ class Split:
 
   def __getitem__(self, index: int) -> Record:
     return self._adapt(self._examples[int(self._positions[index])])
+
+
+@functools.cache
+def open_split(name: str, split: str, root: str = "", limit: int = 0) -> Split:
+  """A `Split`, opened once in a process: finding the records with labels reads all of them."""
+  return Split(name, split, root, limit=limit)

@@ -1,8 +1,6 @@
 """From answers to results: every figure with its protocol and its controls, and the summary that a person reads."""
 
-import json
 import math
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -101,13 +99,6 @@ def _without_nan(value: Any) -> Any:
   return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes beside the file and renames, so that no reader ever sees half of it."""
-  draft = path.with_name(path.name + ".draft")
-  draft.write_text(json.dumps(value, indent=2) + "\n")
-  draft.replace(path)
-
-
 def _percent(value: float | None) -> str:
   return "   -" if value is None else f"{100 * value:5.1f}"
 
@@ -125,6 +116,8 @@ def summary(results: dict[str, Any]) -> str:
   if "auxiliary_mAP" in results:
     control = f"control '{results['auxiliary_head']}' on the same backbone, trained beside it"
     lines.append(f"                        {_percent(results['auxiliary_mAP'])}   {control}")
+  for control, value in results["controls"].items():
+    lines.append(f"                        {_percent(value)}   control '{control}' by itself, as many steps")
   lines += [
     "  per class            " + "  ".join(f"{name} {_percent(ap)}" for name, ap in results["AP"].items()),
     f"  top {results['top_k']}                " + "  ".join(

@@ -18,7 +18,7 @@ import tqdm
 
 from rmam_jax import losses, metrics
 from rmam_jax.data import batches
-from rmam_jax.data.records import Split
+from rmam_jax.data.records import open_split
 from rmam_jax.evaluation import answers as answering
 from rmam_jax.models import recognizer
 from rmam_jax.training import checkpoints, workdir
@@ -119,7 +119,7 @@ class _Trainer:
     self.config = config
     self.folder = folder
     data = config.data
-    self.train, self.validation = (Split(data.name, split, data.root) for split in (data.train, data.validation))
+    self.train, self.validation = (open_split(data.name, split, data.root) for split in (data.train, data.validation))
     for split in (self.train, self.validation):
       if split.dropped:
         print(f"{split.name}: {split.dropped} records without a positive label are left out")
@@ -193,9 +193,12 @@ class _Trainer:
     return best
 
   def _train(self, stage: Stage, state: stepping.TrainState, progress: dict, saved) -> None:
-    sharding = meshes.by_example(self.mesh)
+    sharding, replicated = meshes.by_example(self.mesh), meshes.replicated(self.mesh)
     train_step = jax.jit(
-      stepping.make_train_step(stage.model, stage.optimizer, stage.objective), donate_argnums=0
+      stepping.make_train_step(stage.model, stage.optimizer, stage.objective),
+      in_shardings=(replicated, sharding),
+      out_shardings=replicated,  # as they came in, or the second step would compile again
+      donate_argnums=0,
     )
     forward = answering.make_forward(stage.model, self.mesh)
     step = int(state.step)
@@ -252,13 +255,21 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> stepping.P
   Raises:
     ValueError, OSError, FloatingPointError: with what to do about it.
   """
-  workdir.claim(folder, config)
+  workdir.check(folder, config)
   trainer = _Trainer(config, folder)
+  stages = [
+    build_stage(config, name, num_classes=trainer.num_classes, num_records=len(trainer.train)) for name in STAGES
+  ]
+  workdir.claim(folder, config)  # only now: a configuration that cannot run leaves nothing behind
   params, kept_head = None, ""
-  for name in STAGES:
-    stage = build_stage(config, name, num_classes=trainer.num_classes, num_records=len(trainer.train))
-    if name == "stage_two":
-      same = head_of(config, name) == head_of(config, "stage_one")
-      kept_head = "auxiliary" if config[name].auxiliary_weight else "head" if same else ""
+  for stage in stages:
     params = trainer.run(stage, params, kept_head)
+    kept_head = _kept_head(config)
   return params
+
+
+def _kept_head(config: ml_collections.ConfigDict) -> str:
+  """Where stage one's head goes on in stage two; see `take_over`."""
+  if config.stage_two.auxiliary_weight:
+    return "auxiliary"
+  return "head" if head_of(config, "stage_two") == head_of(config, "stage_one") else ""

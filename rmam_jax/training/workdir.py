@@ -21,41 +21,62 @@ def _flatten(config: dict, prefix: str = "") -> dict[str, Any]:
   return flat
 
 
-def claim(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-  """Makes the folder and leaves the configuration in it, or checks that the one in it is the same.
+def check(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+  """Refuses a folder that belongs to another configuration; changes nothing.
 
   Raises:
-    ValueError: the folder belongs to another configuration; names the fields that differ.
-    OSError: the folder cannot be made or written.
+    ValueError: names the fields that differ.
+    OSError: the folder cannot be read.
   """
-  mine = json.loads(config.to_json())
   path = folder / "config.json"
   try:
-    folder.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-      draft = path.with_name("config.json.draft")
-      draft.write_text(json.dumps(mine, indent=2) + "\n")
-      draft.replace(path)
-      return
-    theirs = json.loads(path.read_text())
+    theirs = _flatten(json.loads(path.read_text()))
+  except FileNotFoundError:
+    return
   except OSError as error:
-    raise OSError(
-      f"cannot use {folder} as workdir: {error.strerror or error} ({error.filename}). Name another with --workdir=DIR."
-    ) from error
+    raise _unusable(folder, error) from error
   except json.JSONDecodeError as error:
     raise ValueError(f"{path} is not JSON ({error}). Name another folder with --workdir=DIR.") from error
-  mine, theirs = _flatten(mine), _flatten(theirs)
-  absent = object()
+  mine = _flatten(json.loads(config.to_json()))
   differing = [
     f"{name} ({theirs.get(name, 'absent')} there, {mine.get(name, 'absent')} now)"
     for name in sorted(mine | theirs)
-    if name not in FREE_FIELDS and mine.get(name, absent) != theirs.get(name, absent)
+    if name not in FREE_FIELDS and (name in mine, mine.get(name)) != (name in theirs, theirs.get(name))
   ]
   if differing:
     raise ValueError(
       f"{folder} belongs to another configuration; it differs in {'; '.join(differing)}. Name another folder with"
       " --workdir=DIR, or go on with the same configuration."
     )
+
+
+def claim(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+  """Makes the folder and leaves the configuration in it; one that is there already passes `check` and stays.
+
+  Raises:
+    ValueError: see `check`.
+    OSError: the folder cannot be made or written.
+  """
+  check(folder, config)
+  path = folder / "config.json"
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+      write_json(path, json.loads(config.to_json()))
+  except OSError as error:
+    raise _unusable(folder, error) from error
+
+
+def _unusable(folder: pathlib.Path, error: OSError) -> OSError:
+  reason = f"{error.strerror or error} ({error.filename})"
+  return OSError(f"cannot use {folder} as workdir: {reason}. Name another with --workdir=DIR.")
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes beside the file and renames, so that no reader ever sees half of it."""
+  draft = path.with_name(path.name + ".draft")
+  draft.write_text(json.dumps(value, indent=2) + "\n")
+  draft.replace(path)
 
 
 def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:

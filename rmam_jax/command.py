@@ -1,0 +1,25 @@
+"""How the commands speak: one sentence for an error, silence from the libraries."""
+
+import contextlib
+import sys
+
+from absl import logging
+
+INTERRUPTED = 130  # the exit status of Ctrl-C, as shells have it
+
+
+@contextlib.contextmanager
+def speaking():
+  """Within, an expected error ends the process with its sentence and status 1; `--verbosity=1` adds the traceback."""
+  verbose = logging.get_verbosity() >= logging.DEBUG
+  if not verbose:
+    logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
+  try:
+    yield
+  except (OSError, ValueError, FloatingPointError) as error:
+    if verbose:
+      raise
+    sys.exit(f"error: {error}")
+  except KeyboardInterrupt:
+    print("interrupted: the same command goes on from the last epoch", file=sys.stderr)
+    sys.exit(INTERRUPTED)

@@ -1,0 +1,87 @@
+"""What a newcomer types: configurations, flags, help and errors; and what importing the package loads."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from configs import common, digits, voc
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def call(*arguments):
+  return subprocess.run(
+    [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+  )
+
+
+def test_importing_needs_only_jax_flax_optax_and_numpy():
+  heavy = "tensorflow tensorflow_datasets grain sklearn PIL matplotlib ml_collections tqdm tensorboardX orbax".split()
+  code = f"import sys, rmam_jax; print([name for name in {heavy} if name in sys.modules])"
+  assert call("-c", code).stdout.strip() == "[]"
+
+
+def test_everything_in_all_is_there():
+  import rmam_jax
+
+  assert all(hasattr(rmam_jax, name) for name in rmam_jax.__all__)
+  assert all(getattr(rmam_jax, name).__doc__ for name in rmam_jax.__all__ if name != "__version__")
+
+
+def test_unknown_fields_are_refused_on_the_command_line(tmp_path):
+  found = call("train.py", "--config.model.num_region=3", f"--workdir={tmp_path / 'run'}")
+  assert found.returncode != 0
+  assert "num_region" in found.stderr
+  assert not (tmp_path / "run").exists()
+
+
+def test_unknown_fields_are_refused_in_python():
+  config = common.get_config()
+  with pytest.raises(AttributeError, match="num_region"):
+    config.model.num_region = 3
+
+
+def test_errors_are_one_sentence_without_a_traceback(tmp_path):
+  found = call("eval.py", f"--workdir={tmp_path}")
+  assert found.returncode == 1
+  assert found.stderr.strip().splitlines()[-1] == f"error: {tmp_path} holds no config.json: it is no workdir of train.py"
+  assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize("command", ["train.py", "eval.py"])
+def test_help_says_what_it_does(command):
+  found = call(command, "--help")
+  assert "--workdir" in found.stdout
+  assert (ROOT / command).read_text().split('"""')[1].splitlines()[0] in found.stdout
+
+
+def test_the_paper_s_values_are_the_default():
+  config = voc.get_config()
+  assert (config.data.image_size, config.data.crop_size, config.data.flip) == (512, 448, True)
+  assert voc.get_config("640").data.crop_size == 640 - 64
+  assert (config.model.head, config.model.num_regions) == ("recurrent", 5)
+  loss = config.loss
+  assert loss.classification == "euclidean"
+  assert (loss.localization_weight, loss.anchor_weight, loss.positive_weight) == (0.1, 0.01, 0.1)
+  assert (loss.max_scale, loss.min_scale) == (0.5, 0.1)
+  stage = config.stage_two
+  assert (stage.epochs, stage.drop_epoch, stage.learning_rate, stage.schedule) == (45, 30, 1e-5, "step")
+  assert (stage.beta_1, stage.beta_2, config.batch_size) == (0.9, 0.999, 16)
+  assert stage.auxiliary_weight == 0
+  with pytest.raises(ValueError, match="512 or 640, got '500'"):
+    voc.get_config("500")
+
+
+@pytest.mark.parametrize("variant", ["", "easy", "hard", "recurrent", "hard:fixed_grid", "easy:mean_pool"])
+def test_digits_variants(variant):
+  config = digits.get_config(variant)
+  assert config.data.name == ("digits/hard" if "hard" in variant else "digits/easy")
+  named = [head for head in digits.HEADS if head in variant.split(":")]
+  assert config.model.head == (named[0] if named else "saliency")
+
+
+def test_an_unknown_variant_is_refused():
+  with pytest.raises(ValueError, match="'medium' is none of easy, hard"):
+    digits.get_config("medium")

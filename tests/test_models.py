@@ -1,0 +1,111 @@
+"""The VGG family against torch and Flax, and what every head promises."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from rmam_jax.models import heads, recognizer, vgg
+
+STAGES = ((4,), (6, 6), (8, 8))
+
+
+def small_model(**changes):
+  config = common.get_config()
+  with config.unlocked():
+    config.model.update(
+      {"stages": STAGES, "region_size": (3, 3), "x_width": 8, "lstm_width": 7, "z_width": 9, **changes}
+    )
+  return config.model
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("stages", [STAGES, vgg.VGG16_STAGES])
+def test_vgg_equals_torch(stages):
+  torch = pytest.importorskip("torch")
+  size = 48
+  images = np.random.default_rng(0).normal(size=(1, size, size, 3)).astype(np.float32)
+  model = vgg.VGG(stages)
+  params = model.init(jax.random.key(0), images)
+  ours = jax.jit(model.apply)(params, images)
+
+  theirs = torch.tensor(images.transpose(0, 3, 1, 2))
+  for block, widths in enumerate(stages, start=1):
+    if block > 1:
+      theirs = torch.nn.functional.max_pool2d(theirs, 2)
+    for layer in range(1, len(widths) + 1):
+      layer_params = params["params"][f"block{block}_conv{layer}"]
+      kernel = torch.tensor(np.asarray(layer_params["kernel"]).transpose(3, 2, 0, 1))
+      bias = torch.tensor(np.asarray(layer_params["bias"]))
+      theirs = torch.relu(torch.nn.functional.conv2d(theirs, kernel, bias, padding=1))
+  theirs = theirs.numpy().transpose(0, 2, 3, 1)
+  assert ours.shape == (1, size // 2 ** (len(stages) - 1), size // 2 ** (len(stages) - 1), stages[-1][-1])
+  np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_vgg16_has_its_thirteen_convolutions():
+  shapes = jax.eval_shape(vgg.VGG().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+  assert len(shapes) == 13
+  assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == 14_714_688
+
+
+@pytest.mark.parametrize("size", [8, 9, 2])
+def test_max_pool_equals_flax(size):
+  x = np.random.default_rng(0).normal(size=(2, size, size + 1, 3)).astype(np.float32)
+  np.testing.assert_array_equal(vgg.max_pool(x), nn.max_pool(x, (2, 2), (2, 2)))
+  weights = jnp.arange(vgg.max_pool(x).size, dtype=jnp.float32).reshape(vgg.max_pool(x).shape)
+  ours = jax.grad(lambda x: (vgg.max_pool(x) * weights).sum())(x)
+  theirs = jax.grad(lambda x: (nn.max_pool(x, (2, 2), (2, 2)) * weights).sum())(x)
+  np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("head", recognizer.HEADS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_head_answers_in_the_same_form(head, dtype):
+  model = recognizer.build(small_model(dtype=dtype), 4, head=head, auxiliary="mean_pool")
+  images = np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), np.uint8)
+  params = model.init(jax.random.key(0), images)
+  attention, auxiliary = model.apply(params, images)
+  regions = 5 if recognizer.looks(head) else 1
+  assert attention.scores.shape == (regions, 3, 4)
+  assert attention.thetas.shape == (regions, 3, 4)
+  assert auxiliary.scores.shape == (1, 3, 4)
+  assert {attention.scores.dtype, attention.thetas.dtype} == {jnp.dtype("float32")}
+  assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+  if not recognizer.looks(head):
+    np.testing.assert_array_equal(attention.thetas, np.broadcast_to([1, 1, 0, 0], (1, 3, 4)))
+
+
+def test_controls_by_hand():
+  feature_map = jnp.array([[[[1.0], [3.0]], [[0.0], [4.0]]]])
+  dense = {"scores": {"kernel": jnp.array([[2.0, -1.0]]), "bias": jnp.array([0.0, 1.0])}}
+  for head, wanted in (
+    (heads.Pooled(2, jnp.mean), [4, -1]),  # the mean is 2
+    (heads.Pooled(2, jnp.max), [8, -3]),  # the maximum is 4
+    (heads.ScoreMap(2), [8, 1]),  # the second class is highest where the map is 0
+  ):
+    scores = head.apply({"params": dense}, feature_map).scores
+    np.testing.assert_allclose(scores, [[wanted]])
+
+
+def test_pixels_are_normalised_as_configured():
+  class Mean(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return x
+
+  model = recognizer.Recognizer(
+    backbone=Mean(), head=heads.Pooled(1, jnp.mean), pixel_mean=(10.0, 20.0, 30.0), pixel_std=(1.0, 2.0, 4.0)
+  )
+  images = np.full((1, 2, 2, 3), (12, 24, 38), np.uint8)
+  params = model.init(jax.random.key(0), images)
+  np.testing.assert_allclose(model.apply(params, images).attention.z, [[[2, 2, 2]]])
+
+
+def test_a_wrong_model_is_refused():
+  with pytest.raises(ValueError, match="head must be one of .*saliency.*got 'salience'"):
+    recognizer.build(small_model(), 4, head="salience")
+  with pytest.raises(ValueError, match=r"model\.num_regions must be at least 1, got 0"):
+    recognizer.build(small_model(num_regions=0), 4, head="saliency")

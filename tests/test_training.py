@@ -1,0 +1,278 @@
+"""The train step on one device, on two, by jit and by pmap; the loop that is stopped and goes on."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import digits
+from rmam_jax import run
+from rmam_jax.models import recognizer
+from rmam_jax.training import loop, mesh, step, workdir
+
+
+def tiny_config(data_root, **changes):
+  config = digits.get_config("tiny")
+  config.data.root = str(data_root)
+  config.model.stages = ((4,), (8,))
+  config.model.x_width = config.model.lstm_width = config.model.z_width = 16
+  config.model.num_regions = 3
+  config.batch_size = 16
+  config.epoch_size = 32
+  config.stage_one.epochs = 2
+  config.stage_two.epochs = 3
+  config.evaluation.batch_size = 20
+  config.evaluation.svm_images = 60
+  config.evaluation.pictures = 2
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+def small_step(**options):
+  config = digits.get_config("tiny")
+  config.model.stages = ((4,), (8,))
+  config.model.x_width = config.model.lstm_width = config.model.z_width = 16
+  model = recognizer.build(config.model, 4, head="saliency", auxiliary="score_map")
+  optimizer = optax.sgd(0.1)  # plain, so that differences are not hidden by Adam's scaling
+  objective = step.Objective("sigmoid", auxiliary_weight=1.0)
+  state = step.init_state(model, optimizer, jax.random.key(0), 24)
+  rng = np.random.default_rng(0)
+  batch = {
+    "image": rng.integers(0, 256, (8, 24, 24, 3), np.uint8),
+    "labels": np.eye(4, dtype=np.float32)[rng.integers(0, 4, 8)],
+    "ignore": np.zeros((8, 4), bool),
+    "mask": np.ones(8, np.float32),
+  }
+  return step.make_train_step(model, optimizer, objective, **options), state, batch
+
+
+def assert_trees_close(one, other, atol):
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    np.testing.assert_allclose(a, b, atol=atol)
+
+
+def test_two_devices_by_jit_and_by_pmap_agree_with_one():
+  train_step, state, batch = small_step()
+  wanted, wanted_metrics = jax.jit(train_step)(state, batch)
+
+  two = mesh.make_mesh()
+  assert two.size == 2
+  sharded = jax.device_put(batch, mesh.by_example(two))
+  by_jit, jit_metrics = jax.jit(train_step)(jax.device_put(state, mesh.replicated(two)), sharded)
+  assert_trees_close(by_jit, wanted, 1e-6)
+
+  pmapped, _, _ = small_step(axis_name="data")
+  halves = jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), batch)
+  twice = jax.tree.map(lambda x: jnp.stack([x, x]), state)
+  by_pmap, pmap_metrics = jax.pmap(pmapped, axis_name="data")(twice, halves)
+  for device in range(2):
+    assert_trees_close(jax.tree.map(lambda x, d=device: x[d], by_pmap), wanted, 1e-6)
+  assert_trees_close(jit_metrics, wanted_metrics, 1e-5)
+  assert_trees_close(jax.tree.map(lambda x: x[0], pmap_metrics), wanted_metrics, 1e-5)
+  moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), wanted.params, state.params)
+  assert min(jax.tree.leaves(moved["backbone"])) > 1e-5  # or agreeing would prove nothing
+
+
+def test_the_step_has_the_shapes_it_had_under_jit():
+  train_step, state, batch = small_step()
+  shapes, _ = jax.eval_shape(train_step, state, batch)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+
+
+def test_the_loss_falls_on_one_batch():
+  train_step, state, batch = small_step()
+  train_step = jax.jit(train_step)
+  first = None
+  for _ in range(20):
+    state, metrics = train_step(state, batch)
+    first = first or float(metrics["loss"])
+  assert float(metrics["loss"]) < 0.8 * first
+  assert {"loss", "classification", "localization", "auxiliary", "gradient_norm"} == set(metrics)
+
+
+def test_padding_in_a_batch_changes_no_update():
+  train_step, state, batch = small_step()
+  train_step = jax.jit(train_step)
+  padded = {name: np.concatenate([x, np.zeros_like(x[:2])]) for name, x in batch.items()}
+  assert_trees_close(train_step(state, padded)[0].params, train_step(state, batch)[0].params, 1e-6)
+
+
+def test_schedules_by_hand():
+  paper = step.learning_rate_schedule("step", peak=1e-5, steps=45, drop_at=30)
+  np.testing.assert_allclose([paper(0), paper(29), paper(30), paper(44)], [1e-5, 1e-5, 1e-6, 1e-6], rtol=1e-5)
+  warm = step.learning_rate_schedule("step", peak=1.0, steps=45, warmup_steps=10, drop_at=30)
+  np.testing.assert_allclose([warm(0), warm(5), warm(10), warm(29), warm(30)], [0, 0.5, 1, 1, 0.1], rtol=1e-5)
+  cosine = step.learning_rate_schedule("cosine", peak=1.0, steps=100)
+  np.testing.assert_allclose([cosine(0), cosine(50), cosine(100)], [1, 0.51, 0.02], rtol=1e-5)
+  with pytest.raises(ValueError, match="schedule must be 'step' or 'cosine', got 'linear'"):
+    step.learning_rate_schedule("linear", peak=1.0, steps=1)
+
+
+@pytest.fixture(scope="module")
+def finished(data_root, tmp_path_factory):
+  """A workdir whose run went through in one piece."""
+  folder = tmp_path_factory.mktemp("run") / "whole"
+  run.train_and_evaluate(tiny_config(data_root), folder)
+  return folder
+
+
+def lines(folder):
+  found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  return [{name: value for name, value in line.items() if name != "seconds"} for line in found]
+
+
+def best_params(config, folder):
+  _, params, _ = run.load_best(config, folder, 10, mesh.make_mesh())
+  return params
+
+
+def test_a_run_leaves_what_it_promises(finished):
+  results = json.loads((finished / "results.json").read_text())
+  promised = {"mAP", "AP", "CP", "CR", "CF1", "OP", "OR", "OF1", "svm_mAP", "r_precision", "coverage", "pointing"}
+  promised |= {f"{control}_{name}" for control in ("chance", "fixed_grid") for name in ("r_precision", "coverage")}
+  promised |= {"chance_pointing", "config", "seed", "version", "wall_seconds", "auxiliary_mAP"}
+  assert promised <= results.keys()
+  assert list(results["AP"]) == [str(digit) for digit in range(10)]
+  assert results["test_images"] == 40
+  assert results["svm_images"] == 60
+  assert all(0 <= results[name] <= 1 for name in ("mAP", "svm_mAP", "r_precision", "coverage", "pointing"))
+  assert len(list((finished / "pictures").glob("*.png"))) == 2
+  assert list((finished / "tensorboard" / "stage_two").iterdir())
+  log = lines(finished)
+  assert [(line["stage"], line["epoch"]) for line in log] == [
+    *(("stage_one", epoch) for epoch in (1, 2)),
+    *(("stage_two", epoch) for epoch in (1, 2, 3)),
+  ]
+  assert all(np.isfinite(line["validation_loss"]) for line in log)
+
+
+def test_the_best_epoch_is_the_one_of_lowest_validation_loss(finished):
+  results = json.loads((finished / "results.json").read_text())
+  losses = {line["epoch"]: line["validation_loss"] for line in lines(finished) if line["stage"] == "stage_two"}
+  assert results["best_epoch"] == min(losses, key=losses.get)
+
+
+def test_evaluating_again_gives_the_same(finished):
+  before = json.loads((finished / "results.json").read_text())
+  after = run.evaluate(finished)
+  assert {k: v for k, v in after.items() if k != "wall_seconds"} == {
+    k: v for k, v in before.items() if k != "wall_seconds"
+  }
+
+
+@pytest.mark.parametrize("stop", [("stage_one", 1), ("stage_two", 2)])
+def test_a_run_that_was_stopped_ends_where_an_uninterrupted_one_does(finished, data_root, tmp_path, monkeypatch, stop):
+  folder, config = tmp_path / "stopped", tiny_config(data_root)
+  validate = loop._Trainer.validate
+
+  def interrupt(trainer, stage, forward, params):
+    interrupt.epochs += stage.name == stop[0]
+    if interrupt.epochs > stop[1]:
+      raise KeyboardInterrupt
+    return validate(trainer, stage, forward, params)
+
+  interrupt.epochs = 0
+  monkeypatch.setattr(loop._Trainer, "validate", interrupt)
+  with pytest.raises(KeyboardInterrupt):
+    loop.train(config, folder)
+  monkeypatch.setattr(loop._Trainer, "validate", validate)
+  assert len(lines(folder)) == stop[1] + 2 * (stop[0] == "stage_two")
+  # A line beyond the checkpoint, as a kill between the two would leave it.
+  with (folder / "metrics.jsonl").open("a") as file:
+    file.write(json.dumps({"stage": stop[0], "step": 99, "epoch": 99}) + "\n")
+  loop.train(config, folder)
+  assert lines(folder) == lines(finished)
+  one, other = best_params(config, folder), best_params(config, finished)
+  assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), one, other))
+
+
+def test_stage_two_begins_with_what_stage_one_learned(finished, data_root, monkeypatch):
+  config = tiny_config(data_root)
+  stage = loop.build_stage(config, "stage_two", num_classes=10, num_records=160)
+  fresh = step.init_params(stage.model, jax.random.key(5), 64)
+  one = loop.build_stage(config, "stage_one", num_classes=10, num_records=160)
+  trained = step.init_params(one.model, jax.random.key(6), 64)
+  taken = loop.take_over(fresh, trained, "auxiliary")
+  assert taken["backbone"] is trained["backbone"]
+  assert taken["auxiliary"] is trained["head"]
+  assert taken["head"] is fresh["head"]
+  with pytest.raises(ValueError, match="stage one's auxiliary does not fit"):
+    loop.take_over({**fresh, "auxiliary": {}}, trained, "auxiliary")
+
+
+@pytest.mark.parametrize("head", ["recurrent", "mean_pool"])
+def test_other_heads_run_to_the_end(head, data_root, tmp_path):
+  config = digits.get_config(f"tiny:{head}")
+  small = tiny_config(data_root)
+  config.model.update({"stages": small.model.stages, "x_width": 16, "lstm_width": 16, "z_width": 16})
+  config.update_from_flattened_dict(
+    {"data.root": str(data_root), "epoch_size": 32, "batch_size": 16, "stage_one.epochs": 1, "stage_two.epochs": 1}
+  )
+  results = run.train_and_evaluate(config, tmp_path / head)
+  assert ("coverage" in results) == recognizer.looks(head)
+  assert ("auxiliary_mAP" in results) == (head == "recurrent")
+
+
+def test_the_step_compiles_once_per_stage(data_root, tmp_path, caplog):
+  with jax.log_compiles():
+    loop.train(tiny_config(data_root), tmp_path / "run")
+  compiled = [r.message for r in caplog.records if r.message.startswith("Compiling jit(train_step)")]
+  assert len(compiled) == 2
+
+
+def test_a_workdir_of_another_configuration_is_refused(finished, data_root):
+  other = tiny_config(data_root, **{"model.num_regions": 4, "seed": 7})
+  with pytest.raises(ValueError, match=r"model\.num_regions \(3 there, 4 now\); seed \(0 there, 7 now\)"):
+    loop.train(other, finished)
+
+
+def test_fields_that_change_no_result_may_differ(finished, data_root):
+  workdir.claim(finished, tiny_config(data_root, **{"data.threads": 7}))
+
+
+def test_a_workdir_that_cannot_be_used_is_named(tmp_path, data_root):
+  (tmp_path / "file").write_text("in the way")
+  with pytest.raises(OSError, match=r"cannot use .*file/run as workdir.*--workdir=DIR"):
+    loop.train(tiny_config(data_root), tmp_path / "file" / "run")
+  with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
+    run.evaluate(tmp_path)
+
+
+def test_a_full_disk_is_refused_before_training(tmp_path, data_root, monkeypatch):
+  usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+  monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+  with pytest.raises(OSError, match=r"has 0 MB free and the checkpoints need \d+ MB"):
+    loop.train(tiny_config(data_root), tmp_path / "run")
+  assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_run_without_stage_two_says_so(tmp_path, data_root):
+  workdir.claim(tmp_path / "run", tiny_config(data_root))
+  with pytest.raises(FileNotFoundError, match="holds no checkpoint of stage two"):
+    run.evaluate(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"model.num_regions": 0}, r"model\.num_regions must be at least 1, got 0"),
+    ({"loss.classification": "hinge"}, "classification must be one of euclidean, sigmoid, got 'hinge'"),
+    ({"batch_size": 5}, "batch_size 5 and .* must be multiples of the 2 devices"),
+    ({"batch_size": 1000}, "batch_size must be between 1 and the 160 records, got 1000"),
+    ({"stage_two.schedule": "linear"}, "schedule must be"),
+  ],
+)
+def test_impossible_configurations_are_refused(changes, message, data_root, tmp_path):
+  with pytest.raises(ValueError, match=message):
+    loop.train(tiny_config(data_root, **changes), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(data_root, tmp_path):
+  config = tiny_config(data_root, **{"stage_one.learning_rate": 1e30, "stage_one.warmup_steps": 0})
+  with pytest.raises(FloatingPointError, match="stage_one: the loss is not finite"):
+    loop.train(config, tmp_path / "run")
