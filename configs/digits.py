@@ -39,14 +39,17 @@ def get_config(variant: str = ""):
 
   config.loss.classification = "sigmoid"
   config.loss.anchor_weight = 0.0
-  config.batch_size = 32
-  config.epoch_size = 6_400
-  for stage, epochs, rate in ((config.stage_one, 3, 2e-3), (config.stage_two, 7, 1e-3)):
+  config.batch_size = 16
+  config.epoch_size = 6_400  # 400 steps
+  for stage, epochs, rate in ((config.stage_one, 3, 3e-3), (config.stage_two, 5, 2e-3)):
     stage.epochs = epochs
     stage.learning_rate = rate
     stage.schedule = "cosine"
     stage.warmup_steps = 50
   config.stage_one.head = "score_map"
+  config.evaluation.svm_images = 3_000
+  if head == "saliency":
+    config.controls = ("mean_pool",)
   if head in ("mean_pool", "max_pool", "score_map"):  # the control goes on by itself, for as long
     config.stage_one.head = head
     config.stage_two.auxiliary_weight = 0.0
