@@ -41,7 +41,7 @@ def get_config(variant: str = ""):
   config.loss.anchor_weight = 0.0
   config.batch_size = 16
   config.epoch_size = 6_400  # 400 steps
-  for stage, epochs, rate in ((config.stage_one, 3, 3e-3), (config.stage_two, 5, 2e-3)):
+  for stage, epochs, rate in ((config.stage_one, 3, 3e-3), (config.stage_two, 4, 2e-3)):
     stage.epochs = epochs
     stage.learning_rate = rate
     stage.schedule = "cosine"
