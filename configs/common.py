@@ -37,6 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
   model.recurrent = ml_collections.ConfigDict()  # the paper's rule, Eq. 5
   model.recurrent.bias = (1.0, 1.0, 0.0, 0.0)  # the first M: the identity
   model.recurrent.weight_scale = 0.01  # variance, relative to Xavier's
+  model.recurrent.anchored = False  # M corrects the centre and the anchor points, which the paper only draws it to
   model.saliency = ml_collections.ConfigDict()  # see rmam_jax/update_rules.py
   model.saliency.radius = 0.35
   model.saliency.peak_width = 0.2

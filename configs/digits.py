@@ -1,9 +1,9 @@
 """Digit scenes made on the spot: the whole system in minutes, without a download.
 
-    python train.py                                               the saliency localiser on `easy`
-    python train.py --config=configs/digits.py:recurrent          the paper's rule
-    python train.py --config=configs/digits.py:mean_pool          a control; also max_pool, score_map, whole_image, fixed_grid
-    python train.py --config=configs/digits.py:hard               harder scenes; also hard:mean_pool, ...
+python train.py                                               the saliency localiser on `easy`
+python train.py --config=configs/digits.py:recurrent          the paper's rule
+python train.py --config=configs/digits.py:mean_pool          a control; also max_pool, score_map, whole_image, fixed_grid
+python train.py --config=configs/digits.py:hard               harder scenes; also hard:mean_pool, ...
 """
 
 from configs import common

@@ -18,8 +18,8 @@ from rmam_jax.losses import (
 from rmam_jax.version import __version__
 
 __all__ = [
-  "__version__",
   "Attention",
+  "__version__",
   "affine_grid",
   "anchor_loss",
   "anchor_points",

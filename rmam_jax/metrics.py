@@ -53,9 +53,7 @@ def average_precisions(
   """The average precision of each class: [N, L], [N, L] -> [L]. Ignored labels are left out of their class."""
   kept = np.ones(np.shape(labels), bool) if ignore is None else ~np.asarray(ignore, bool)
   return np.array(
-    [
-      average_precision(scores[kept[:, c], c], labels[kept[:, c], c], method) for c in range(labels.shape[1])
-    ]
+    [average_precision(scores[kept[:, c], c], labels[kept[:, c], c], method) for c in range(labels.shape[1])]
   )
 
 

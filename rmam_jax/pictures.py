@@ -44,55 +44,69 @@ class Verdict(NamedTuple):
 MOST_VERDICTS = 10  # lines beside a picture
 
 
-def draw_regions(
-  path: pathlib.Path,
-  image: np.ndarray,
-  *,
-  thetas: Sequence[np.ndarray],
-  stride: int,
-  align_corners: bool,
-  title: str,
-  verdicts: Sequence[Verdict],
+class Panel(NamedTuple):
+  """One image to draw."""
+
+  title: str
+  image: np.ndarray  # the view, uint8 [side, side, 3]
+  thetas: Sequence[np.ndarray]  # [K, 4]; empty for a head that does not look
+  verdicts: Sequence[Verdict]  # best first
+
+
+def draw(
+  path: pathlib.Path, panels: Sequence[Panel], *, stride: int, align_corners: bool = True, columns: int = 1
 ) -> None:
-  """One picture: the view with its regions in the colour of their step, and its labels beside it.
+  """A PNG of one panel or many: the view with its regions, numbered and coloured by step, its labels beside it.
+
+  A label has the colour of the step that won it; present labels are bold.
 
   Args:
     path: of the PNG.
-    image: the view, uint8 [side, side, 3].
-    thetas: [K, 4]; empty for a head that does not look.
+    panels: in reading order.
     stride: of the feature map, in pixels.
     align_corners: the grid's convention.
-    title: above the picture.
-    verdicts: best first; present labels are bold.
+    columns: panels side by side.
   """
-  from matplotlib import patches
   from matplotlib.figure import Figure
 
-  side = image.shape[0]
-  figure = Figure(figsize=(6.4, 4.4), dpi=100, layout="constrained")
-  picture, legend = figure.subplots(1, 2, width_ratios=(4, 2))
-  figure.suptitle(title, fontsize=10)
-  picture.imshow(image, extent=(0, side, side, 0), interpolation="nearest")
-  for step, theta in enumerate(thetas):
-    colour = _colour(step)
-    left, top, width, height = region_box(
-      theta, cells=side // stride, stride=stride, align_corners=align_corners
-    )
-    picture.add_patch(patches.Rectangle((left, top), width, height, fill=False, ec="black", lw=3))
-    picture.add_patch(patches.Rectangle((left, top), width, height, fill=False, ec=colour, lw=2))
-    number = {"color": "black", "backgroundcolor": colour, "fontsize": 7, "weight": "bold"}
-    picture.text(left, top, str(step + 1), va="top", clip_on=True, **number)
-  picture.set(xlim=(0, side), ylim=(side, 0))
-  for row, verdict in enumerate(verdicts):
+  columns = min(columns, len(panels))
+  rows = -(-len(panels) // columns)
+  figure = Figure(figsize=(5.6 * columns, 4.2 * rows), dpi=100, layout="constrained")
+  axes = figure.subplots(rows, 2 * columns, width_ratios=(4, 1.8) * columns, squeeze=False)
+  for each in axes.flat:
+    each.set_axis_off()
+  for index, panel in enumerate(panels):
+    row, column = divmod(index, columns)
+    _draw_view(axes[row, 2 * column], panel, stride, align_corners)
+    _draw_verdicts(axes[row, 2 * column + 1], panel.verdicts)
+  figure.savefig(path)
+
+
+def _draw_view(axes, panel: Panel, stride: int, align_corners: bool) -> None:
+  from matplotlib.patches import Rectangle
+
+  side = panel.image.shape[0]
+  axes.set_title(panel.title, fontsize=10)
+  axes.imshow(panel.image, extent=(0, side, side, 0), interpolation="nearest")
+  for step, theta in enumerate(panel.thetas):
+    left, top, width, height = region_box(theta, cells=side // stride, stride=stride, align_corners=align_corners)
+    for colour, line in (("black", 3), (_colour(step), 2)):
+      axes.add_patch(Rectangle((left, top), width, height, fill=False, ec=colour, lw=line))
+    number = {"color": "black", "backgroundcolor": _colour(step), "fontsize": 7, "weight": "bold"}
+    axes.text(left, top, str(step + 1), va="top", clip_on=True, **number)
+  axes.set(xlim=(0, side), ylim=(side, 0))
+
+
+def _draw_verdicts(axes, verdicts: Sequence[Verdict]) -> None:
+  from matplotlib.patches import Rectangle
+
+  for row, verdict in enumerate(verdicts[:MOST_VERDICTS]):
     y = 0.95 - 0.095 * row
     colour = "white" if verdict.step is None else _colour(verdict.step)
-    legend.add_patch(patches.Rectangle((0, y - 0.03), 0.12, 0.06, fc=colour, ec="black", lw=0.5))
+    axes.add_patch(Rectangle((0, y - 0.03), 0.12, 0.06, fc=colour, ec="black", lw=0.5))
     weight = "bold" if verdict.present else "normal"
-    text = f"{verdict.label}  {verdict.probability:.2f}" + ("" if verdict.present else "  (absent)")
-    legend.text(0.18, y, text, va="center", fontsize=10, weight=weight)
-  for axes in (picture, legend):
-    axes.set_axis_off()
-  figure.savefig(path)
+    absent = "" if verdict.present else "  (absent)"
+    axes.text(0.18, y, f"{verdict.label}  {verdict.probability:.2f}{absent}", va="center", fontsize=10, weight=weight)
 
 
 def _colour(step: int) -> str:

@@ -146,34 +146,33 @@ def _stage_seconds(folder: pathlib.Path):
     yield max((line["seconds"] for line in map(json.loads, lines) if line["stage"] == stage), default=0.0)
 
 
-def draw(
-  config: ml_collections.ConfigDict, folder: pathlib.Path, test: Split, answers: answering.Answers
-) -> None:
-  """Draws the first test images with their regions, labels and scores; a label has the colour of the step that won it."""
+def draw(config: ml_collections.ConfigDict, folder: pathlib.Path, test: Split, answers: answering.Answers) -> None:
+  """Draws the first test images, each by itself and the first six on one page, `overview.png`."""
   data, model = config.data, config.model
   shown = min(config.evaluation.pictures, len(test))
   if not shown:
     return
-  folder.mkdir(parents=True, exist_ok=True)
-  views = batches.evaluation_batches(
-    test, batch_size=shown, image_size=data.image_size, crop_size=data.crop_size
-  )
+  views = batches.evaluation_batches(test, batch_size=shown, image_size=data.image_size, crop_size=data.crop_size)
   batch, records = next(views)
   looks = recognizer.looks(loop.head_of(config, "stage_two"))
-  for index, record in enumerate(records):
-    pictures.draw_regions(
-      folder / f"{pathlib.PurePath(record.id).stem}.png",
-      batch["image"][index],
-      thetas=answers.thetas[:, index] if looks else (),
-      stride=2 ** (len(model.stages) - 1),
-      align_corners=model.align_corners,
+  panels = [
+    pictures.Panel(
       title=f"{record.id}: {', '.join(np.array(test.class_names)[record.labels == 1])}",
+      image=batch["image"][index],
+      thetas=answers.thetas[:, index] if looks else (),
       verdicts=_verdicts(config, test.class_names, answers, index, looks),
     )
+    for index, record in enumerate(records)
+  ]
+  grid = {"stride": 2 ** (len(model.stages) - 1), "align_corners": model.align_corners}
+  folder.mkdir(parents=True, exist_ok=True)
+  for panel, record in zip(panels, records, strict=True):
+    pictures.draw(folder / f"{pathlib.PurePath(record.id).stem}.png", [panel], **grid)
+  pictures.draw(folder / "overview.png", panels[:6], columns=3, **grid)
 
 
 def _verdicts(config, class_names, answers, index: int, looks: bool) -> list[pictures.Verdict]:
-  """The image's labels and its highest other scores, best first, as many as the picture holds."""
+  """The image's labels and its highest other scores, best first."""
   kind = config.stage_two.classification or config.loss.classification
   probability = np.asarray(losses.PROBABILITIES[kind](answers.pooled[index]))
   present = answers.labels[index] == 1
@@ -183,5 +182,5 @@ def _verdicts(config, class_names, answers, index: int, looks: bool) -> list[pic
     pictures.Verdict(
       class_names[c], float(probability[c]), bool(present[c]), int(answers.winners[index, c]) if looks else None
     )
-    for c in order[: pictures.MOST_VERDICTS]
+    for c in order
   ]

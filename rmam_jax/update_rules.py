@@ -15,16 +15,24 @@ from rmam_jax import geometry
 from rmam_jax.attention import dense
 
 
-def recurrent(params, feature_map):
+def recurrent(params, feature_map, *, origins=None):
   """The paper's rule: M_{k+1} = W_zm z_k + b_m (Eq. 5), unbounded.
 
   Its gradient reaches the map only through the few cells under the present region.
+
+  Args:
+    params: {"kernel": [Z, 4], "bias": [4]}.
+    feature_map: unused; every rule takes it.
+    origins: [K, 2] of (x, y), added to (t_x, t_y) of the K regions; None adds nothing, as printed. With the centre and
+      the anchor points, the layer predicts corrections to the anchors.
   """
   del feature_map
 
   def choose(memory, z, k):
-    del k
-    return memory, dense(params, z)
+    theta = dense(params, z)
+    if origins is not None:
+      theta = theta.at[:, 2:].add(jnp.asarray(origins)[jnp.minimum(k, len(origins) - 1)])
+    return memory, theta
 
   return (), choose
 
@@ -69,9 +77,7 @@ def init_fixed_grid(key, *, channels, z_width):
   return {}
 
 
-def saliency(
-  params, feature_map, *, radius=0.35, peak_width=0.2, scale_range=(0.2, 0.6), initial_scale=0.35
-):
+def saliency(params, feature_map, *, radius=0.35, peak_width=0.2, scale_range=(0.2, 0.6), initial_scale=0.35):
   """Looks where a learned map of the image is highest and never returns to a place.
 
   The logit of each of the H x W places is its salience, linear in the map, plus keys . query / sqrt(D), the keys

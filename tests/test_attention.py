@@ -32,9 +32,7 @@ def case(rule, seed=0, size=12, **options):
     z_width=9,
   )
   feature_map = jax.nn.relu(jax.random.normal(keys[1], (B, size, size, C)))
-  attend = functools.partial(
-    rmam.attend, num_regions=K, next_region=next_region, region_size=(3, 3), **options
-  )
+  attend = functools.partial(rmam.attend, num_regions=K, next_region=next_region, region_size=(3, 3), **options)
   return params, feature_map, attend
 
 
@@ -217,6 +215,17 @@ def test_the_fixed_grid_never_moves():
   thetas = attend(params, feature_map).thetas
   grid = [[0.5, 0.5, x, y] for x, y in [(0, 0), (0.5, 0.5), (0.5, -0.5), (-0.5, 0.5), (-0.5, -0.5)]]
   np.testing.assert_allclose(thetas, np.broadcast_to(np.array(grid)[:, None], (K, B, 4)), atol=1e-7)
+
+
+def test_origins_are_added_to_the_paper_s_rule():
+  params, feature_map, _ = case("recurrent")
+  still = {"kernel": jnp.zeros((9, 4)), "bias": jnp.array([0.4, 0.3, 0.01, -0.02])}
+  origins = update_rules.grid_thetas(K)[:, 2:]
+  rule = functools.partial(update_rules.recurrent, origins=origins)
+  params = {**params, "next_region": still}
+  thetas = rmam.attend(params, feature_map, num_regions=K, next_region=rule, region_size=(3, 3)).thetas
+  np.testing.assert_allclose(thetas[..., :2], np.broadcast_to([0.4, 0.3], (K, B, 2)), atol=1e-6)
+  np.testing.assert_allclose(thetas[:, 0, 2:], origins + np.array([0.01, -0.02]), atol=1e-6)
 
 
 def test_saliency_looks_at_the_strongest_places_first_and_never_twice():

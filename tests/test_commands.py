@@ -18,7 +18,18 @@ def call(*arguments):
 
 
 def test_importing_needs_only_jax_flax_optax_and_numpy():
-  heavy = "tensorflow tensorflow_datasets grain sklearn PIL matplotlib ml_collections tqdm tensorboardX orbax".split()
+  heavy = [
+    "tensorflow",
+    "tensorflow_datasets",
+    "grain",
+    "sklearn",
+    "PIL",
+    "matplotlib",
+    "ml_collections",
+    "tqdm",
+    "tensorboardX",
+    "orbax",
+  ]
   code = f"import sys, rmam_jax; print([name for name in {heavy} if name in sys.modules])"
   assert call("-c", code).stdout.strip() == "[]"
 
@@ -46,7 +57,9 @@ def test_unknown_fields_are_refused_in_python():
 def test_errors_are_one_sentence_without_a_traceback(tmp_path):
   found = call("eval.py", f"--workdir={tmp_path}")
   assert found.returncode == 1
-  assert found.stderr.strip().splitlines()[-1] == f"error: {tmp_path} holds no config.json: it is no workdir of train.py"
+  assert (
+    found.stderr.strip().splitlines()[-1] == f"error: {tmp_path} holds no config.json: it is no workdir of train.py"
+  )
   assert "Traceback" not in found.stderr
 
 

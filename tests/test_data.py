@@ -129,7 +129,7 @@ def test_records_without_a_positive_label_are_dropped_and_counted(data_root, mon
 def test_unknown_and_unprepared_data_say_what_to_do(tmp_path):
   with pytest.raises(ValueError, match=r"data\.name must be one of digits/easy.*got 'digits/huge'"):
     records.prepare("digits/huge", str(tmp_path))
-  with pytest.raises(FileNotFoundError, match="voc/2007 is not prepared: .*tfds build voc"):
+  with pytest.raises(FileNotFoundError, match=r"voc/2007 is not prepared: .*tfds build voc"):
     records.prepare("voc/2007", str(tmp_path))
 
 
@@ -210,7 +210,7 @@ def test_other_colour_modes_become_rgb(mode):
 
 
 def test_an_unreadable_image_is_named():
-  with pytest.raises(ValueError, match="digits/tiny train, 7.png: not a readable image"):
+  with pytest.raises(ValueError, match=r"digits/tiny train, 7\.png: not a readable image"):
     batches.decode_image(b"no image", "digits/tiny train, 7.png")
 
 

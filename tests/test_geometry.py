@@ -191,7 +191,11 @@ def test_options_are_keyword_only():
 
 @pytest.mark.parametrize(
   ("feature_map", "theta", "message"),
-  [((5, 5, 1), (3,), "theta must have shape"), ((2, 5, 5, 1), (3, 4), "leading dimensions"), ((5, 1), (4,), "feature_map")],
+  [
+    ((5, 5, 1), (3,), "theta must have shape"),
+    ((2, 5, 5, 1), (3, 4), "leading dimensions"),
+    ((5, 1), (4,), "feature_map"),
+  ],
 )
 def test_wrong_shapes_are_named(feature_map, theta, message):
   with pytest.raises(ValueError, match=message):

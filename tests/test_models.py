@@ -105,7 +105,7 @@ def test_pixels_are_normalised_as_configured():
 
 
 def test_a_wrong_model_is_refused():
-  with pytest.raises(ValueError, match="head must be one of .*saliency.*got 'salience'"):
+  with pytest.raises(ValueError, match=r"head must be one of .*saliency.*got 'salience'"):
     recognizer.build(small_model(), 4, head="salience")
   with pytest.raises(ValueError, match=r"model\.num_regions must be at least 1, got 0"):
     recognizer.build(small_model(num_regions=0), 4, head="saliency")

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -140,7 +142,7 @@ def test_a_run_leaves_what_it_promises(finished):
   assert results["test_images"] == 40
   assert results["svm_images"] == 60
   assert all(0 <= results[name] <= 1 for name in ("mAP", "svm_mAP", "r_precision", "coverage", "pointing"))
-  assert len(list((finished / "pictures").glob("*.png"))) == 2
+  assert len(list((finished / "pictures").glob("*.png"))) == 3  # two images and the overview
   assert list((finished / "tensorboard" / "stage_two").iterdir())
   log = lines(finished)
   assert [(line["stage"], line["epoch"]) for line in log] == [
@@ -248,6 +250,36 @@ def test_a_full_disk_is_refused_before_training(tmp_path, data_root, monkeypatch
   with pytest.raises(OSError, match=r"has 0 MB free and the checkpoints need \d+ MB"):
     loop.train(tiny_config(data_root), tmp_path / "run")
   assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
+  # In a process of its own: Orbax leaves coroutines behind when a write fails.
+  code = f"""
+import pathlib, resource
+import jax.numpy as jnp, numpy as np
+from rmam_jax.training import checkpoints, step
+
+saved = checkpoints.StageCheckpoints(pathlib.Path({str(tmp_path)!r}))
+
+def state(number):
+  values = np.random.default_rng(number).normal(size=100_000).astype(np.float32)
+  return step.TrainState(jnp.int32(number), {{"w": jnp.asarray(values)}}, ())
+
+saved.save_last(state(1), {{"best_loss": 0.5}})
+limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))  # as full a disk as a test can have
+try:
+  saved.save_last(state(2), {{}})
+except OSError as error:
+  print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+restored, progress = saved.restore_last(state(0))
+print("restored", int(restored.step), progress, bool((restored.params["w"] == state(1).params["w"]).all()))
+"""
+  found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+  assert f"cannot write a checkpoint below {tmp_path}/last: " in found
+  assert "is untouched: free or open the folder and run the same command again" in found
+  assert "restored 1 {'best_loss': 0.5} True" in found
 
 
 def test_a_run_without_stage_two_says_so(tmp_path, data_root):

@@ -39,9 +39,7 @@ SETTINGS = {
   # About twice the canvas of `easy` (in area), smaller objects, more of them, twice the clutter.
   "hard": Setting(size=104, object_size=(10, 20), objects=(1, 6), clutter=(0, 12)),
   # `easy` in small, to try things out.
-  "tiny": Setting(
-    size=72, object_size=(12, 26), objects=(1, 4), clutter=(0, 6), train_scenes=160, test_scenes=40
-  ),
+  "tiny": Setting(size=72, object_size=(12, 26), objects=(1, 4), clutter=(0, 6), train_scenes=160, test_scenes=40),
 }
 
 # Each split's columns of the photographs, as shares of their width.
@@ -101,9 +99,7 @@ def _paint(scene: np.ndarray, glyph: np.ndarray, top: int, left: int, size: int,
 def _place(rng, boxes, size, low, high, tries=20):
   """A random corner whose square overlaps no box, or None after `tries`."""
   for top, left in rng.integers(low, high - size + 1, (tries, 2)):
-    if all(
-      top + size <= y0 or y1 <= top or left + size <= x0 or x1 <= left for y0, x0, y1, x1 in boxes
-    ):
+    if all(top + size <= y0 or y1 <= top or left + size <= x0 or x1 <= left for y0, x0, y1, x1 in boxes):
       return int(top), int(left)
   return None
 

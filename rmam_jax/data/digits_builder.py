@@ -7,6 +7,7 @@ import itertools
 import multiprocessing
 import pathlib
 from concurrent import futures
+from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -55,7 +56,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
   """Multi-label scenes of handwritten digits on photographs, with boxes."""
 
   VERSION = tfds.core.Version("1.0.0")
-  BUILDER_CONFIGS = [DigitsConfig(name, setting) for name, setting in digits.SETTINGS.items()]
+  BUILDER_CONFIGS: ClassVar = [DigitsConfig(name, setting) for name, setting in digits.SETTINGS.items()]
 
   def _info(self) -> tfds.core.DatasetInfo:
     return self.dataset_info_from_configs(

@@ -70,10 +70,7 @@ class DataSet(NamedTuple):
 
 
 DATA_SETS: dict[str, DataSet] = {
-  **{
-    f"digits/{setting}": DataSet(f"digits/{setting}/1.0.0", adapt_digits, "labels")
-    for setting in digits.SETTINGS
-  },
+  **{f"digits/{setting}": DataSet(f"digits/{setting}/1.0.0", adapt_digits, "labels") for setting in digits.SETTINGS},
   "voc/2007": DataSet("voc/2007/5.0.0", adapt_voc, "labels"),
 }
 

@@ -90,16 +90,12 @@ def answer_split(
   """
   parts: list[dict[str, np.ndarray]] = []
   records: list[Record] = []
-  views = batches.evaluation_batches(
-    split, batch_size=batch_size, image_size=data.image_size, crop_size=data.crop_size
-  )
+  views = batches.evaluation_batches(split, batch_size=batch_size, image_size=data.image_size, crop_size=data.crop_size)
   with tqdm.tqdm(total=len(split), desc=progress, unit=" images", disable=not progress, leave=False) as bar:
     for batch, batch_records in views:
       answer = jax.device_get(forward(params, batch["image"]))
       real = len(batch_records)
-      parts.append(
-        {name: array[:real] if array.ndim == 2 else array[:, :real] for name, array in answer.items()}
-      )
+      parts.append({name: array[:real] if array.ndim == 2 else array[:, :real] for name, array in answer.items()})
       records += batch_records
       bar.update(real)
 

@@ -61,9 +61,7 @@ def evaluate(
     "mAP": metrics.mean_average_precision(every),
     "AP": dict(zip(class_names, every.tolist(), strict=True)),
     "AP_method": section.ap_method,
-    **metrics.precision_recall_f1(
-      metrics.top_k_labels(test.pooled, section.top_k), test.labels, ignore=test.ignore
-    ),
+    **metrics.precision_recall_f1(metrics.top_k_labels(test.pooled, section.top_k), test.labels, ignore=test.ignore),
     "top_k": section.top_k,
     "test_images": len(test.labels),
   }
@@ -120,9 +118,8 @@ def summary(results: dict[str, Any]) -> str:
     lines.append(f"                        {_percent(value)}   control '{control}' by itself, as many steps")
   lines += [
     "  per class            " + "  ".join(f"{name} {_percent(ap)}" for name, ap in results["AP"].items()),
-    f"  top {results['top_k']}                " + "  ".join(
-      f"{name} {_percent(results[name])}" for name in ("CP", "CR", "CF1", "OP", "OR", "OF1")
-    ),
+    f"  top {results['top_k']}                "
+    + "  ".join(f"{name} {_percent(results[name])}" for name in ("CP", "CR", "CF1", "OP", "OR", "OF1")),
   ]
   if "coverage" in results:
     lines += ["", "  where it looked         ours   fixed grid   chance"]

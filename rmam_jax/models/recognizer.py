@@ -39,9 +39,7 @@ class Recognizer(nn.Module):
     """[B, height, width, 3] of 0..255, red green blue, uint8 or float -> scores."""
     pixels = (images.astype(jnp.float32) - jnp.asarray(self.pixel_mean)) / jnp.asarray(self.pixel_std)
     feature_map = self.backbone(pixels)
-    return Recognition(
-      self.head(feature_map), None if self.auxiliary is None else self.auxiliary(feature_map)
-    )
+    return Recognition(self.head(feature_map), None if self.auxiliary is None else self.auxiliary(feature_map))
 
 
 class Rule(NamedTuple):
@@ -54,7 +52,10 @@ class Rule(NamedTuple):
 # From the `model` section of a configuration to the rule that it names.
 RULES: Mapping[str, Callable[[Any], Rule]] = {
   "recurrent": lambda model: Rule(
-    update_rules.recurrent,
+    functools.partial(
+      update_rules.recurrent,
+      origins=update_rules.grid_thetas(model.num_regions)[:, 2:] if model.recurrent.anchored else None,
+    ),
     functools.partial(
       update_rules.init_recurrent,
       bias=tuple(model.recurrent.bias),
@@ -69,12 +70,14 @@ RULES: Mapping[str, Callable[[Any], Rule]] = {
       scale_range=tuple(model.saliency.scale_range),
       initial_scale=model.saliency.initial_scale,
     ),
-    functools.partial(update_rules.init_saliency, key_width=model.saliency.key_width),
+    functools.partial(
+      update_rules.init_saliency,
+      key_width=model.saliency.key_width,
+      salience_gain=model.saliency.gain,
+    ),
   ),
   "fixed_grid": lambda model: Rule(
-    functools.partial(
-      update_rules.fixed_grid, num_regions=model.num_regions, scale=model.fixed_grid.scale
-    ),
+    functools.partial(update_rules.fixed_grid, num_regions=model.num_regions, scale=model.fixed_grid.scale),
     update_rules.init_fixed_grid,
   ),
 }

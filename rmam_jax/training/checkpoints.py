@@ -29,10 +29,10 @@ class StageCheckpoints:
     try:
       manager.save(step, args=args, force=True)
       manager.wait_until_finished()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # TensorStore's errors, a full disk among them, are ValueErrors
       raise OSError(
-        f"cannot write a checkpoint below {manager.directory}: {error.strerror or error}. The last complete checkpoint"
-        " is untouched; free or open the folder and run the same command again."
+        f"cannot write a checkpoint below {manager.directory}: {error}. The last complete checkpoint is untouched: free"
+        " or open the folder and run the same command again."
       ) from error
 
   def _restore(self, name: str, like: Any) -> tuple[Any, dict] | None:

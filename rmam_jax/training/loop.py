@@ -6,7 +6,6 @@ import math
 import pathlib
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -80,8 +79,7 @@ def build_stage(config: ml_collections.ConfigDict, name: str, *, num_classes: in
     localization_weight=loss.localization_weight if recognizer.looks(head_of(config, name)) else 0.0,
     auxiliary_weight=section.auxiliary_weight,
     localization={
-      field: loss[field]
-      for field in ("scale_weight", "anchor_weight", "positive_weight", "max_scale", "min_scale")
+      field: loss[field] for field in ("scale_weight", "anchor_weight", "positive_weight", "max_scale", "min_scale")
     },
   )
   return Stage(
@@ -212,9 +210,7 @@ class _Trainer:
         for _ in range(stage.steps_per_epoch):
           batch = next(stream)
           batches.check_batch(batch)
-          on_devices = {
-            name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()
-          }
+          on_devices = {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
           state, step_metrics = train_step(state, on_devices)
           totals.append(step_metrics)
           if len(totals) > 1:  # the step before, so that the host never waits for the one it has just started

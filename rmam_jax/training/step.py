@@ -70,9 +70,7 @@ def init_params(model: nn.Module, key: jax.Array, size: int) -> Params:
   return model.init(key, jnp.zeros((1, size, size, 3), jnp.uint8))["params"]
 
 
-def init_state(
-  model: nn.Module, optimizer: optax.GradientTransformation, key: jax.Array, size: int
-) -> TrainState:
+def init_state(model: nn.Module, optimizer: optax.GradientTransformation, key: jax.Array, size: int) -> TrainState:
   """A fresh state: first parameters and what the optimiser keeps for them."""
   params = init_params(model, key, size)
   return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
