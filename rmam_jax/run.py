@@ -11,13 +11,13 @@ import numpy as np
 
 import rmam_jax
 from rmam_jax import losses, pictures
+from rmam_jax import mesh as meshes
 from rmam_jax.data import batches
 from rmam_jax.data.records import Split, open_split
 from rmam_jax.evaluation import answers as answering
 from rmam_jax.evaluation import report
 from rmam_jax.models import recognizer
 from rmam_jax.training import checkpoints, loop, workdir
-from rmam_jax.training import mesh as meshes
 from rmam_jax.training import step as stepping
 
 

@@ -1,5 +1,6 @@
 """The train step on one device, on two, by jit and by pmap; the loop that is stopped and goes on."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -11,10 +12,10 @@ import numpy as np
 import optax
 import pytest
 
-from configs import digits
-from rmam_jax import run
+from configs import digits, voc
+from rmam_jax import mesh, run
 from rmam_jax.models import recognizer
-from rmam_jax.training import loop, mesh, step, workdir
+from rmam_jax.training import loop, step, workdir
 
 
 def tiny_config(data_root, **changes):
@@ -83,6 +84,25 @@ def test_the_step_has_the_shapes_it_had_under_jit():
   train_step, state, batch = small_step()
   shapes, _ = jax.eval_shape(train_step, state, batch)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+
+
+def test_the_paper_s_model_has_its_parameters_and_its_step_its_shapes():
+  config = voc.get_config()
+  stage = loop.build_stage(config, "stage_two", num_classes=20, num_records=5011)
+  init = functools.partial(step.init_state, stage.model, stage.optimizer, size=448)
+  state = jax.eval_shape(init, jax.random.key(0))
+  # VGG-16's 13 convolutions; W_fx; the LSTM's gates; W_hz, W_zs and W_zm; each with its bias.
+  wanted = 14_714_688 + (25_088 + 1) * 4096 + (2 * 4096 + 1) * 4 * 4096 + (4096 + 1) * (4096 + 20 + 4)
+  assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == wanted == 268_592_984
+  batch = {
+    "image": jax.ShapeDtypeStruct((16, 448, 448, 3), jnp.uint8),
+    "labels": jax.ShapeDtypeStruct((16, 20), jnp.float32),
+    "ignore": jax.ShapeDtypeStruct((16, 20), jnp.bool_),
+    "mask": jax.ShapeDtypeStruct((16,), jnp.float32),
+  }
+  after, metrics = jax.eval_shape(step.make_train_step(stage.model, stage.optimizer, stage.objective), state, batch)
+  assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+  assert set(metrics) == {"loss", "classification", "localization", "gradient_norm"}
 
 
 def test_the_loss_falls_on_one_batch():

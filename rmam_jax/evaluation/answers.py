@@ -9,9 +9,9 @@ import numpy as np
 import tqdm
 
 from rmam_jax import geometry
+from rmam_jax import mesh as meshes
 from rmam_jax.data import batches
 from rmam_jax.data.records import Record, Split
-from rmam_jax.training import mesh as meshes
 
 
 class Answers(NamedTuple):

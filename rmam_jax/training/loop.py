@@ -16,12 +16,12 @@ import optax
 import tqdm
 
 from rmam_jax import losses, metrics
+from rmam_jax import mesh as meshes
 from rmam_jax.data import batches
 from rmam_jax.data.records import open_split
 from rmam_jax.evaluation import answers as answering
 from rmam_jax.models import recognizer
 from rmam_jax.training import checkpoints, workdir
-from rmam_jax.training import mesh as meshes
 from rmam_jax.training import step as stepping
 
 STAGES = ("stage_one", "stage_two")
