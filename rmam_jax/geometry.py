@@ -62,6 +62,16 @@ def _check(name: str, array: jax.Array, rank: int, last: int | None) -> None:
     raise ValueError(f"{name} must have shape [{wanted}], got {list(array.shape)}")
 
 
+def _check_with_map(feature_map: jax.Array, name: str, array: jax.Array, rank: int, last: int) -> None:
+  """Checks a map [..., H, W, C] and an array of `rank` last dimensions that belongs to it."""
+  _check("feature_map", feature_map, 3, None)
+  _check(name, array, rank, last)
+  if feature_map.shape[:-3] != array.shape[:-rank]:
+    raise ValueError(
+      f"feature_map {list(feature_map.shape)} and {name} {list(array.shape)} differ in their leading dimensions"
+    )
+
+
 def affine_grid(theta: jax.Array, size: tuple[int, int], *, align_corners: bool = True) -> jax.Array:
   """The points of the map that a region samples (Eq. 1).
 
@@ -98,12 +108,7 @@ def grid_sample(feature_map: jax.Array, grid: jax.Array, *, align_corners: bool 
     [..., h, w, C] in the map's type.
   """
   feature_map, grid = jnp.asarray(feature_map), jnp.asarray(grid)
-  _check("feature_map", feature_map, 3, None)
-  _check("grid", grid, 3, 2)
-  if feature_map.shape[:-3] != grid.shape[:-3]:
-    raise ValueError(
-      f"feature_map {list(feature_map.shape)} and grid {list(grid.shape)} differ in their leading dimensions"
-    )
+  _check_with_map(feature_map, "grid", grid, 3, 2)
   dtype = jnp.promote_types(_coordinate_dtype(feature_map), _coordinate_dtype(grid))
   *_, height, width, channels = feature_map.shape
 
@@ -157,12 +162,7 @@ def spatial_transform(
     [..., h, w, C] in the map's type; differentiable in the map and in theta.
   """
   feature_map, theta = jnp.asarray(feature_map), jnp.asarray(theta)
-  _check("feature_map", feature_map, 3, None)
-  _check("theta", theta, 1, 4)
-  if feature_map.shape[:-3] != theta.shape[:-1]:
-    raise ValueError(
-      f"feature_map {list(feature_map.shape)} and theta {list(theta.shape)} differ in their leading dimensions"
-    )
+  _check_with_map(feature_map, "theta", theta, 1, 4)
   theta = theta.astype(_coordinate_dtype(theta))
   s_x, s_y, t_x, t_y = jnp.moveaxis(theta[..., None], -2, 0)
 

@@ -164,7 +164,7 @@ def draw(config: ml_collections.ConfigDict, folder: pathlib.Path, test: Split, a
     )
     for index, record in enumerate(records)
   ]
-  grid = {"stride": 2 ** (len(model.stages) - 1), "align_corners": model.align_corners}
+  grid = {"stride": recognizer.stride(model), "align_corners": model.align_corners}
   folder.mkdir(parents=True, exist_ok=True)
   for panel, record in zip(panels, records, strict=True):
     pictures.draw(folder / f"{pathlib.PurePath(record.id).stem}.png", [panel], **grid)

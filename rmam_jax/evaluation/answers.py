@@ -12,6 +12,7 @@ from rmam_jax import geometry
 from rmam_jax import mesh as meshes
 from rmam_jax.data import batches
 from rmam_jax.data.records import Record, Split
+from rmam_jax.models import recognizer
 
 
 class Answers(NamedTuple):
@@ -107,12 +108,11 @@ def answer_split(
   wrong = ~np.isfinite(scores).all(axis=(0, 2))
   if wrong.any():
     raise FloatingPointError(f"{split.name}, {records[wrong.argmax()].id}: its scores are not finite")
-  stride = 2 ** (len(model.stages) - 1)
   centres = view_to_image(
     thetas[..., 2:],
     image_size=data.image_size,
     crop_size=data.crop_size,
-    stride=stride,
+    stride=recognizer.stride(model),
     align_corners=model.align_corners,
   )
   return Answers(

@@ -24,7 +24,7 @@ def _grid_localization(test: Answers, config: Any) -> metrics.Localization:
     thetas[:, 2:],
     image_size=config.data.image_size,
     crop_size=config.data.crop_size,
-    stride=2 ** (len(config.model.stages) - 1),
+    stride=recognizer.stride(config.model),
     align_corners=config.model.align_corners,
   )
   found = metrics.localization(

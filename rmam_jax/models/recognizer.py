@@ -126,6 +126,11 @@ def looks(head: str) -> bool:
   return head in RULES
 
 
+def stride(model: Any) -> int:
+  """Pixels between neighbouring cells of the feature map."""
+  return 2 ** (len(model.stages) - 1)
+
+
 def build(model: Any, num_classes: int, *, head: str, auxiliary: str = "") -> Recognizer:
   """The recogniser that a configuration's `model` section describes.
 
