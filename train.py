@@ -4,7 +4,7 @@
     python train.py --config=configs/voc.py --workdir=runs/voc
     python train.py --config.model.num_regions=8 --workdir=runs/k8
 
-The same command again goes on where it stopped.
+The same command again goes on where it stopped. configs/common.py lists every field with its meaning.
 """
 
 import pathlib

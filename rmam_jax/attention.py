@@ -31,7 +31,10 @@ class Choose(Protocol):
 
 
 class NextRegion(Protocol):
-  """A way of looking: reads the map [B, H, W, C] once and returns its first memory and its step."""
+  """A way of looking: reads the map [B, H, W, C] once and returns its first memory and its step.
+
+  A memory that changes is made of the map from the start, or `jax.shard_map` takes it for the same on every device.
+  """
 
   def __call__(self, params: Params, feature_map: jax.Array) -> tuple[Memory, Choose]: ...
 
@@ -146,11 +149,13 @@ def attend(
     z = jax.nn.relu(dense(params["hz"], h))
     scores = dense(params["zs"], z)
     memory, next_theta = choose(memory, z, k)
-    return (carry, next_theta, memory), (scores, theta, x, h, z)
+    return (carry, next_theta + nothing, memory), (scores, theta, x, h, z)
 
   wide = jnp.promote_types(feature_map.dtype, jnp.float32)
-  zeros = jnp.zeros((batch, params["lstm"]["w_h"].shape[0]), wide)
-  theta = jnp.broadcast_to(jnp.asarray(geometry.WHOLE_IMAGE, wide), (batch, 4))
+  # Zeros [B, 1] made of the map: inside `jax.shard_map` a scan's state has to vary between devices from the start.
+  nothing = (feature_map[:, :1, 0, 0] > jnp.inf).astype(wide)
+  zeros = jnp.zeros((batch, params["lstm"]["w_h"].shape[0]), wide) + nothing
+  theta = jnp.asarray(geometry.WHOLE_IMAGE, wide) + nothing
   state = ((zeros, zeros), theta, memory)
   (_, _, memory), looks = jax.lax.scan(look, state, jnp.arange(num_regions + 1))
   return Attention(*(every[1:] for every in looks), memory)

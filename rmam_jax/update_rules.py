@@ -121,7 +121,7 @@ def saliency(params, feature_map, *, radius=0.35, peak_width=0.2, scale_range=(0
     scale = jnp.clip(initial_scale + dense(params["scale"], z), *scale_range)
     return visited, jnp.concatenate([scale, centre], axis=1)
 
-  return jnp.zeros((batch, height * width), bool), choose
+  return salience > jnp.inf, choose  # nowhere yet
 
 
 def init_saliency(key, *, channels, z_width, key_width=64, salience_gain=4.0):

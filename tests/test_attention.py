@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 import rmam_jax as rmam
-from rmam_jax import attention, geometry, update_rules
+from rmam_jax import attention, geometry, mesh, update_rules
 
 K, B, C, L = 5, 3, 6, 4
 RULES = {
@@ -142,6 +143,25 @@ def test_pmap_over_two_devices():
   halves = feature_map[:2, None]
   mapped = jax.pmap(lambda f: attend(params, f).scores)(halves)
   np.testing.assert_allclose(np.concatenate(list(mapped), axis=1), attend(params, feature_map[:2]).scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_gradients_inside_shard_map(rule):
+  params, feature_map, attend = case(rule)
+  feature_map, labels = jnp.concatenate([feature_map, feature_map[:1]]), jnp.eye(4, L)
+  two, data = mesh.make_mesh(), PartitionSpec(mesh.AXIS)
+
+  def loss(params, feature_map, labels):
+    found = attend(params, feature_map)
+    return rmam.joint_loss(found.scores, found.thetas, labels)
+
+  def shard_gradient(*shard):
+    return jax.grad(lambda *shard: jax.lax.pmean(loss(*shard), mesh.AXIS))(*shard)
+
+  sharded = jax.shard_map(shard_gradient, mesh=two, in_specs=(PartitionSpec(), data, data), out_specs=PartitionSpec())
+  found, wanted = jax.jit(sharded)(params, feature_map, labels), jax.grad(loss)(params, feature_map, labels)
+  for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def under(feature_map, theta):

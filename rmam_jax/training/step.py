@@ -1,4 +1,4 @@
-"""One pure train step, for `jax.jit` over a mesh and, with an axis name, inside `jax.pmap` or `jax.shard_map`."""
+"""One pure train step, for `jax.jit` over a mesh and, with an axis name, for `jax.pmap`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -91,6 +91,7 @@ def make_train_step(
     objective: what is minimised.
     axis_name: inside `jax.pmap(..., axis_name=...)`, gradients and metrics are averaged over this axis; the devices'
       batches must be equally large. Leave it out under `jit`, where the batch is one array whatever its sharding.
+      Not for `jax.shard_map`, which sums the gradients of replicated parameters by itself.
   """
 
   def train_step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
