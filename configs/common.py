@@ -82,7 +82,7 @@ def get_config() -> ml_collections.ConfigDict:
 
 def _stage() -> ml_collections.ConfigDict:
   stage = ml_collections.ConfigDict()
-  stage.epochs = 45
+  stage.epochs = 45  # 0 leaves stage one out
   stage.classification = ""  # empty: loss.classification
   stage.learning_rate = 1e-5
   stage.schedule = "step"  # or "cosine"

@@ -239,6 +239,11 @@ def test_other_heads_run_to_the_end(head, data_root, tmp_path):
   assert ("auxiliary_mAP" in results) == (head == "recurrent")
 
 
+def test_stage_one_can_be_left_out(data_root, tmp_path):
+  loop.train(tiny_config(data_root, **{"stage_one.epochs": 0, "stage_two.epochs": 1}), tmp_path / "run")
+  assert [line["stage"] for line in lines(tmp_path / "run")] == ["stage_two"]
+
+
 def test_the_step_compiles_once_per_stage(data_root, tmp_path, caplog):
   with jax.log_compiles():
     loop.train(tiny_config(data_root), tmp_path / "run")
@@ -316,6 +321,7 @@ def test_a_run_without_stage_two_says_so(tmp_path, data_root):
     ({"batch_size": 5}, "batch_size 5 and .* must be multiples of the 2 devices"),
     ({"batch_size": 1000}, "batch_size must be between 1 and the 160 records, got 1000"),
     ({"stage_two.schedule": "linear"}, "schedule must be"),
+    ({"stage_two.epochs": 0}, r"stage_two\.epochs must be at least 1, got 0"),
   ],
 )
 def test_impossible_configurations_are_refused(changes, message, data_root, tmp_path):

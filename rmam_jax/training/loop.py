@@ -63,6 +63,9 @@ def build_stage(config: ml_collections.ConfigDict, name: str, *, num_classes: in
   section, loss = config[name], config.loss
   if config.batch_size < 1 or config.batch_size > num_records:
     raise ValueError(f"batch_size must be between 1 and the {num_records} records, got {config.batch_size}")
+  least = int(name == "stage_two")
+  if section.epochs < least:
+    raise ValueError(f"{name}.epochs must be at least {least}, got {section.epochs}")
   kind = section.classification or loss.classification
   if kind not in losses.CLASSIFICATION_LOSSES:
     raise ValueError(f"{name}.classification must be one of {', '.join(losses.CLASSIFICATION_LOSSES)}, got {kind!r}")
@@ -259,7 +262,8 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> stepping.P
   workdir.claim(folder, config)  # only now: a configuration that cannot run leaves nothing behind
   params, kept_head = None, ""
   for stage in stages:
-    params = trainer.run(stage, params, kept_head)
+    if stage.epochs:
+      params = trainer.run(stage, params, kept_head)
     kept_head = _kept_head(config)
   return params
 
