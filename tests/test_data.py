@@ -170,6 +170,21 @@ def test_an_epoch_holds_every_record_once(train):
   assert (epochs[0]["image"] != epochs[10]["image"]).any()  # shuffled anew
 
 
+def test_every_example_has_a_crop_and_a_flip_of_its_own(train, monkeypatch):
+  seen, view = [], batches.view
+
+  def watch(image, image_size, crop_size, top, left, flip):
+    seen.append((int(top), int(left), bool(flip)))
+    return view(image, image_size, crop_size, top, left, flip)
+
+  monkeypatch.setattr(batches, "view", watch)
+  take(batches.train_batches(train, **OPTIONS), 25)
+  drawn = seen[:300]
+  assert {top for top, _, _ in drawn} == {left for _, left, _ in drawn} == set(range(9))  # 72 - 64 and the ends
+  assert len({(top, left) for top, left, _ in drawn}) > 60  # of 81
+  assert 100 < sum(flip for _, _, flip in drawn) < 200
+
+
 def test_processes_share_the_same_global_batch(train):
   whole = take(batches.train_batches(train, **OPTIONS), 3)
   shares = [

@@ -111,13 +111,13 @@ CLASSES = [np.array([0, 1]), np.zeros(0, int)]
 
 
 def test_localization_by_hand():
-  # Centres as (x, y): on the first object; nowhere; on the second, which spans x .5-.75 and y .5-1; nowhere.
-  centres = np.array([[[0.1, 0.4], [0.9, 0.9], [0.6, 0.9], [0.9, 0.1]]] * 2)
+  # Centres as (x, y): on the first object; nowhere; on the second, which spans x .5-.75 and y .5-1; on the first.
+  centres = np.array([[[0.1, 0.4], [0.9, 0.9], [0.6, 0.9], [0.3, 0.1]]] * 2)
   winners = np.array([[0, 1, 3], [0, 0, 0]])
   found = metrics.localization(centres, winners, BOXES, CLASSES)
   assert found.r_precision == 1 / 2  # of the first two looks, one is on an object
   assert found.coverage == 1  # both objects hold a centre
-  assert found.pointing == 1 / 2  # class 0 was won on its object, class 1 was not
+  assert found.pointing == 1 / 2  # class 0 was won on its object, class 1 was won on the other
 
 
 def test_chance_by_hand():
