@@ -198,7 +198,7 @@ class _Trainer:
     train_step = jax.jit(
       stepping.make_train_step(stage.model, stage.optimizer, stage.objective),
       in_shardings=(replicated, sharding),
-      out_shardings=replicated,  # as they came in, or the second step would compile again
+      out_shardings=replicated,
       donate_argnums=0,
     )
     forward = answering.make_forward(stage.model, self.mesh)
