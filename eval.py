@@ -1,6 +1,6 @@
 """Evaluates the best epoch of a trained workdir again: writes its results.json and pictures/ and prints the summary.
 
-python eval.py --workdir=runs/digits
+python eval.py --workdir=runs/digits-easy-saliency
 """
 
 import pathlib

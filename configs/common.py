@@ -71,7 +71,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.controls = ()
 
   config.evaluation = ml_collections.ConfigDict()
-  config.evaluation.batch_size = 50
+  config.evaluation.batch_size = 48  # a multiple of the usual numbers of devices
   config.evaluation.ap_method = "all_point"  # or "interpolated", "eleven_point"
   config.evaluation.top_k = 3  # labels an image for CP ... OF1
   config.evaluation.svm_images = 5_000  # training images for the SVMs; 0: all of them

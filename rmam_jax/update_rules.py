@@ -77,7 +77,16 @@ def init_fixed_grid(key, *, channels, z_width):
   return {}
 
 
-def saliency(params, feature_map, *, radius=0.35, peak_width=0.2, scale_range=(0.2, 0.6), initial_scale=0.35):
+def saliency(
+  params,
+  feature_map,
+  *,
+  radius=0.35,
+  peak_width=0.2,
+  scale_range=(0.2, 0.6),
+  initial_scale=0.35,
+  align_corners=True,
+):
   """Looks where a learned map of the image is highest and never returns to a place.
 
   The logit of each of the H x W places is its salience, linear in the map, plus keys . query / sqrt(D), the keys
@@ -91,11 +100,12 @@ def saliency(params, feature_map, *, radius=0.35, peak_width=0.2, scale_range=(0
 
   Args:
     params: from `init_saliency`.
-    feature_map: [B, H, W, C]; its cells' places follow align_corners=True.
+    feature_map: [B, H, W, C].
     radius: of what a look takes out, in normalised coordinates (the map is 2 wide).
     peak_width: standard deviation of the weight around the peak, likewise.
     scale_range: the least and the largest s_x and s_y.
     initial_scale: s_x and s_y where the linear map of z_k gives zero.
+    align_corners: where the map's cells lie, as in `attend`.
   """
   batch, height, width, channels = feature_map.shape
   cells = feature_map.reshape(batch, height * width, channels)
@@ -103,7 +113,7 @@ def saliency(params, feature_map, *, radius=0.35, peak_width=0.2, scale_range=(0
   salience = dense(params["salience"], cells)[..., 0]
   # Every place of the map as (x, y), [H * W, 2].
   identity = jnp.asarray(geometry.WHOLE_IMAGE, salience.dtype)
-  places = geometry.affine_grid(identity, (height, width)).reshape(-1, 2)
+  places = geometry.affine_grid(identity, (height, width), align_corners=align_corners).reshape(-1, 2)
 
   def choose(visited, z, k):
     del k

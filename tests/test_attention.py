@@ -248,14 +248,18 @@ def test_origins_are_added_to_the_paper_s_rule():
   np.testing.assert_allclose(thetas[:, 0, 2:], origins + np.array([0.01, -0.02]), atol=1e-6)
 
 
-def test_saliency_looks_at_the_strongest_places_first_and_never_twice():
-  params, _, attend = case("saliency")
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_saliency_looks_at_the_strongest_places_first_and_never_twice(align_corners):
+  params, _, _ = case("saliency")
+  rule = functools.partial(update_rules.saliency, align_corners=align_corners)
+  options = {"region_size": (3, 3), "align_corners": align_corners}
   feature_map = np.full((B, 12, 12, C), 0.01, np.float32)
   peaks = [(2, 3), (9, 9), (10, 1)]
   for strength, (row, column) in zip((9.0, 6.0, 3.0), peaks, strict=True):
     feature_map[:, row, column] = strength
-  centres = np.asarray(attend(params, feature_map).thetas)[..., 2:]
-  cells = np.asarray(geometry.to_cells(centres, 12))
+  thetas = rmam.attend(params, feature_map, num_regions=K, next_region=rule, **options).thetas
+  centres = np.asarray(thetas)[..., 2:]
+  cells = np.asarray(geometry.to_cells(centres, 12, align_corners=align_corners))
   for look, (row, column) in enumerate(peaks):
     np.testing.assert_allclose(cells[look], np.tile([column, row], (B, 1)), atol=0.2)
   for one in range(K):

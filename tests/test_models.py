@@ -78,6 +78,17 @@ def test_every_head_answers_in_the_same_form(head, dtype):
     np.testing.assert_array_equal(attention.thetas, np.broadcast_to([1, 1, 0, 0], (1, 3, 4)))
 
 
+@pytest.mark.parametrize("head", ["saliency", "fixed_grid", "whole_image"])
+def test_the_grid_s_convention_reaches_every_head_that_samples(head):
+  images = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 3), np.uint8)
+  models = [
+    recognizer.build(small_model(region_pool=1, align_corners=aligned), 4, head=head) for aligned in (True, False)
+  ]
+  params = models[0].init(jax.random.key(0), images)
+  aligned, unaligned = (model.apply(params, images).attention.scores for model in models)
+  assert float(jnp.abs(aligned - unaligned).max()) > 1e-3
+
+
 def test_controls_by_hand():
   feature_map = jnp.array([[[[1.0], [3.0]], [[0.0], [4.0]]]])
   dense = {"scores": {"kernel": jnp.array([[2.0, -1.0]]), "bias": jnp.array([0.0, 1.0])}}

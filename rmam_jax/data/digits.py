@@ -78,7 +78,7 @@ def _background(rng: np.random.Generator, split: str, size: int) -> np.ndarray:
   photographs = _photographs()
   photograph = photographs[rng.integers(len(photographs))]
   first, last = background_columns(split, photograph.shape[1])
-  side = rng.integers(64, last - first + 1) if last - first < 2 * size else rng.integers(64, 2 * size + 1)
+  side = rng.integers(64, min(last - first, 2 * size) + 1)
   left = rng.integers(first, last - side + 1)
   top = rng.integers(0, photograph.shape[0] - side + 1)
   patch = Image.fromarray(photograph).resize(

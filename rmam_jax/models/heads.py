@@ -115,20 +115,23 @@ class WholeImage(nn.Module):
 
   Attributes:
     num_classes: L.
-    region_size, pool: as in `attend`.
+    region_size, pool, align_corners: as in `attend`.
     x_width, z_width: of the two layers.
   """
 
   num_classes: int
   region_size: Sequence[int] = (7, 7)
   pool: int = 1
+  align_corners: bool = True
   x_width: int = 4096
   z_width: int = 4096
 
   @nn.compact
   def __call__(self, feature_map: jax.Array) -> Attention:
     theta = jnp.broadcast_to(jnp.asarray(geometry.WHOLE_IMAGE), (feature_map.shape[0], 4))
-    region = attention.region_features(feature_map, theta, tuple(self.region_size), pool=self.pool)
+    region = attention.region_features(
+      feature_map, theta, tuple(self.region_size), pool=self.pool, align_corners=self.align_corners
+    )
     x = nn.relu(nn.Dense(self.x_width, name="fx")(region.astype(jnp.float32)))
     z = nn.relu(nn.Dense(self.z_width, name="xz")(x))
     return _one_region(nn.Dense(self.num_classes, name="zs")(z), z)

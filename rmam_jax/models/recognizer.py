@@ -69,6 +69,7 @@ RULES: Mapping[str, Callable[[Any], Rule]] = {
       peak_width=model.saliency.peak_width,
       scale_range=tuple(model.saliency.scale_range),
       initial_scale=model.saliency.initial_scale,
+      align_corners=model.align_corners,
     ),
     functools.partial(
       update_rules.init_saliency,
@@ -106,6 +107,7 @@ def _whole_image(model: Any, num_classes: int) -> heads.WholeImage:
     num_classes=num_classes,
     region_size=tuple(model.region_size),
     pool=model.region_pool,
+    align_corners=model.align_corners,
     x_width=model.x_width,
     z_width=model.z_width,
   )
