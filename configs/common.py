@@ -39,14 +39,13 @@ def get_config() -> ml_collections.ConfigDict:
   model.recurrent.weight_scale = 0.01  # variance, relative to Xavier's
   model.recurrent.anchored = False  # M corrects the centre and the anchor points, which the paper only draws it to
   model.saliency = ml_collections.ConfigDict()  # see rmam_jax/update_rules.py
-  model.saliency.radius = 0.35
+  model.saliency.scale = 0.3
+  model.saliency.inhibition = 1.2
   model.saliency.peak_width = 0.2
-  model.saliency.scale_range = (0.2, 0.6)
-  model.saliency.initial_scale = 0.35
-  model.saliency.key_width = 64
-  model.saliency.gain = 4.0
   model.fixed_grid = ml_collections.ConfigDict()
   model.fixed_grid.scale = 0.5
+  model.score_map = ml_collections.ConfigDict()
+  model.score_map.places = 1  # whose mean is a class's score; about as many as the smallest object has cells
 
   loss = config.loss = ml_collections.ConfigDict()
   loss.classification = "euclidean"  # Eq. 7-8; or "sigmoid"

@@ -38,7 +38,8 @@ def get_config(variant: str = ""):
   model.region_size = (5, 5)
   model.region_pool = 1
   model.x_width = model.lstm_width = model.z_width = 128
-  model.saliency.radius = 0.22 if setting == "hard" else 0.3
+  model.saliency.scale = 0.18 if setting == "hard" else 0.3
+  model.score_map.places = 8 if setting == "hard" else 12
 
   config.loss.classification = "sigmoid"
   config.loss.anchor_weight = 0.0

@@ -71,88 +71,53 @@ def fixed_grid(params, feature_map, *, num_regions, scale=0.5):
   return (), choose
 
 
-def init_fixed_grid(key, *, channels, z_width):
-  """A grid has nothing to learn."""
-  del key, channels, z_width
-  return {}
+def saliency(params, feature_map, *, dense_scores, scale=0.3, inhibition=1.2, peak_width=0.2, align_corners=True):
+  """Looks where the classes score highest on the map, and never returns to a place.
 
+  The salience of each of the H x W places is the log-sum-exp of its class scores. (t_x, t_y) is the mean place under
+  the softmax of the salience, weighted towards its highest peak so that two objects are never averaged. Places within
+  an extent of the region around it are taken out for good: left to themselves the K looks settle on one object, and a
+  penalty is simply outgrown. Neither place nor size asks z_k: a query from it changed nothing, and a size that is
+  learned through the sampled region shrinks to a point.
 
-def saliency(
-  params,
-  feature_map,
-  *,
-  radius=0.35,
-  peak_width=0.2,
-  scale_range=(0.2, 0.6),
-  initial_scale=0.35,
-  align_corners=True,
-):
-  """Looks where a learned map of the image is highest and never returns to a place.
-
-  The logit of each of the H x W places is its salience, linear in the map, plus keys . query / sqrt(D), the keys
-  linear in the map and the query in z_k. Places within a radius of an earlier centre are taken out for good: left to
-  themselves the K looks settle on one object, and a penalty is simply outgrown. (t_x, t_y) is the mean place under
-  the softmax of the logits, weighted towards its highest peak so that two objects are never averaged; (s_x, s_y) are
-  linear in z_k and clipped.
-
-  Gradient path: through the mean place into the softmax, and so into the whole map, the keys and the query; through
-  the sampled region into the cells under it; not through where the peak is nor through what was taken out.
+  Gradient path: through the mean place into the softmax, and so into the scores of every open place; through the
+  sampled region into the cells under it; not through where the peak is nor through what was taken out. The scores are
+  best taught directly as well, by a loss of their own (`models.heads.ScoreMap`).
 
   Args:
-    params: from `init_saliency`.
-    feature_map: [B, H, W, C].
-    radius: of what a look takes out, in normalised coordinates (the map is 2 wide).
-    peak_width: standard deviation of the weight around the peak, likewise.
-    scale_range: the least and the largest s_x and s_y.
-    initial_scale: s_x and s_y where the linear map of z_k gives zero.
+    params: unused; every rule takes them.
+    feature_map: unused; the scores were read from it.
+    dense_scores: [B, H, W, L], a score of every class at every place of the map.
+    scale: s_x and s_y of every region.
+    inhibition: of what a look takes out, the radius in extents of the region, `scale`.
+    peak_width: standard deviation of the weight around the peak, in normalised coordinates (the map is 2 wide).
     align_corners: where the map's cells lie, as in `attend`.
   """
-  batch, height, width, channels = feature_map.shape
-  cells = feature_map.reshape(batch, height * width, channels)
-  keys = dense(params["keys"], cells)
-  salience = dense(params["salience"], cells)[..., 0]
+  del params, feature_map
+  batch, height, width, _ = dense_scores.shape
+  salience = jax.nn.logsumexp(dense_scores, axis=-1).reshape(batch, height * width)
   # Every place of the map as (x, y), [H * W, 2].
   identity = jnp.asarray(geometry.WHOLE_IMAGE, salience.dtype)
   places = geometry.affine_grid(identity, (height, width), align_corners=align_corners).reshape(-1, 2)
 
+  def squared_distance(points):
+    return ((places - points[:, None]) ** 2).sum(-1)
+
   def choose(visited, z, k):
     del k
-    query = dense(params["query"], z)
-    logits = jnp.einsum("bpd,bd->bp", keys, query) / np.sqrt(keys.shape[-1]) + salience
     # Where every place is taken, the choice is free again.
     open_places = ~visited | visited.all(axis=1, keepdims=True)
-    logits = jnp.where(open_places, logits, -jnp.inf)
+    logits = jnp.where(open_places, salience, -jnp.inf)
     peak = places[logits.argmax(axis=1)]
-    near_peak = ((places - peak[:, None]) ** 2).sum(-1) / (-2 * peak_width**2)
-    weights = jax.nn.softmax(logits + near_peak, axis=1)
+    weights = jax.nn.softmax(logits - squared_distance(peak) / (2 * peak_width**2), axis=1)
     centre = weights @ places
-    distance = ((places - jax.lax.stop_gradient(centre)[:, None]) ** 2).sum(-1)
-    visited |= distance < radius**2
-    scale = jnp.clip(initial_scale + dense(params["scale"], z), *scale_range)
-    return visited, jnp.concatenate([scale, centre], axis=1)
+    visited |= squared_distance(jax.lax.stop_gradient(centre)) < (inhibition * scale) ** 2
+    return visited, jnp.concatenate([jnp.full_like(centre, scale), centre], axis=1).astype(z.dtype)
 
   return salience > jnp.inf, choose  # nowhere yet
 
 
-def init_saliency(key, *, channels, z_width, key_width=64, salience_gain=4.0):
-  """Looking begins where the map is strongest: the salience starts as the map's mean over its channels.
-
-  With random salience the looks flee the objects: scores are not yet told apart there, and the background is the safe
-  answer. Query and scales start small, and so begin as nothing and as `initial_scale`.
-
-  Args:
-    key: a PRNG key.
-    channels: C of the feature map.
-    z_width: Z.
-    key_width: D.
-    salience_gain: what the mean is multiplied by.
-  """
-  xavier = jax.nn.initializers.glorot_uniform()
-  small = jax.nn.initializers.variance_scaling(0.01, "fan_avg", "uniform")
-  keys = jax.random.split(key, 3)
-  return {
-    "keys": {"kernel": xavier(keys[0], (channels, key_width)), "bias": jnp.zeros(key_width)},
-    "query": {"kernel": small(keys[1], (z_width, key_width)), "bias": jnp.zeros(key_width)},
-    "salience": {"kernel": jnp.full((channels, 1), salience_gain / channels, jnp.float32), "bias": jnp.zeros(1)},
-    "scale": {"kernel": small(keys[2], (z_width, 2)), "bias": jnp.zeros(2)},
-  }
+def no_parameters(key, *, channels, z_width):
+  """The initialiser of rules that have nothing to learn: the fixed grid, and saliency beside its scores."""
+  del key, channels, z_width
+  return {}

@@ -64,7 +64,7 @@ def test_max_pool_equals_flax(size):
 @pytest.mark.parametrize("head", recognizer.HEADS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_head_answers_in_the_same_form(head, dtype):
-  model = recognizer.build(small_model(dtype=dtype), 4, head=head, auxiliary="mean_pool")
+  model = recognizer.build(small_model(dtype=dtype), 4, head=head, auxiliary="score_map")
   images = np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), np.uint8)
   params = model.init(jax.random.key(0), images)
   attention, auxiliary = model.apply(params, images)
@@ -82,7 +82,8 @@ def test_every_head_answers_in_the_same_form(head, dtype):
 def test_the_grid_s_convention_reaches_every_head_that_samples(head):
   images = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 3), np.uint8)
   models = [
-    recognizer.build(small_model(region_pool=1, align_corners=aligned), 4, head=head) for aligned in (True, False)
+    recognizer.build(small_model(region_pool=1, align_corners=aligned), 4, head=head, auxiliary="score_map")
+    for aligned in (True, False)
   ]
   params = models[0].init(jax.random.key(0), images)
   aligned, unaligned = (model.apply(params, images).attention.scores for model in models)
@@ -96,6 +97,8 @@ def test_controls_by_hand():
     (heads.Pooled(2, jnp.mean), [4, -1]),  # the mean is 2
     (heads.Pooled(2, jnp.max), [8, -3]),  # the maximum is 4
     (heads.ScoreMap(2), [8, 1]),  # the second class is highest where the map is 0
+    (heads.ScoreMap(2, places=2), [7, 0.5]),  # of 8, 6, 2, 0 and 1, 0, -2, -3
+    (heads.ScoreMap(2, places=9), [4, -1]),  # more than there are: the mean
   ):
     scores = head.apply({"params": dense}, feature_map).scores
     np.testing.assert_allclose(scores, [[wanted]])
@@ -119,4 +122,18 @@ def test_a_wrong_model_is_refused():
   with pytest.raises(ValueError, match=r"head must be one of .*saliency.*got 'salience'"):
     recognizer.build(small_model(), 4, head="salience")
   with pytest.raises(ValueError, match=r"model\.num_regions must be at least 1, got 0"):
-    recognizer.build(small_model(num_regions=0), 4, head="saliency")
+    recognizer.build(small_model(num_regions=0), 4, head="fixed_grid")
+  with pytest.raises(
+    ValueError, match=r"'saliency' looks by the dense scores of an auxiliary 'score_map'.*'mean_pool'"
+  ):
+    recognizer.build(small_model(), 4, head="saliency", auxiliary="mean_pool")
+
+
+def test_saliency_is_guided_by_the_auxiliary_scores():
+  """Turning the auxiliary head's kernel round turns the first look to another place."""
+  model = recognizer.build(small_model(), 4, head="saliency", auxiliary="score_map")
+  images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+  params = model.init(jax.random.key(0), images)["params"]
+  turned = {**params, "auxiliary": jax.tree.map(jnp.negative, params["auxiliary"])}
+  looked, other = (model.apply({"params": tree}, images).attention.thetas[0] for tree in (params, turned))
+  assert float(jnp.abs(looked - other)[:, 2:].max()) > 0.2

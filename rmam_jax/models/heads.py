@@ -3,6 +3,7 @@
 Each head maps f_I [B, H, W, C] to an `Attention`. A control is a head of one region, the whole image.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ class RMAM(nn.Module):
   Attributes:
     num_classes: L.
     num_regions: K.
-    next_region: the rule, with all but its parameters and the map filled in.
+    next_region: the rule, with all but its parameters, the map and the dense scores filled in.
     init_next_region: the rule's initialiser.
     region_size, pool, squash_cell, align_corners: as in `attend`.
     x_width, lstm_width, z_width, forget_bias: as in `init_attention`.
@@ -40,7 +41,8 @@ class RMAM(nn.Module):
   forget_bias: float = 0.0
 
   @nn.compact
-  def __call__(self, feature_map: jax.Array) -> Attention:
+  def __call__(self, feature_map: jax.Array, **guide: jax.Array) -> Attention:
+    """[B, H, W, C] -> K regions; `guide` is what a rule reads beside the map, e.g. `dense_scores` [B, H, W, L]."""
     params = self.param(
       "attention",
       lambda key: attention.init_attention(
@@ -59,7 +61,7 @@ class RMAM(nn.Module):
       params,
       feature_map,
       num_regions=self.num_regions,
-      next_region=self.next_region,
+      next_region=functools.partial(self.next_region, **guide),
       region_size=tuple(self.region_size),
       pool=self.pool,
       squash_cell=self.squash_cell,
@@ -67,12 +69,12 @@ class RMAM(nn.Module):
     )
 
 
-def _one_region(scores: jax.Array, features: jax.Array) -> Attention:
+def _one_region(scores: jax.Array, features: jax.Array, memory: Any = ()) -> Attention:
   """A control's answer: [B, L] and [B, F] as those of one region, the whole image."""
   batch = scores.shape[0]
   theta = jnp.broadcast_to(jnp.asarray(geometry.WHOLE_IMAGE, scores.dtype), (1, batch, 4))
   features = features.astype(scores.dtype)[None]
-  return Attention(scores[None], theta, features, features, features, memory=())
+  return Attention(scores[None], theta, features, features, features, memory)
 
 
 class Pooled(nn.Module):
@@ -93,21 +95,31 @@ class Pooled(nn.Module):
 
 
 class ScoreMap(nn.Module):
-  """Control: linear scores at every place, the maximum over places (Oquab et al., CVPR 2015).
+  """Control, and the guide of `update_rules.saliency`: linear scores at every place, pooled over the highest of them.
+
+  With one place it is the maximum (Oquab et al., CVPR 2015). The mean of about as many places as the smallest object
+  has cells (as in WELDON, Durand et al., CVPR 2016, without its lowest ones) makes the scores high all over an object
+  and so centred on it; a maximum is as well served by any one cell that sees the object, and drifts to its edge.
 
   Attributes:
     num_classes: L.
+    places: how many of the highest, for each class.
     bias: the first score; negative, since most places show no object of most classes.
   """
 
   num_classes: int
+  places: int = 1
   bias: float = -2.0
 
   @nn.compact
   def __call__(self, feature_map: jax.Array) -> Attention:
+    """[B, H, W, C] -> one region; its memory holds the dense scores, [B, H, W, L]."""
     feature_map = feature_map.astype(jnp.float32)
-    scores = nn.Dense(self.num_classes, bias_init=nn.initializers.constant(self.bias), name="scores")
-    return _one_region(scores(feature_map).max(axis=(1, 2)), feature_map.max(axis=(1, 2)))
+    bias = nn.initializers.constant(self.bias)
+    dense_scores = nn.Dense(self.num_classes, bias_init=bias, name="scores")(feature_map)
+    every_BLP = dense_scores.reshape(len(feature_map), -1, self.num_classes).swapaxes(1, 2)
+    highest, _ = jax.lax.top_k(every_BLP, min(self.places, every_BLP.shape[-1]))
+    return _one_region(highest.mean(axis=-1), feature_map.max(axis=(1, 2)), dense_scores)
 
 
 class WholeImage(nn.Module):

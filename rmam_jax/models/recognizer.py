@@ -25,12 +25,14 @@ class Recognizer(nn.Module):
     backbone: normalised images -> feature map.
     head: feature map -> `Attention`.
     auxiliary: a second head beside it, or None. Its loss keeps the backbone learning densely.
+    guided: whether the head takes the auxiliary head's dense scores to look by.
     pixel_mean, pixel_std: of red, green and blue in 0..255.
   """
 
   backbone: nn.Module
   head: nn.Module
   auxiliary: nn.Module | None = None
+  guided: bool = False
   pixel_mean: Sequence[float] = (0.0, 0.0, 0.0)
   pixel_std: Sequence[float] = (1.0, 1.0, 1.0)
 
@@ -39,7 +41,9 @@ class Recognizer(nn.Module):
     """[B, height, width, 3] of 0..255, red green blue, uint8 or float -> scores."""
     pixels = (images.astype(jnp.float32) - jnp.asarray(self.pixel_mean)) / jnp.asarray(self.pixel_std)
     feature_map = self.backbone(pixels)
-    return Recognition(self.head(feature_map), None if self.auxiliary is None else self.auxiliary(feature_map))
+    auxiliary = None if self.auxiliary is None else self.auxiliary(feature_map)
+    guide = {"dense_scores": auxiliary.memory} if self.guided else {}
+    return Recognition(self.head(feature_map, **guide), auxiliary)
 
 
 class Rule(NamedTuple):
@@ -65,21 +69,16 @@ RULES: Mapping[str, Callable[[Any], Rule]] = {
   "saliency": lambda model: Rule(
     functools.partial(
       update_rules.saliency,
-      radius=model.saliency.radius,
+      scale=model.saliency.scale,
+      inhibition=model.saliency.inhibition,
       peak_width=model.saliency.peak_width,
-      scale_range=tuple(model.saliency.scale_range),
-      initial_scale=model.saliency.initial_scale,
       align_corners=model.align_corners,
     ),
-    functools.partial(
-      update_rules.init_saliency,
-      key_width=model.saliency.key_width,
-      salience_gain=model.saliency.gain,
-    ),
+    update_rules.no_parameters,
   ),
   "fixed_grid": lambda model: Rule(
     functools.partial(update_rules.fixed_grid, num_regions=model.num_regions, scale=model.fixed_grid.scale),
-    update_rules.init_fixed_grid,
+    update_rules.no_parameters,
   ),
 }
 
@@ -119,8 +118,11 @@ HEADS: Mapping[str, Callable[[Any, int], nn.Module]] = {
   "whole_image": _whole_image,
   "mean_pool": lambda model, num_classes: heads.Pooled(num_classes, jnp.mean),
   "max_pool": lambda model, num_classes: heads.Pooled(num_classes, jnp.max),
-  "score_map": lambda model, num_classes: heads.ScoreMap(num_classes),
+  "score_map": lambda model, num_classes: heads.ScoreMap(num_classes, places=model.score_map.places),
 }
+
+# Heads that look by the dense scores of an auxiliary head.
+GUIDED = ("saliency",)
 
 
 def looks(head: str) -> bool:
@@ -143,17 +145,22 @@ def build(model: Any, num_classes: int, *, head: str, auxiliary: str = "") -> Re
     auxiliary: another, or "" for none.
 
   Raises:
-    ValueError: a head that does not exist, or K < 1.
+    ValueError: a head that does not exist or lacks its guide, or K < 1.
   """
   for field, name in (("head", head), ("auxiliary", auxiliary or head)):
     if name not in HEADS:
       raise ValueError(f"{field} must be one of {', '.join(sorted(HEADS))}, got {name!r}")
+  if head in GUIDED and auxiliary != "score_map":
+    raise ValueError(
+      f"head {head!r} looks by the dense scores of an auxiliary 'score_map' (stage_one.head), got {auxiliary!r}"
+    )
   if model.num_regions < 1:
     raise ValueError(f"model.num_regions must be at least 1, got {model.num_regions}")
   return Recognizer(
     backbone=vgg.VGG(stages=tuple(map(tuple, model.stages)), dtype=jnp.dtype(model.dtype)),
     head=HEADS[head](model, num_classes),
     auxiliary=HEADS[auxiliary](model, num_classes) if auxiliary else None,
+    guided=head in GUIDED,
     pixel_mean=tuple(model.pixel_mean),
     pixel_std=tuple(model.pixel_std),
   )

@@ -50,8 +50,9 @@ def head_of(config: ml_collections.ConfigDict, name: str) -> str:
 
 def build_model(config: ml_collections.ConfigDict, name: str, num_classes: int) -> recognizer.Recognizer:
   """The recogniser of a stage; stage two keeps stage one's head beside its own where the configuration says so."""
-  auxiliary = config.stage_one.head if config[name].auxiliary_weight else ""
-  return recognizer.build(config.model, num_classes, head=head_of(config, name), auxiliary=auxiliary)
+  head = head_of(config, name)
+  auxiliary = config.stage_one.head if config[name].auxiliary_weight or head in recognizer.GUIDED else ""
+  return recognizer.build(config.model, num_classes, head=head, auxiliary=auxiliary)
 
 
 def build_stage(config: ml_collections.ConfigDict, name: str, *, num_classes: int, num_records: int) -> Stage:
@@ -270,6 +271,7 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> stepping.P
 
 def _kept_head(config: ml_collections.ConfigDict) -> str:
   """Where stage one's head goes on in stage two; see `take_over`."""
-  if config.stage_two.auxiliary_weight:
+  head = head_of(config, "stage_two")
+  if config.stage_two.auxiliary_weight or head in recognizer.GUIDED:
     return "auxiliary"
-  return "head" if head_of(config, "stage_two") == head_of(config, "stage_one") else ""
+  return "head" if head == head_of(config, "stage_one") else ""
