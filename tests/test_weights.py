@@ -421,7 +421,8 @@ def test_weights_that_do_not_fit_leave_no_workdir(tmp_path, data_root):
   inner(tmp_path / "w.safetensors", ((4,), (6,)))
   config = tiny_config(data_root, weights=str(tmp_path / "w.safetensors"))
   with pytest.raises(
-    ValueError, match=r"has? ?.*stages \(\(4,\), \(6,\)\), but config\.model\.stages is \(\(4,\), \(8,\)\)"
+    ValueError,
+    match=r"holds a backbone with the stages \(\(4,\), \(6,\)\), but config\.model\.stages is \(\(4,\), \(8,\)\)",
   ):
     loop.train(config, tmp_path / "run")
   config.weights = ""
