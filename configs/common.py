@@ -14,15 +14,21 @@ def get_config() -> ml_collections.ConfigDict:
   config.weights_digest = ""  # which file it was; filled in by the run
 
   config.data = ml_collections.ConfigDict()
-  config.data.name = "voc/2007"  # see rmam_jax/data/records.py
+  config.data.name = "voc/2007"  # see rmam_jax/data/records.py; or "custom", your own images
   config.data.root = ""  # folder of prepared data; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
-  config.data.train = "train"  # TFDS splits
-  config.data.validation = "validation"
+  config.data.train = "train"  # TFDS splits, or parts of them (rmam_jax/data/records.py); of "custom", manifests
+  config.data.validation = "validation"  # for every choice; empty: nothing is chosen
   config.data.test = "test"
+  config.data.images = ""  # of "custom": the folder that images are named relative to; empty: the manifest's
+  config.data.classes = ()  # of "custom": the classes in order; empty: the training labels, sorted
+  config.data.difficult = "ignore"  # labels that are neither: left out (VOC's rule), or "negative" or "positive"
+  config.data.expected = ()  # pairs (split, its number of annotated images), checked
+  config.data.corrupt = "error"  # an image that cannot be read; or "skip": listed and replaced in training
   config.data.image_size = 512  # N: images are resized to N x N
   config.data.crop_size = 448  # N - 64
   config.data.flip = True  # mirror half of the training images
   config.data.threads = 2  # that read ahead
+  config.data.workers = 0  # processes that read, each with so many threads; 0: none but the trainer's own
 
   model = config.model = ml_collections.ConfigDict()
   model.stages = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # VGG-16

@@ -102,7 +102,7 @@ def evaluate(folder: pathlib.Path) -> dict[str, Any]:
   """
   started = time.monotonic()
   config = workdir.read_config(folder)
-  test = open_split(config.data.name, config.data.test, config.data.root)
+  test = open_split(config.data, config.data.test)
   mesh = meshes.make_mesh()
   model, params, progress = load_best(config, folder, len(test.class_names), mesh)
   forward = answering.make_forward(model, mesh)
@@ -119,7 +119,7 @@ def evaluate(folder: pathlib.Path) -> dict[str, Any]:
     )
 
   test_answers = answers(test, "test images")
-  train = open_split(config.data.name, config.data.train, config.data.root, config.evaluation.svm_images)
+  train = open_split(config.data, config.data.train, config.evaluation.svm_images)
   train_answers = answers(train, "images for the SVMs")
   head = loop.head_of(config, "stage_two")
   results = report.evaluate(config, head, test.class_names, test_answers, train_answers)

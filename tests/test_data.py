@@ -1,18 +1,29 @@
 """Digit scenes, records and batches: what each split may hold, and an order that depends on (seed, step) alone."""
 
-import io
 import itertools
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from configs import common
 from rmam_jax.data import batches, digits, records
+
+
+def section(data_root, **changes):
+  """The `data` section of a configuration."""
+  config = common.get_config()
+  config.data.update({"name": "digits/tiny", "root": str(data_root), **changes})
+  return config.data
+
+
+def tiny(split, data_root, **changes):
+  return records.open_split(section(data_root, **changes), split)
 
 
 @pytest.fixture(scope="module")
 def train(data_root):
-  return records.Split("digits/tiny", "train", str(data_root))
+  return tiny("train", data_root)
 
 
 def test_splits_share_no_digit_sample():
@@ -69,7 +80,7 @@ def test_a_scene_depends_on_setting_split_and_index_alone():
 def test_the_builder_stores_the_scenes(train, data_root):
   assert train.class_names == digits.CLASSES
   assert len(train) == 160
-  assert len(records.Split("digits/tiny", "test", str(data_root))) == 40
+  assert len(tiny("test", data_root)) == 40
   setting = digits.SETTINGS["tiny"]
   for position in range(10):
     record = train[position]
@@ -93,7 +104,10 @@ def test_data_is_read_without_tensorflow(data_root):
   code = (
     "import sys\n"
     "from rmam_jax.data import records\n"
-    f"records.Split('digits/tiny', 'train', {str(data_root)!r})[0]\n"
+    "from configs import common\n"
+    "data = common.get_config().data\n"
+    f"data.name, data.root = 'digits/tiny', {str(data_root)!r}\n"
+    "records.open_split(data, 'train')[0]\n"
     "assert 'tensorflow' not in sys.modules"
   )
   subprocess.run([sys.executable, "-c", code], check=True)
@@ -113,23 +127,82 @@ def test_difficult_labels_are_ignored_unless_present_otherwise():
   assert record.id == "000005.jpg"
 
 
-def test_records_without_a_positive_label_are_dropped_and_counted(data_root, monkeypatch):
-  def adapt(example, num_classes):
-    record = records.adapt_digits(example, num_classes)
-    return record._replace(labels=record.labels * (np.arange(num_classes) < 5))
+class Source:
+  """Three classes; the second record has nothing, the third only what is difficult."""
 
-  data_set = records.DATA_SETS["digits/tiny"]
-  monkeypatch.setitem(records.DATA_SETS, "digits/tiny", data_set._replace(adapter=adapt))
-  split = records.Split("digits/tiny", "train", str(data_root))
-  assert split.dropped > 0
-  assert len(split) + split.dropped == 160
-  assert all(split[index].labels.any() for index in range(len(split)))
+  class_names = ("a", "b", "c")
+  index = records.Index(
+    ids=np.array(["0", "1", "2", "3"]),
+    labels=np.array([[1, 0, 0], [0, 0, 0], [0, 0, 0], [0, 1, 0]], np.float32),
+    ignore=np.array([[0, 1, 0], [0, 0, 0], [0, 0, 1], [0, 0, 0]], bool),
+    annotated=np.array([True, False, True, True]),
+  )
+
+  def __getitem__(self, i):
+    return records.Record(
+      self.index.ids[i], b"", self.index.labels[i], self.index.ignore[i], np.zeros((0, 4)), np.zeros(0)
+    )
+
+
+@pytest.mark.parametrize(
+  ("difficult", "ids", "first", "ignored"),
+  [
+    ("ignore", ["0", "3"], [1, 0, 0], [False, True, False]),
+    ("negative", ["0", "3"], [1, 0, 0], [False] * 3),
+    ("positive", ["0", "2", "3"], [1, 1, 0], [False] * 3),
+  ],
+)
+def test_what_difficult_labels_count_as(difficult, ids, first, ignored):
+  split = records.Split("three", Source(), Source.index, difficult=difficult)
+  assert [split[i].id for i in range(len(split))] == ids
+  assert split.dropped == 4 - len(ids)
+  np.testing.assert_array_equal(split[0].labels, first)
+  np.testing.assert_array_equal(split[0].ignore, ignored)
+
+
+def test_unknown_policy_for_difficult_labels():
+  with pytest.raises(ValueError, match=r"data\.difficult must be one of ignore, negative, positive, got 'hard'"):
+    records.Split("three", Source(), Source.index, difficult="hard")
+
+
+def test_held_out_records_are_those_of_the_smallest_hashes():
+  # printf 'a' | sha256sum and so on: ca97, 3e23, 2e7d, 18ac for a, b, c, d.
+  np.testing.assert_array_equal(records.held_out(["a", "b", "c", "d"], 2), [False, False, True, True])
+  np.testing.assert_array_equal(records.held_out(["d", "a", "c", "b"], 2), [True, False, True, False])
+  with pytest.raises(ValueError, match="4 of 4 records cannot be held out"):
+    records.held_out(["a", "b", "c", "d"], 4)
+
+
+def test_parts_of_a_split_share_nothing_and_make_the_whole(data_root):
+  held, rest = tiny("train:held-30", data_root), tiny("train:rest-30", data_root)
+  ids = [{split[i].id for i in range(len(split))} for split in (held, rest)]
+  assert (len(held), len(rest)) == (30, 130)
+  assert not ids[0] & ids[1]
+
+
+def test_another_number_of_images_than_expected_is_refused(data_root):
+  assert len(tiny("train", data_root, expected=(("train", 160),))) == 160
+  with pytest.raises(ValueError, match=r"train has 160 annotated images where data\.expected has 161"):
+    tiny("train:held-30", data_root, expected=(("train", 161),))
+
+
+def test_labels_are_read_once_and_damaged_notes_of_them_again(data_root, monkeypatch):
+  wanted = tiny("validation", data_root)
+  monkeypatch.setattr(records, "_OPEN", {})
+  monkeypatch.setattr(records._Stored, "__getitem__", None)
+  again = tiny("validation", data_root)  # from the file beside the data
+  assert len(again) == len(wanted)
+  monkeypatch.undo()
+  path = data_root / "digits/tiny/1.0.0/rmam-index-validation.npz"
+  path.write_bytes(path.read_bytes()[:100])
+  monkeypatch.setattr(records, "_OPEN", {})
+  assert len(tiny("validation", data_root)) == len(wanted)
 
 
 def test_unknown_and_unprepared_data_say_what_to_do(tmp_path):
   with pytest.raises(ValueError, match=r"data\.name must be one of digits/easy.*got 'digits/huge'"):
     records.prepare("digits/huge", str(tmp_path))
-  with pytest.raises(FileNotFoundError, match=r"voc/2007 is not prepared: .*tfds build voc"):
+  with pytest.raises(FileNotFoundError, match=r"voc/2007 is not prepared: .*rmam_jax.data.prepare voc/2007 --archives=DIR"):
     records.prepare("voc/2007", str(tmp_path))
 
 
@@ -205,7 +278,7 @@ def test_views_are_windows_of_the_resized_image():
 
 
 def test_evaluation_sees_each_record_once_and_masks_the_padding(data_root):
-  split = records.Split("digits/tiny", "test", str(data_root))
+  split = tiny("test", data_root)
   seen = []
   for batch, batch_records in batches.evaluation_batches(split, batch_size=16, image_size=72, crop_size=64):
     assert batch["image"].shape == (16, 64, 64, 3)
@@ -217,16 +290,61 @@ def test_evaluation_sees_each_record_once_and_masks_the_padding(data_root):
   assert seen == [split[index].id for index in range(40)]
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
-def test_other_colour_modes_become_rgb(mode):
-  encoded = io.BytesIO()
-  Image.new("RGB", (6, 4), (250, 10, 20)).convert(mode).save(encoded, "TIFF")
-  assert batches.decode_image(encoded.getvalue(), mode).shape == (4, 6, 3)
+class Broken:
+  """A split of which some images cannot be decoded."""
+
+  def __init__(self, split, broken):
+    self._split, self._broken = split, broken
+    self.name = split.name
+
+  def __len__(self):
+    return len(self._split)
+
+  def __getitem__(self, index):
+    record = self._split[index]
+    return record._replace(image=b"no image") if index in self._broken else record
 
 
-def test_an_unreadable_image_is_named():
-  with pytest.raises(ValueError, match=r"digits/tiny train, 7\.png: not a readable image"):
-    batches.decode_image(b"no image", "digits/tiny train, 7.png")
+def test_a_corrupt_image_is_named(train):
+  stream = batches.train_batches(
+    Broken(train, range(160)), batch_size=4, image_size=72, crop_size=64, flip=False, seed=0
+  )
+  with pytest.raises(ValueError, match=r"digits/tiny train \[\d+\], train_\d+\.png: not a readable image"):
+    next(stream)
+  with pytest.raises(ValueError, match=r"digits/tiny train \[0\], train_\d+\.png: not a readable image"):
+    next(batches.evaluation_batches(Broken(train, [0]), batch_size=4, image_size=72, crop_size=64))
+
+
+def test_corrupt_images_are_replaced_and_named_on_request(train):
+  options = {"batch_size": 16, "image_size": 72, "crop_size": 64, "flip": False, "seed": 0}
+  whole = list(itertools.islice(batches.train_batches(train, **options), 3))
+  broken = Broken(train, range(0, 160, 4))
+  found = list(itertools.islice(batches.train_batches(broken, corrupt="skip", **options), 3))
+  again = list(itertools.islice(batches.train_batches(broken, corrupt="skip", start_step=1, threads=1, **options), 2))
+  for one, other in zip(found[1:], again, strict=True):
+    np.testing.assert_array_equal(one["image"], other["image"])
+    np.testing.assert_array_equal(one["skipped"], other["skipped"])
+  for batch, sound in zip(found, whole, strict=True):
+    same = (batch["image"] == sound["image"]).all(axis=(1, 2, 3))
+    assert 0 < (~same).sum() <= len(batch["skipped"])
+    assert all("digits/tiny train [" in reason for reason in batch["skipped"])
+  assert all("skipped" not in batch for batch in whole)
+
+
+def test_nothing_but_corrupt_images_is_an_error_all_the_same(train):
+  stream = batches.train_batches(
+    Broken(train, range(160)), batch_size=4, image_size=72, crop_size=64, flip=False, seed=0, corrupt="skip"
+  )
+  with pytest.raises(ValueError, match="not a readable image"):
+    next(stream)
+
+
+def test_batches_do_not_depend_on_the_workers():
+  """In a process of its own: workers are spawned and import the main module again."""
+  import subprocess
+  import sys
+
+  subprocess.run([sys.executable, "-m", "tests.worker_batches"], check=True)
 
 
 def batch_of(images, labels):

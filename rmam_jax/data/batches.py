@@ -5,31 +5,35 @@ A batch is a dict of numpy arrays, B examples, L classes:
   labels  float32 [B, L] of 0 and 1
   ignore  bool [B, L]
   mask    float32 [B], 1 for examples and 0 for padding
+
+Training batches of which corrupt images were left out name them, in `skipped`, str [n].
 """
 
-import io
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from rmam_jax.data.images import decode_image
 from rmam_jax.data.records import Record, Split
 
 Batch = dict[str, np.ndarray]
 
+CORRUPT = ("error", "skip")
+MOST_SKIPPED = 16  # in one batch; more, and it is not single images that are broken
 
-def decode_image(encoded: bytes, name: str) -> np.ndarray:
-  """An encoded image as uint8 [height, width, 3].
+
+def read_image(split: Split, index: int) -> tuple[np.ndarray, Record]:
+  """A record and its image, uint8 [height, width, 3].
 
   Raises:
-    ValueError: names the record if its bytes are no image.
+    ValueError: an image that cannot be decoded, by split, index and file.
+    OSError: its file cannot be read.
   """
-  from PIL import Image
-
   try:
-    with Image.open(io.BytesIO(encoded)) as image:
-      return np.asarray(image.convert("RGB"))
-  except (OSError, SyntaxError, ValueError) as error:
-    raise ValueError(f"{name}: not a readable image ({error})") from error
+    record = split[index]
+  except OSError as error:
+    raise OSError(f"{split.name} [{index}]: cannot read {error.filename} ({error.strerror or error})") from error
+  return decode_image(record.image, f"{split.name} [{index}], {record.id}"), record
 
 
 def view(image: np.ndarray, image_size: int, crop_size: int, top: int, left: int, flip: bool) -> np.ndarray:
@@ -95,6 +99,8 @@ def train_batches(
   seed: int,
   start_step: int = 0,
   threads: int = 2,
+  workers: int = 0,
+  corrupt: str = "error",
   process_index: int = 0,
   process_count: int = 1,
 ) -> Iterator[Batch]:
@@ -109,26 +115,44 @@ def train_batches(
     flip: mirror half of the examples.
     seed: of order, crops and flips.
     start_step: the first batch's step.
-    threads: that read ahead.
+    threads: that read ahead; of each worker if there are any.
+    workers: processes that do the reading; 0 does it in this one. The batches are the same whatever their number.
+    corrupt: "error", or "skip": an image that cannot be read is named in its batch's `skipped` and replaced by another
+      that depends on (seed, position) alone.
     process_index, process_count: this process yields its equal share of each batch.
+
+  Raises:
+    ValueError: an option out of its range; or, where it is read, an image that cannot be decoded, by split, index and
+      file.
+    OSError: an image's file cannot be read.
   """
   import grain
 
   if batch_size % process_count:
     raise ValueError(f"batch_size {batch_size} is no multiple of the {process_count} processes")
+  if corrupt not in CORRUPT:
+    raise ValueError(f"data.corrupt must be one of {', '.join(CORRUPT)}, got {corrupt!r}")
   share = batch_size // process_count
 
-  def load(position: int, index: int) -> tuple[np.ndarray, Record]:
+  def load(position: int, index: int, skipped: list[str]) -> tuple[np.ndarray, Record]:
     rng = np.random.default_rng([seed, position])
-    record = split[index]
-    image = decode_image(record.image, f"{split.name}, {record.id}")
     top, left = rng.integers(0, image_size - crop_size + 1, 2)
-    return view(image, image_size, crop_size, top, left, flip and rng.random() < 0.5), record
+    mirrored = flip and rng.random() < 0.5
+    while True:
+      try:
+        image, record = read_image(split, index)
+        return view(image, image_size, crop_size, top, left, mirrored), record
+      except (ValueError, OSError) as error:
+        skipped.append(str(error))
+        if corrupt == "error" or len(skipped) > MOST_SKIPPED:
+          raise
+      index = int(rng.integers(len(split)))
 
   def collate(examples) -> Batch:
     mine = examples[process_index * share : (process_index + 1) * share]
-    images, records = zip(*(load(*example) for example in mine), strict=True)
-    return _stack(list(images), list(records), share)
+    skipped: list[str] = []
+    images, records = zip(*(load(*example, skipped) for example in mine), strict=True)
+    return _stack(list(images), list(records), share) | ({"skipped": np.array(skipped)} if skipped else {})
 
   order = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat()
   batches = (
@@ -136,18 +160,23 @@ def train_batches(
     .batch(batch_size, batch_fn=lambda examples: examples)
     .map(collate)
   )[start_step:]
-  yield from batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+  stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+  if workers:
+    stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+  yield from stream
 
 
 def evaluation_batches(
   split: Split, *, batch_size: int, image_size: int, crop_size: int
 ) -> Iterator[tuple[Batch, list[Record]]]:
-  """The centre view of each record once, in order, with the records; the last batch is padded and masked."""
+  """The centre view of each record once, in order, with the records; the last batch is padded and masked.
+
+  Raises:
+    ValueError, OSError: see `read_image`. Here nothing is skipped: figures without some images could not be compared.
+  """
   offset = centre_offset(image_size, crop_size)
   for start in range(0, len(split), batch_size):
-    records = [split[index] for index in range(start, min(start + batch_size, len(split)))]
-    images = [
-      view(decode_image(r.image, f"{split.name}, {r.id}"), image_size, crop_size, offset, offset, False)
-      for r in records
-    ]
+    read = [read_image(split, index) for index in range(start, min(start + batch_size, len(split)))]
+    records = [record for _, record in read]
+    images = [view(image, image_size, crop_size, offset, offset, False) for image, _ in read]
     yield _stack(images, records, batch_size), records

@@ -1,38 +1,25 @@
-"""The one record type, and how each data set's stored examples become it."""
+"""How each data set's stored examples become records, and the splits that hold them."""
 
-import functools
+import hashlib
+import json
 import os
 import pathlib
+import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import tqdm
 
-from rmam_jax.data import digits
-
-
-class Record(NamedTuple):
-  """One image and what is known of it. L is the number of classes, n of objects."""
-
-  id: str
-  image: bytes  # as encoded in its file
-  labels: np.ndarray  # float32 [L], 1 where the class is present
-  ignore: np.ndarray  # bool [L], where the label is neither; never where it is 1
-  boxes: np.ndarray  # float32 [n, 4] of (top, left, bottom, right) as shares of the image; for measuring only
-  box_classes: np.ndarray  # int32 [n]
+from rmam_jax.data import digits, files
+from rmam_jax.data.record import Record, multi_hot
 
 
 class Adapter(Protocol):
   """From a stored example to a record, without its image being decoded."""
 
   def __call__(self, example: Mapping[str, Any], num_classes: int) -> Record: ...
-
-
-def multi_hot(classes: Sequence[int], num_classes: int) -> np.ndarray:
-  """Class indices -> float32 [L]."""
-  labels = np.zeros(num_classes, np.float32)
-  labels[np.asarray(classes, int)] = 1
-  return labels
 
 
 def _objects(example) -> tuple[np.ndarray, np.ndarray]:
@@ -46,32 +33,44 @@ def _name(example) -> str:
   return name.decode() if isinstance(name, bytes) else str(name)
 
 
-def adapt_digits(example: Mapping[str, Any], num_classes: int) -> Record:
-  """Digit scenes: every object counts."""
+def adapt_objects(example: Mapping[str, Any], num_classes: int) -> Record:
+  """Every object counts: digit scenes, and COCO, whose counts include images with nothing but a crowd."""
   boxes, classes = _objects(example)
-  labels = multi_hot(example["labels"], num_classes)
+  labels = multi_hot(classes, num_classes)
   return Record(_name(example), example["image"], labels, np.zeros(num_classes, bool), boxes, classes)
 
 
 def adapt_voc(example: Mapping[str, Any], num_classes: int) -> Record:
-  """VOC: a class that appears only as `difficult` is ignored (the devkit's rule)."""
+  """VOC: a class that appears only as `difficult` is neither present nor absent (the devkit's rule)."""
   boxes, classes = _objects(example)
   labels = multi_hot(example["labels_no_difficult"], num_classes)
   ignore = (multi_hot(example["labels"], num_classes) == 1) & (labels == 0)
   return Record(_name(example), example["image"], labels, ignore, boxes, classes)
 
 
+DIFFICULT = ("ignore", "negative", "positive")
+
+
+def resolve_difficult(labels: np.ndarray, ignore: np.ndarray, difficult: str) -> tuple[np.ndarray, np.ndarray]:
+  """What labels that are neither count as: labels and ignore [..., L] under one of `DIFFICULT`."""
+  if difficult not in DIFFICULT:
+    raise ValueError(f"data.difficult must be one of {', '.join(DIFFICULT)}, got {difficult!r}")
+  if difficult == "ignore":
+    return labels, ignore
+  return (np.where(ignore, np.float32(1), labels) if difficult == "positive" else labels), np.zeros_like(ignore)
+
+
 class DataSet(NamedTuple):
-  """Where a data set is stored, how its examples read and how it is made."""
+  """Where a data set is stored and how its examples read."""
 
   directory: str  # below the data root
   adapter: Adapter
-  label_feature: str  # whose ClassLabel names the classes
 
 
 DATA_SETS: dict[str, DataSet] = {
-  **{f"digits/{setting}": DataSet(f"digits/{setting}/1.0.0", adapt_digits, "labels") for setting in digits.SETTINGS},
-  "voc/2007": DataSet("voc/2007/5.0.0", adapt_voc, "labels"),
+  **{f"digits/{setting}": DataSet(f"digits/{setting}/1.0.0", adapt_objects) for setting in digits.SETTINGS},
+  "voc/2007": DataSet("voc/2007/5.0.0", adapt_voc),
+  "coco/2014": DataSet("coco/2014_trainval/1.1.0", adapt_objects),
 }
 
 
@@ -96,16 +95,16 @@ def prepare(name: str, root: str = "") -> pathlib.Path:
     OSError: the folder cannot be written.
   """
   if name not in DATA_SETS:
-    raise ValueError(f"data.name must be one of {', '.join(DATA_SETS)}, got {name!r}")
+    raise ValueError(f"data.name must be one of {', '.join(DATA_SETS)} or custom, got {name!r}")
   folder = data_root(root) / DATA_SETS[name].directory
   if (folder / "dataset_info.json").exists():
     return folder
   family, setting = name.split("/")
   if family != "digits":
     raise FileNotFoundError(
-      f"{name} is not prepared: {folder} holds no dataset_info.json. Prepare it with TFDS in array_record format"
-      f" (pip install tensorflow; tfds build {family} --config={setting} --file_format=array_record"
-      f" --data_dir={data_root(root)}), or name another folder with --config.data.root=DIR."
+      f"{name} is not prepared: {folder} holds no dataset_info.json. Prepare it with: python -m rmam_jax.data.prepare"
+      f" {name} --archives=DIR --data_root={data_root(root)} (DIR holds the official archives; without it they are"
+      " downloaded), or name the folder of data prepared before with --config.data.root=DIR."
     )
   from rmam_jax.data import digits_builder
 
@@ -119,6 +118,79 @@ def prepare(name: str, root: str = "") -> pathlib.Path:
   return folder
 
 
+class _Stored:
+  """The records of a TFDS split in array_record format, by position, read from disk each time."""
+
+  def __init__(self, name: str, split: str, root: str):
+    import tensorflow_datasets as tfds
+
+    data_set = DATA_SETS[name]
+    folder = prepare(name, root)
+    builder = tfds.builder_from_directory(folder)
+    self.class_names = tuple(builder.info.features["objects"].feature["label"].names)
+    self._adapter = data_set.adapter
+    self._examples = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    self.index_path = folder / f"rmam-index-{re.sub('[^a-z0-9]+', '-', split)}.npz"
+    self.made_by = hashlib.sha256((folder / "dataset_info.json").read_bytes() + split.encode()).hexdigest()
+
+  def __len__(self) -> int:
+    return len(self._examples)
+
+  def __getitem__(self, position: int) -> Record:
+    return self._adapter(self._examples[position], len(self.class_names))
+
+
+class Index(NamedTuple):
+  """What a split needs to know of all its records without reading their images. N records, L classes."""
+
+  ids: np.ndarray  # str [N]
+  labels: np.ndarray  # float32 [N, L]
+  ignore: np.ndarray  # bool [N, L]
+  annotated: np.ndarray  # bool [N], whether anything is marked in the image, difficult or not
+
+
+def _read_index(source: _Stored) -> Index | None:
+  """The index beside the data, unless there is none, it is damaged, or other data made it."""
+  try:
+    with source.index_path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+      if str(stored["made_by"]) != source.made_by or len(stored["ids"]) != len(source):
+        return None
+      return Index(*(stored[field] for field in Index._fields))
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    return None
+
+
+def _index(source: _Stored, name: str) -> Index:
+  """From the file beside the data, or by reading all of them once and leaving such a file if the folder allows."""
+  if (found := _read_index(source)) is not None:
+    return found
+  shown = len(source) > 5_000
+  records = (source[i] for i in range(len(source)))
+  rows = [
+    (record.id, record.labels, record.ignore, len(record.boxes) > 0)
+    for record in tqdm.tqdm(records, f"reading the labels of {name}", len(source), disable=not shown, leave=False)
+  ]
+  index = Index(*map(np.array, zip(*rows, strict=True)))
+  draft = source.index_path.with_name(f"{source.index_path.name}.{os.getpid()}.draft")
+  try:
+    with draft.open("wb") as file:
+      np.savez_compressed(file, made_by=source.made_by, **index._asdict())
+    draft.replace(source.index_path)
+  except OSError:
+    draft.unlink(missing_ok=True)  # the data lie where nothing may be written: the next run reads them again
+  return index
+
+
+def held_out(ids: Sequence[str], count: int) -> np.ndarray:
+  """The `count` records whose ids have the smallest sha256: bool [N]. The same whatever the order."""
+  if not 0 < count < len(ids):
+    raise ValueError(f"{count} of {len(ids)} records cannot be held out")
+  order = np.argsort([hashlib.sha256(str(each).encode()).hexdigest() for each in ids])
+  chosen = np.zeros(len(ids), bool)
+  chosen[order[:count]] = True
+  return chosen
+
+
 class Split:
   """Records of one split, by position. Those without a positive label are dropped and counted.
 
@@ -128,38 +200,91 @@ class Split:
     dropped: how many records had no positive label.
   """
 
-  def __init__(self, name: str, split: str, root: str = "", *, limit: int = 0):
-    """Opens a split, prepared if it can be prepared here.
+  def __init__(
+    self,
+    name: str,
+    source: Any,
+    index: Index,
+    *,
+    difficult: str = "ignore",
+    keep: np.ndarray | None = None,
+    limit: int = 0,
+  ):
+    """Makes a split of what is stored.
 
     Args:
-      name: one of `DATA_SETS`.
-      split: in TFDS's syntax, e.g. "train" or "train+validation".
-      root: see `data_root`.
-      limit: take the first so many records only; 0 takes all.
-    """
-    import tensorflow_datasets as tfds
+      name: for people.
+      source: `class_names`, and a `Record` for each position.
+      index: of the source.
+      difficult: see `resolve_difficult`.
+      keep: bool [N]; the records that belong to the split; None: all.
+      limit: take the first so many of them only; 0 takes all.
 
-    data_set = DATA_SETS[name]
-    builder = tfds.builder_from_directory(prepare(name, root))
-    self.name = f"{name} {split}"
-    self.class_names = tuple(builder.info.features[data_set.label_feature].feature.names)
-    self._adapt = functools.partial(data_set.adapter, num_classes=len(self.class_names))
-    self._examples = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    count = min(limit or len(self._examples), len(self._examples))
-    labelled = [i for i in range(count) if self._adapt(self._examples[i]).labels.any()]
-    if not labelled:
-      raise ValueError(f"{self.name}: no record has a positive label")
-    self._positions = np.array(labelled)
-    self.dropped = count - len(labelled)
+    Raises:
+      ValueError: no record has a positive label.
+    """
+    self.name = name
+    self.class_names = source.class_names
+    self._source, self._difficult = source, difficult
+    positions = np.arange(len(index.ids)) if keep is None else np.flatnonzero(keep)
+    positions = positions[: limit or None]
+    labels, _ = resolve_difficult(index.labels[positions], index.ignore[positions], difficult)
+    self._positions = positions[labels.any(axis=1)]
+    self.dropped = len(positions) - len(self._positions)
+    if not len(self._positions):
+      raise ValueError(f"{name}: no record has a positive label")
 
   def __len__(self) -> int:
     return len(self._positions)
 
   def __getitem__(self, index: int) -> Record:
-    return self._adapt(self._examples[int(self._positions[index])])
+    record = self._source[int(self._positions[index])]
+    labels, ignore = resolve_difficult(record.labels, record.ignore, self._difficult)
+    return record._replace(labels=labels, ignore=ignore)
 
 
-@functools.cache
-def open_split(name: str, split: str, root: str = "", limit: int = 0) -> Split:
-  """A `Split`, opened once in a process: finding the records with labels reads all of them."""
-  return Split(name, split, root, limit=limit)
+_PART = re.compile(r"(?P<whole>.+):(?P<part>rest|held)-(?P<count>\d+)")
+_OPEN: dict[str, Split] = {}
+
+
+def open_split(data: Any, split: str, limit: int = 0) -> Split:
+  """A split as a configuration describes it, opened once in a process.
+
+  Args:
+    data: the `data` section of a configuration.
+    split: for stored data a TFDS split such as "train" or "train+validation", or a part of one: "train:held-4000" is
+      the 4,000 records whose ids have the smallest hash, "train:rest-4000" all others; for `custom` data a manifest.
+    limit: take the first so many records only; 0 takes all.
+
+  Raises:
+    ValueError: an unknown data set or split, or another number of annotated images than `data.expected` has for it.
+    FileNotFoundError: a data set that has to be prepared first.
+  """
+  key = json.dumps([json.loads(data.to_json()), split, limit])
+  if key not in _OPEN:
+    _OPEN[key] = _open(data, split, limit)
+  return _OPEN[key]
+
+
+def _open(data: Any, split: str, limit: int) -> Split:
+  name = f"{data.name} {split}"
+  if data.name == "custom":
+    source = files.open_manifest(split, data)
+    index = Index(*(np.array(column) for column in source.index()))
+    return Split(name, source, index, difficult=data.difficult, limit=limit)
+  part = _PART.fullmatch(split)
+  whole = part["whole"] if part else split
+  source = _Stored(data.name, whole, data.root)
+  index = _index(source, f"{data.name} {whole}")
+  expected, found = dict(data.expected).get(whole, 0), int(index.annotated.sum())
+  if expected and found != expected:
+    raise ValueError(
+      f"{data.name} {whole} has {found:,} annotated images where data.expected has {expected:,}: prepare it again from"
+      " the official archives, or set the field"
+    )
+  keep = None
+  if part:
+    keep = index.annotated.copy()
+    chosen = held_out(index.ids[index.annotated], int(part["count"]))
+    keep[index.annotated] = chosen if part["part"] == "held" else ~chosen
+  return Split(name, source, index, difficult=data.difficult, keep=keep, limit=limit)

@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
+import json
 import math
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import flax.linen as nn
 import jax
@@ -123,7 +124,7 @@ class _Trainer:
     self.first = first
     self.folder = folder
     data = config.data
-    self.train, self.validation = (open_split(data.name, split, data.root) for split in (data.train, data.validation))
+    self.train, self.validation = (open_split(data, split) for split in (data.train, data.validation))
     for split in (self.train, self.validation):
       if split.dropped:
         print(f"{split.name}: {split.dropped} records without a positive label are left out")
@@ -146,9 +147,18 @@ class _Trainer:
       seed=self.config.seed * len(STAGES) + STAGES.index(stage.name),
       start_step=start,
       threads=data.threads,
+      workers=data.workers,
+      corrupt=data.corrupt,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
+
+  def note_skipped(self, skipped: Iterable[str], step: int, bar: tqdm.tqdm) -> None:
+    """Says which images were replaced, and lists them in WORKDIR/skipped.jsonl."""
+    for reason in skipped:
+      bar.write(f"skipped: {reason}")
+      with (self.folder / "skipped.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, "reason": str(reason)}) + "\n")
 
   def validate(self, stage: Stage, forward, params) -> dict[str, float]:
     """The stage's loss over the whole validation split, summed once over all its examples, and its mAP."""
@@ -229,6 +239,7 @@ class _Trainer:
         totals: list[Mapping[str, jax.Array]] = []
         for _ in range(stage.steps_per_epoch):
           batch = next(stream)
+          self.note_skipped(batch.pop("skipped", ()), step + len(totals), bar)
           batches.check_batch(batch)
           on_devices = {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
           state, step_metrics = train_step(state, on_devices)

@@ -10,7 +10,7 @@ import ml_collections
 
 # Fields that change where and how fast, never what: a run may go on with others. (What lies at `weights` is told by
 # `weights_digest`.)
-FREE_FIELDS = ("data.root", "data.threads", "weights")
+FREE_FIELDS = ("data.root", "data.threads", "data.workers", "weights")
 
 
 def _flatten(config: dict, prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,54 @@
+"""Encoded images, whatever their kind, to red, green and blue as a person would see them."""
+
+import io
+
+import numpy as np
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+MOST_PIXELS = 89_478_485  # 256 MB as red, green and blue; Pillow warns from here on
+
+
+def decode_image(encoded: bytes, name: str) -> np.ndarray:
+  """An encoded image as uint8 [height, width, 3], upright.
+
+  EXIF orientation is applied, transparency laid over white, 16 bits a channel are scaled to 8, and of an animation the
+  first frame is taken.
+
+  Args:
+    encoded: the content of a BMP, GIF, JPEG, PNG, TIFF or WebP file.
+    name: the image's, for the error.
+
+  Raises:
+    ValueError: names the image if its bytes are no image, are cut short, or hold more than `MOST_PIXELS`, which is
+      refused before it is decoded.
+  """
+  from PIL import Image, ImageOps, UnidentifiedImageError
+
+  try:
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+      width, height = image.size
+      if width * height > MOST_PIXELS:
+        raise ValueError(f"{width} x {height} pixels, of which {MOST_PIXELS:,} are allowed: make it smaller")
+      return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+  except UnidentifiedImageError as error:  # its own words hold an address in memory
+    raise ValueError(f"{name}: not a readable image (none of {', '.join(FORMATS)})") from error
+  except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    raise ValueError(f"{name}: not a readable image ({error})") from error
+  except Image.DecompressionBombWarning as error:  # only where warnings are errors
+    raise ValueError(f"{name}: not a readable image ({error})") from error
+
+
+def _to_rgb(image):
+  from PIL import Image
+
+  if image.mode == "F":
+    raise ValueError("it holds real numbers of unknown range")
+  if image.mode.startswith("I"):  # 16 bits of grey
+    grey = np.asarray(image, np.int64)
+    if grey.min() < 0 or grey.max() > 65_535:
+      raise ValueError("it holds more than 16 bits a pixel")
+    image = Image.fromarray(np.round(grey / 257).astype(np.uint8))
+  if image.has_transparency_data:
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+  return image.convert("RGB")

@@ -1,0 +1,141 @@
+"""Images of every kind, made here, so that the right pixels are known."""
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rmam_jax.data.images import MOST_PIXELS, decode_image
+
+COLOURS = np.array(
+  [[[250, 10, 20], [30, 240, 40]], [[50, 60, 230], [0, 0, 0]], [[255, 255, 255], [90, 90, 90]]], np.uint8
+)
+
+
+def encode(image, kind="PNG", **options) -> bytes:
+  file = io.BytesIO()
+  image.save(file, kind, **options)
+  return file.getvalue()
+
+
+def rgb():
+  return Image.fromarray(COLOURS)
+
+
+@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("BMP", {}), ("TIFF", {}), ("WEBP", {"lossless": True})])
+def test_colours_survive(kind, options):
+  np.testing.assert_array_equal(decode_image(encode(rgb(), kind, **options), "a"), COLOURS)
+
+
+def test_jpeg_is_pillow_s():
+  encoded = encode(rgb().resize((20, 30)), "JPEG")
+  with Image.open(io.BytesIO(encoded)) as image:
+    np.testing.assert_array_equal(decode_image(encoded, "a"), np.asarray(image))
+
+
+def test_grey_is_three_times_itself():
+  grey = np.array([[0, 100], [200, 255]], np.uint8)
+  found = decode_image(encode(Image.fromarray(grey)), "a")
+  np.testing.assert_array_equal(found, np.repeat(grey[..., None], 3, axis=-1))
+
+
+def test_black_and_white():
+  found = decode_image(encode(Image.fromarray(np.array([[True, False]]))), "a")
+  np.testing.assert_array_equal(found, [[[255] * 3, [0] * 3]])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled(kind):
+  deep = np.array([[0, 257 * 100], [257 * 200 + 1, 65_535]], np.uint16)
+  found = decode_image(encode(Image.fromarray(deep), kind), "a")
+  np.testing.assert_array_equal(found[..., 0], [[0, 100], [200, 255]])
+
+
+def test_palette():
+  image = Image.new("P", (3, 1))
+  image.putpalette([10, 20, 30, 200, 100, 50, 1, 2, 3])
+  image.putdata([0, 1, 2])
+  np.testing.assert_array_equal(decode_image(encode(image), "a"), [[[10, 20, 30], [200, 100, 50], [1, 2, 3]]])
+
+
+def test_transparency_lies_over_white():
+  pixels = np.array([[[200, 0, 0, 255], [200, 0, 0, 0], [200, 0, 0, 51]]], np.uint8)
+  wanted = [[[200, 0, 0], [255, 255, 255], [244, 204, 204]]]  # 0.2 * 200 + 0.8 * 255 = 244
+  np.testing.assert_allclose(decode_image(encode(Image.fromarray(pixels)), "a"), wanted, atol=1)
+
+
+def test_transparent_palette_entry_is_white():
+  image = Image.new("P", (2, 1))
+  image.putpalette([10, 20, 30, 200, 100, 50])
+  image.putdata([0, 1])
+  np.testing.assert_array_equal(decode_image(encode(image, transparency=0), "a"), [[[255, 255, 255], [200, 100, 50]]])
+
+
+def test_cmyk_becomes_what_it_looks_like():
+  pixels = np.array([[[255, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 255]]], np.uint8).repeat(16, 0).repeat(16, 1)
+  image = Image.frombytes("CMYK", (48, 16), pixels.tobytes())
+  found = decode_image(encode(image, "JPEG", quality=95), "a")
+  np.testing.assert_allclose(found[8, [8, 24, 40]], [[0, 255, 255], [255, 255, 255], [0, 0, 0]], atol=6)
+
+
+@pytest.mark.parametrize(
+  ("orientation", "undo"),
+  [
+    (1, lambda a: a),
+    (2, lambda a: a[:, ::-1]),
+    (3, lambda a: a[::-1, ::-1]),
+    (4, lambda a: a[::-1]),
+    (6, lambda a: np.rot90(a, 1)),  # stored turned left, shown turned right
+    (8, lambda a: np.rot90(a, -1)),
+  ],
+)
+def test_a_rotated_photograph_comes_upright(orientation, undo):
+  stored = Image.fromarray(np.ascontiguousarray(undo(COLOURS)))
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  np.testing.assert_array_equal(decode_image(encode(stored, exif=exif), "a"), COLOURS)
+
+
+def test_of_an_animation_the_first_frame():
+  first, second = Image.new("RGB", (4, 4), (255, 0, 0)), Image.new("RGB", (4, 4), (0, 0, 255))
+  found = decode_image(encode(first, "GIF", save_all=True, append_images=[second]), "a")
+  np.testing.assert_array_equal(found, np.broadcast_to([255, 0, 0], (4, 4, 3)))
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+  return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize("side", [20_000, 9_460])
+def test_a_bomb_is_refused_by_its_header(side):
+  """A PNG of 67 bytes that claims to be huge: were it decoded, it would be called truncated."""
+  assert side**2 > MOST_PIXELS
+  header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+  bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with pytest.raises(ValueError, match=r"photo\.png: not a readable image \(.*pixels"):
+      decode_image(bomb, "photo.png")
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
+def test_what_is_no_image_is_refused(content):
+  with pytest.raises(ValueError, match=r"photo\.jpg: not a readable image"):
+    decode_image(content, "photo.jpg")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF"])
+def test_a_truncated_image_is_refused(kind):
+  noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8))
+  encoded = encode(noise, kind)
+  with pytest.raises(ValueError, match="a: not a readable image"):
+    decode_image(encoded[: len(encoded) // 2], "a")
+
+
+def test_real_numbers_are_refused():
+  with pytest.raises(ValueError, match="real numbers of unknown range"):
+    decode_image(encode(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"), "a")
