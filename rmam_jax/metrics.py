@@ -4,6 +4,7 @@ Letters: N images, L classes, K regions. Labels are 0 or 1; `ignore` [N, L] mark
 without positives has no average precision: it is nan, and left out of the mean.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -102,90 +103,135 @@ def precision_recall_f1(
 
 
 class Localization(NamedTuple):
-  """How well the centres of the regions sit on the objects; shares in [0, 1], nan where there is nothing to count."""
+  """How well the regions sit on the objects and fit them; shares in [0, 1], nan where there is nothing to count."""
 
   r_precision: float  # of the first n regions of an image with n objects, those whose centre is inside some object
   coverage: float  # of the objects, those that contain some region's centre
   pointing: float  # of the (image, present label) pairs, those whose winning region is centred in a box of the label
+  iou_30: float  # of the same pairs, those whose winning region has an IoU of at least 0.3 with a box of the label
+  iou_50: float  # of at least 0.5
+  redundancy: float  # the mean IoU of two regions of an image
+  astray: float  # of all regions, those that are mirrored or centred outside the image
 
 
 def _inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-  """[K, 2] of (x, y), [n, 4] of (top, left, bottom, right) -> bool [K, n]; the edges count as inside."""
-  x, y = points[:, :1], points[:, 1:]
-  return (boxes[:, 0] <= y) & (y <= boxes[:, 2]) & (boxes[:, 1] <= x) & (x <= boxes[:, 3])
+  """[..., K, 2] of (y, x), [n, 4] of (top, left, bottom, right) -> bool [..., K, n]; the edges count as inside."""
+  points = points[..., None, :]
+  return ((boxes[:, :2] <= points) & (points <= boxes[:, 2:])).all(axis=-1)
+
+
+def clip_boxes(boxes: np.ndarray) -> np.ndarray:
+  """The part inside the image of boxes [..., 4] of (top, left, bottom, right) as shares; mirrored ones turned round."""
+  sides = np.stack([boxes[..., :2], boxes[..., 2:]])
+  return np.clip(np.concatenate([sides.min(axis=0), sides.max(axis=0)], axis=-1), 0, 1)
+
+
+def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """Intersection over union of every box of one set with every box of another; 0 where both are empty.
+
+  Args:
+    a: [..., m, 4] of (top, left, bottom, right).
+    b: [..., n, 4].
+
+  Returns:
+    [..., m, n] in [0, 1].
+  """
+
+  def area(boxes):
+    return np.prod(np.maximum(boxes[..., 2:] - boxes[..., :2], 0), axis=-1)
+
+  a, b = a[..., :, None, :], b[..., None, :, :]
+  corners = [np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])]
+  shared = area(np.concatenate(corners, axis=-1))
+  union = area(a) + area(b) - shared
+  return np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
 
 
 def _share(part: float, whole: float) -> float:
   return float(part / whole) if whole else float("nan")
 
 
-def localization(
-  centres: np.ndarray, winners: np.ndarray, boxes: list[np.ndarray], box_classes: list[np.ndarray]
-) -> Localization:
-  """Scores the regions' centres against boxes that were never trained on. Images without boxes do not count.
-
-  Args:
-    centres: [N, K, 2] of (x, y), in the boxes' units, in the order of looking.
-    winners: int [N, L], the region that won Eq. 6 for each class.
-    boxes: N arrays [n, 4] of (top, left, bottom, right).
-    box_classes: N arrays [n] of class indices.
-  """
-  on_object = looks = covered = objects = pointed = pairs = 0
-  for points, winner, box, classes in zip(centres, winners, boxes, box_classes, strict=True):
+def _localization(placed: Iterable[tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray]]) -> Localization:
+  """Counts over images: regions [S, K, 4] of S trials, winners [L], boxes [n, 4], their classes [n]."""
+  on_object = looks = covered = objects = pointed = fit_30 = fit_50 = pairs = 0
+  overlap = couples = astray = regions_seen = 0
+  for regions, winner, box, classes in placed:
     if not len(box):
       continue
-    inside = _inside(points, box)
-    first = inside[: len(box)]
-    on_object += first.any(axis=1).sum()
-    looks += len(first)
-    covered += inside.any(axis=0).sum()
-    objects += len(box)
-    present = np.unique(classes)
-    pointed += sum(inside[winner[c], classes == c].any() for c in present)
-    pairs += len(present)
-  return Localization(_share(on_object, looks), _share(covered, objects), _share(pointed, pairs))
+    trials, count = regions.shape[:2]
+    centres = (regions[..., :2] + regions[..., 2:]) / 2
+    mirrored = (regions[..., :2] > regions[..., 2:]).any(axis=-1)
+    astray += (mirrored | ((centres < 0) | (centres > 1)).any(axis=-1)).sum()
+    regions_seen += trials * count
+    upright = clip_boxes(regions)
+    overlap += np.triu(box_iou(upright, upright), 1).sum()
+    couples += trials * count * (count - 1) / 2
+
+    inside = _inside(centres, box)
+    first = inside[:, : len(box)]
+    on_object += first.any(axis=-1).sum()
+    looks += trials * first.shape[1]
+    covered += inside.any(axis=1).sum()
+    objects += trials * len(box)
+    fit = box_iou(upright, box)
+    for label in np.unique(classes):
+      chosen = slice(None) if winner is None else slice(winner[label], winner[label] + 1)
+      pointed += inside[:, chosen][..., classes == label].any(axis=(1, 2)).sum()
+      best = fit[:, chosen][..., classes == label].max(axis=(1, 2))
+      fit_30 += (best >= 0.3).sum()
+      fit_50 += (best >= 0.5).sum()
+      pairs += trials
+  return Localization(
+    r_precision=_share(on_object, looks),
+    coverage=_share(covered, objects),
+    pointing=_share(pointed, pairs),
+    iou_30=_share(fit_30, pairs),
+    iou_50=_share(fit_50, pairs),
+    redundancy=_share(overlap, couples),
+    astray=_share(astray, regions_seen),
+  )
 
 
-def _area_shares(boxes: np.ndarray, size: tuple[float, float]) -> np.ndarray:
-  """The share of the image that lies in each box [n], clipped to the image."""
-  height, width = size
-  tall = np.clip(boxes[:, 2], 0, height) - np.clip(boxes[:, 0], 0, height)
-  wide = np.clip(boxes[:, 3], 0, width) - np.clip(boxes[:, 1], 0, width)
-  return tall * wide / (height * width)
+def localization(
+  regions: np.ndarray, winners: np.ndarray | None, boxes: list[np.ndarray], box_classes: list[np.ndarray]
+) -> Localization:
+  """Scores the regions against boxes that were never trained on. Images without boxes do not count.
+
+  Args:
+    regions: [N, K, 4] of (top, left, bottom, right) as shares of the image, in the order of looking; one that is
+      mirrored has its top below its bottom or its left to the right of its right. Overlaps are those of the part
+      inside the image.
+    winners: int [N, L], the region that won Eq. 6 for each class; None lets any region win, which gives the most that a
+      choice among them could reach.
+    boxes: N arrays [n, 4] of (top, left, bottom, right), as shares of the image.
+    box_classes: N arrays [n] of class indices.
+  """
+  every = [None] * len(regions) if winners is None else winners
+  return _localization(zip(np.asarray(regions)[:, None], every, boxes, box_classes, strict=True))
 
 
 def chance_localization(
-  num_regions: int,
+  regions: np.ndarray,
+  winners: np.ndarray,
   boxes: list[np.ndarray],
   box_classes: list[np.ndarray],
-  sizes: list[tuple[float, float]],
   *,
-  samples: int = 1024,
+  samples: int = 64,
   seed: int = 0,
 ) -> Localization:
-  """What `localization` expects of K centres drawn uniformly over the image, in place of the regions.
-
-  Coverage is exact; the other two need the area of unions of boxes, estimated from `samples` points an image.
+  """What `localization` gives for the same regions, upright, thrown at places drawn uniformly over the image.
 
   Args:
-    num_regions: K.
-    boxes, box_classes: as in `localization`.
-    sizes: N of (height, width), in the boxes' units.
-    samples: points an image.
-    seed: of the points.
+    regions, winners, boxes, box_classes: as in `localization`.
+    samples: throws for each image.
+    seed: of the places.
   """
-  unit = np.random.default_rng(seed).random((samples, 2))
-  on_object = looks = covered = objects = pointed = pairs = 0.0
-  for box, classes, (height, width) in zip(boxes, box_classes, sizes, strict=True):
-    if not len(box):
-      continue
-    inside = _inside(unit * (width, height), box)
-    count = min(len(box), num_regions)
-    on_object += count * inside.any(axis=1).mean()
-    looks += count
-    covered += (1 - (1 - _area_shares(box, (height, width))) ** num_regions).sum()
-    objects += len(box)
-    present = np.unique(classes)
-    pointed += sum(inside[:, classes == c].any(axis=1).mean() for c in present)
-    pairs += len(present)
-  return Localization(_share(on_object, looks), _share(covered, objects), _share(pointed, pairs))
+  rng = np.random.default_rng(seed)
+
+  def thrown():
+    for each, *rest in zip(np.asarray(regions), winners, boxes, box_classes, strict=True):
+      half = np.abs(each[:, 2:] - each[:, :2]) / 2
+      centres = rng.random((samples, len(each), 2))
+      yield np.concatenate([centres - half, centres + half], axis=-1), *rest
+
+  return _localization(thrown())

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from rmam_jax import metrics, update_rules
-from rmam_jax.evaluation import answers as answering
-from rmam_jax.evaluation import svm
+from rmam_jax.evaluation import regions, svm
 from rmam_jax.evaluation.answers import Answers
 from rmam_jax.models import recognizer
 
@@ -17,23 +16,23 @@ def _localization(found: metrics.Localization, prefix: str = "") -> dict[str, fl
   return {prefix + name: value for name, value in found._asdict().items()}
 
 
-def _grid_localization(test: Answers, config: Any) -> metrics.Localization:
-  """The fixed grid's figures on the same images. Nothing is trained, so it has no winning region to point with."""
-  thetas = update_rules.grid_thetas(config.model.num_regions, config.model.fixed_grid.scale)
-  centres = answering.view_to_image(
-    thetas[:, 2:],
-    image_size=config.data.image_size,
-    crop_size=config.data.crop_size,
-    stride=recognizer.stride(config.model),
-    align_corners=config.model.align_corners,
-  )
-  found = metrics.localization(
-    np.broadcast_to(centres, (len(test.labels), *centres.shape)),
-    np.zeros(test.labels.shape, int),
-    test.boxes,
-    test.box_classes,
-  )
-  return found._replace(pointing=math.nan)
+def localizations(test: Answers, config: Any) -> dict[str, metrics.Localization]:
+  """How the regions fit the objects, against the same regions at random places and a grid that never moves.
+
+  Nothing is trained in the grid, so it has no winning regions: its figures are what the best choice would reach.
+
+  Returns:
+    "ours", "fixed_grid" and "chance".
+  """
+  truth = test.boxes, test.box_classes
+  ours = regions.region_boxes(test.thetas, config).transpose(1, 0, 2)
+  grid = update_rules.grid_thetas(config.model.num_regions, config.model.fixed_grid.scale)
+  grid_regions = np.broadcast_to(regions.region_boxes(grid, config), ours.shape)
+  return {
+    "ours": metrics.localization(ours, test.winners, *truth),
+    "fixed_grid": metrics.localization(grid_regions, None, *truth),
+    "chance": metrics.chance_localization(ours, test.winners, *truth),
+  }
 
 
 def evaluate(
@@ -80,13 +79,8 @@ def evaluate(
     results["svm_mAP"] = metrics.mean_average_precision(precisions(margins))
     results["svm_images"] = len(train.labels)
   if recognizer.looks(head) and any(map(len, test.boxes)):
-    found = metrics.localization(test.centres, test.winners, test.boxes, test.box_classes)
-    chance = metrics.chance_localization(
-      config.model.num_regions, test.boxes, test.box_classes, [(1.0, 1.0)] * len(test.boxes)
-    )
-    results |= _localization(found)
-    results |= _localization(chance, "chance_")
-    results |= _localization(_grid_localization(test, config), "fixed_grid_")
+    for name, found in localizations(test, config).items():
+      results |= _localization(found, "" if name == "ours" else f"{name}_")
   return _without_nan(results)
 
 
@@ -122,8 +116,9 @@ def summary(results: dict[str, Any]) -> str:
     + "  ".join(f"{name} {_percent(results[name])}" for name in ("CP", "CR", "CF1", "OP", "OR", "OF1")),
   ]
   if "coverage" in results:
-    lines += ["", "  where it looked         ours   fixed grid   chance"]
+    lines += ["", "  where it looked         ours   fixed grid*   chance"]
     for name in metrics.Localization._fields:
       ours, grid, chance = (results[prefix + name] for prefix in ("", "fixed_grid_", "chance_"))
-      lines.append(f"    {name:<18} {_percent(ours)}        {_percent(grid)}    {_percent(chance)}")
+      lines.append(f"    {name:<18} {_percent(ours)}        {_percent(grid)}     {_percent(chance)}")
+    lines.append("    * with the best choice among its regions, which nothing has trained it to make")
   return "\n".join(lines)
