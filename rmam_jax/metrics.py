@@ -117,7 +117,8 @@ class Localization(NamedTuple):
 def _inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
   """[..., K, 2] of (y, x), [n, 4] of (top, left, bottom, right) -> bool [..., K, n]; the edges count as inside."""
   points = points[..., None, :]
-  return ((boxes[:, :2] <= points) & (points <= boxes[:, 2:])).all(axis=-1)
+  rounding = 1e-6  # whole pixels as shares are not exact, and a grid's points fall on edges
+  return ((boxes[:, :2] - rounding <= points) & (points <= boxes[:, 2:] + rounding)).all(axis=-1)
 
 
 def clip_boxes(boxes: np.ndarray) -> np.ndarray:

@@ -7,16 +7,13 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
 import rmam_jax
-from rmam_jax import losses, pictures
 from rmam_jax import mesh as meshes
-from rmam_jax.data import batches
+from rmam_jax import pictures
 from rmam_jax.data.records import Split, open_split
 from rmam_jax.evaluation import answers as answering
-from rmam_jax.evaluation import report
-from rmam_jax.models import recognizer
+from rmam_jax.evaluation import decisions, exhibits, report
 from rmam_jax.training import checkpoints, loop, workdir
 from rmam_jax.training import step as stepping
 
@@ -148,39 +145,13 @@ def _stage_seconds(folder: pathlib.Path):
 
 def draw(config: ml_collections.ConfigDict, folder: pathlib.Path, test: Split, answers: answering.Answers) -> None:
   """Draws the first test images, each by itself and the first six on one page, `overview.png`."""
-  data, model = config.data, config.model
   shown = min(config.evaluation.pictures, len(test))
   if not shown:
     return
-  views = batches.evaluation_batches(test, batch_size=shown, image_size=data.image_size, crop_size=data.crop_size)
-  batch, records = next(views)
-  looks = recognizer.looks(loop.head_of(config, "stage_two"))
-  panels = [
-    pictures.Panel(
-      title=f"{record.id}: {', '.join(np.array(test.class_names)[record.labels == 1])}",
-      image=batch["image"][index],
-      thetas=answers.thetas[:, index] if looks else (),
-      verdicts=_verdicts(config, test.class_names, answers, index, looks),
-    )
-    for index, record in enumerate(records)
-  ]
-  grid = {"stride": recognizer.stride(model), "align_corners": model.align_corners}
+  decision = decisions.decide(config, {})
+  head = loop.head_of(config, "stage_two")
+  panels = list(exhibits.panels(config, head, decision, test, answers, range(shown)))
   folder.mkdir(parents=True, exist_ok=True)
-  for panel, record in zip(panels, records, strict=True):
-    pictures.draw(folder / f"{pathlib.PurePath(record.id).stem}.png", [panel], **grid)
-  pictures.draw(folder / "overview.png", panels[:6], columns=3, **grid)
-
-
-def _verdicts(config, class_names, answers, index: int, looks: bool) -> list[pictures.Verdict]:
-  """The image's labels and its highest other scores, best first."""
-  kind = config.stage_two.classification or config.loss.classification
-  probability = np.asarray(losses.PROBABILITIES[kind](answers.pooled[index]))
-  present = answers.labels[index] == 1
-  chosen = present | (np.argsort(np.argsort(-probability)) < config.evaluation.top_k)
-  order = [c for c in np.argsort(-probability) if chosen[c]]
-  return [
-    pictures.Verdict(
-      class_names[c], float(probability[c]), bool(present[c]), int(answers.winners[index, c]) if looks else None
-    )
-    for c in order
-  ]
+  for index, panel in enumerate(panels):
+    pictures.draw(folder / f"{pathlib.PurePath(test[index].id).stem}.png", [panel])
+  pictures.draw(folder / "overview.png", panels[:6], columns=3)

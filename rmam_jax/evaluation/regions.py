@@ -22,7 +22,7 @@ def region_boxes(thetas: np.ndarray, config: Any) -> np.ndarray:
     [..., 4] of (top, left, bottom, right); a mirrored region has its top below its bottom or its left to the right of
     its right.
   """
-  thetas = np.asarray(thetas)
+  thetas = np.asarray(thetas, np.float64)
   ends = np.stack([thetas[..., 2:] - thetas[..., :2], thetas[..., 2:] + thetas[..., :2]], axis=-2)
   shares = answers.view_to_image(
     ends,
