@@ -33,11 +33,7 @@ def average_precision(scores: np.ndarray, labels: np.ndarray, method: str = "all
   positives = int(labels.sum())
   if positives == 0:
     return float("nan")
-  order = np.argsort(-scores, kind="stable")
-  true = np.cumsum(labels[order])
-  last_of_equals = np.append(np.diff(scores[order]) != 0, True)
-  true = true[last_of_equals]
-  precision = true / (np.flatnonzero(last_of_equals) + 1)
+  true, precision = _by_threshold(scores, labels)
   if method == "all_point":
     return float(np.diff(true, prepend=0) @ precision / positives)
   ceiling = np.maximum.accumulate(precision[::-1])[::-1]
@@ -46,6 +42,32 @@ def average_precision(scores: np.ndarray, labels: np.ndarray, method: str = "all
   # The first point whose recall reaches tenth / 10, in whole numbers; 1.0 is always reached.
   first = [np.argmax(10 * true >= tenth * positives) for tenth in range(11)]
   return float(ceiling[first].mean())
+
+
+def _by_threshold(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """True positives and precision when all from some score on are taken: [N], [N] -> [T], [T], the highest score first."""
+  order = np.argsort(-scores, kind="stable")
+  true = np.cumsum(labels[order])
+  last_of_equals = np.append(np.diff(scores[order]) != 0, True)
+  true = true[last_of_equals]
+  return true, true / (np.flatnonzero(last_of_equals) + 1)
+
+
+def precision_recall_curve(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Recall and precision of one class at each of its T distinct scores, the highest first.
+
+  Args:
+    scores: [N].
+    labels: [N] of 0 and 1.
+
+  Returns:
+    Recall and precision, each [T] in [0, 1]; empty without positives.
+  """
+  scores, labels = np.asarray(scores), np.asarray(labels)
+  if not labels.sum():
+    return np.zeros(0), np.zeros(0)
+  true, precision = _by_threshold(scores, labels)
+  return true / labels.sum(), precision
 
 
 def average_precisions(

@@ -9,11 +9,11 @@ import jax
 import ml_collections
 
 import rmam_jax
+from rmam_jax import exhibits
 from rmam_jax import mesh as meshes
-from rmam_jax import pictures
 from rmam_jax.data.records import Split, open_split
 from rmam_jax.evaluation import answers as answering
-from rmam_jax.evaluation import decisions, exhibits, report
+from rmam_jax.evaluation import decisions, report
 from rmam_jax.training import checkpoints, loop, workdir
 from rmam_jax.training import step as stepping
 
@@ -34,7 +34,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, folder: pathlib.Path) 
     What `results.json` holds.
   """
   loop.train(config, folder)
-  results = evaluate(folder)
+  results, _ = evaluate(folder)
   for control in config.controls:
     print(f"control: {control}")
     control_folder = folder / "controls" / control
@@ -46,10 +46,35 @@ def train_and_evaluate(config: ml_collections.ConfigDict, folder: pathlib.Path) 
   return results
 
 
-def evaluate_and_print(folder: pathlib.Path) -> dict[str, Any]:
-  """`evaluate`, and a summary of one screen."""
-  results = evaluate(folder)
+def evaluate_and_print(
+  folder: pathlib.Path,
+  *,
+  gallery_page: pathlib.Path | None = None,
+  gallery_images: int = 0,
+  figure_folder: pathlib.Path | None = None,
+) -> dict[str, Any]:
+  """`evaluate`, a summary of one screen, and what is asked for beside it.
+
+  Args:
+    folder: the workdir.
+    gallery_page: the HTML file to write; None writes none.
+    gallery_images: show the first so many test images there; 0 shows all.
+    figure_folder: where to draw figures like the paper's; None draws none.
+
+  Raises:
+    FileExistsError: the page or the folder is there already.
+  """
+  for path, flag in ((gallery_page, "--gallery=OUT.html"), (figure_folder, "--figures=OUT")):
+    if path is not None and path.exists():
+      raise FileExistsError(f"{path} exists: remove it or name another with {flag}")
+  results, exhibit = evaluate(folder)
   _print(results, folder)
+  if gallery_page is not None:
+    exhibits.write_gallery(gallery_page, exhibit, results, limit=gallery_images)
+    print(f"wrote {gallery_page}")
+  if figure_folder is not None:
+    exhibits.draw_figures(figure_folder, exhibit)
+    print(f"wrote {figure_folder}")
   return results
 
 
@@ -91,11 +116,11 @@ def load_best(config: ml_collections.ConfigDict, folder: pathlib.Path, num_class
   return model, *restored
 
 
-def evaluate(folder: pathlib.Path) -> dict[str, Any]:
+def evaluate(folder: pathlib.Path) -> tuple[dict[str, Any], exhibits.Exhibit]:
   """Evaluates the best epoch of a workdir on its test split; writes `results.json` and `pictures/` there.
 
   Returns:
-    What `results.json` holds.
+    What `results.json` holds, and the answers to look at.
   """
   started = time.monotonic()
   config = workdir.read_config(folder)
@@ -131,9 +156,10 @@ def evaluate(folder: pathlib.Path) -> dict[str, Any]:
     "controls": _controls(config, folder),
     "config": json.loads(config.to_json()),
   }
-  draw(config, folder / "pictures", test, test_answers)
+  exhibit = exhibits.Exhibit(config, head, decisions.decide(config, {}), test, test_answers)
+  exhibits.draw_pictures(folder / "pictures", exhibit)
   workdir.write_json(folder / "results.json", results)
-  return results
+  return results, exhibit
 
 
 def _stage_seconds(folder: pathlib.Path):
@@ -141,17 +167,3 @@ def _stage_seconds(folder: pathlib.Path):
   for stage in loop.STAGES:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     yield max((line["seconds"] for line in map(json.loads, lines) if line["stage"] == stage), default=0.0)
-
-
-def draw(config: ml_collections.ConfigDict, folder: pathlib.Path, test: Split, answers: answering.Answers) -> None:
-  """Draws the first test images, each by itself and the first six on one page, `overview.png`."""
-  shown = min(config.evaluation.pictures, len(test))
-  if not shown:
-    return
-  decision = decisions.decide(config, {})
-  head = loop.head_of(config, "stage_two")
-  panels = list(exhibits.panels(config, head, decision, test, answers, range(shown)))
-  folder.mkdir(parents=True, exist_ok=True)
-  for index, panel in enumerate(panels):
-    pictures.draw(folder / f"{pathlib.PurePath(test[index].id).stem}.png", [panel])
-  pictures.draw(folder / "overview.png", panels[:6], columns=3)

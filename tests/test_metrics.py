@@ -22,6 +22,20 @@ def test_all_point_ap_equals_scikit_learn(seed):
   np.testing.assert_allclose(metrics.average_precisions(scores, labels), theirs, rtol=1e-12)
 
 
+def test_the_curve_equals_scikit_learn_s():
+  from sklearn.metrics import precision_recall_curve
+
+  scores, labels = random_scores(6, classes=1)
+  precision, recall, _ = precision_recall_curve(
+    labels[:, 0], scores[:, 0]
+  )  # from the lowest score on, and (0, 1) added
+  found = metrics.precision_recall_curve(scores[:, 0], labels[:, 0])
+  np.testing.assert_allclose(found, [recall[-2::-1][: len(found[0])], precision[-2::-1][: len(found[0])]])
+  assert found[0][-1] == 1
+  assert len(found[0]) == len(np.unique(scores))
+  assert [len(each) for each in metrics.precision_recall_curve(np.ones(3), np.zeros(3))] == [0, 0]
+
+
 def test_ap_by_hand():
   # Ranked: right, wrong, right, wrong, right. Precision at the positives: 1, 2/3, 3/5.
   scores, labels = np.array([5, 4, 3, 2, 1]), np.array([1, 0, 1, 0, 1])
