@@ -53,7 +53,7 @@ def _in_folder(folder: pathlib.Path) -> list[pathlib.Path]:
   if not images:
     raise ValueError(f"{folder} holds no image: none of its {len(files)} files is named {', '.join(SUFFIXES)}")
   if len(images) < len(files):
-    print(f"{folder}: {len(files) - len(images)} files are not named as images and are passed over", file=sys.stderr)
+    print(f"{folder}: passed over, not named as images: {len(files) - len(images)}", file=sys.stderr)
   return images
 
 
@@ -149,7 +149,7 @@ def predict_files(
     format: "jsonl" or "csv".
     out: the file to write; None for stdout.
     with_regions: write all K regions too.
-    picture_folder: where to draw each image with its regions; None draws nothing.
+    picture_folder: where to draw each image with its regions, in folders as its own; None draws nothing.
 
   Returns:
     How many files could not be read.
@@ -160,6 +160,7 @@ def predict_files(
   paths = find_images(names)
   _claim(out, picture_folder)
   failed = 0
+  shared = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
   with _opened(out) as file, tqdm.tqdm(total=len(paths), unit=" images", disable=len(paths) == 1) as bar:
     write = WRITERS[format](file, with_regions)
     for path, found in zip(paths, recogniser.stream(paths), strict=True):
@@ -169,17 +170,12 @@ def predict_files(
       else:
         write(path, found)
         if picture_folder is not None:
-          draw(picture_folder / _picture_name(path, paths), path, found)
+          below = os.path.relpath(os.path.abspath(path), shared)
+          draw(picture_folder / f"{below}.png", path, found)
       bar.update()
   if failed:
     print(f"{failed} of {len(paths)} files could not be read", file=sys.stderr)
   return failed
-
-
-def _picture_name(path: pathlib.Path, paths: Sequence[pathlib.Path]) -> str:
-  """Its place below the folder that all images share, as one name: no two are the same."""
-  shared = os.path.commonpath([each.absolute().parent for each in paths])
-  return str(path.absolute().relative_to(shared)).replace(os.sep, "__") + ".png"
 
 
 def draw(target: pathlib.Path, path: pathlib.Path, found: predictor.Prediction) -> None:
@@ -191,4 +187,5 @@ def draw(target: pathlib.Path, path: pathlib.Path, found: predictor.Prediction) 
   ]
   image = predictor.read_image(path, str(path))
   shares = boxes / (found.height, found.width, found.height, found.width)
+  target.parent.mkdir(parents=True, exist_ok=True)
   pictures.draw(target, [pictures.Panel(path.name, image, shares, verdicts)])
