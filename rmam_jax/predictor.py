@@ -144,16 +144,18 @@ class Predictor:
     """`predict` for any number of images: one answer for each, in order, in the memory of a few batches.
 
     An image that cannot be read gives its error in place of a prediction and the others go on. Reading and decoding
-    run ahead on threads while the network works.
+    run ahead on threads while the network works, and the next batch begins before the last one's answer is used.
     """
     tasks = ((source, _name(source, index)) for index, source in enumerate(images))
     with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
       views = _ahead(pool, self._read, tasks, 2 * self._batch_size)
-      while chunk := list(itertools.islice(views, self._batch_size)):
-        good = [view for view in chunk if isinstance(view, _View)]
-        answered = iter(self._answer(good) if good else ())
-        for view in chunk:
-          yield next(answered) if isinstance(view, _View) else view
+      begun: collections.deque = collections.deque()
+      while batch := list(itertools.islice(views, self._batch_size)):
+        begun.append((batch, self._begin(batch)))
+        if len(begun) == 2:
+          yield from self._finish(*begun.popleft())
+      while begun:
+        yield from self._finish(*begun.popleft())
 
   def _read(self, task: tuple[Source, str]) -> _View | ValueError | OSError:
     data = self.config.data
@@ -167,11 +169,19 @@ class Predictor:
     height, width = image.shape[:2]
     return _View(batches.view(image, data.image_size, data.crop_size, offset, offset, False), width, height)
 
-  def _answer(self, views: list[_View]) -> list[Prediction]:
-    pixels = np.stack([view.pixels for view in views])
-    padding = [(0, self._batch_size - len(views))] + [(0, 0)] * 3  # one shape is compiled once
-    scores_KBL, thetas_KB4 = jax.device_get(self._forward(self._params, np.pad(pixels, padding)))
-    scores_KBL, thetas_KB4 = scores_KBL[:, : len(views)], thetas_KB4[:, : len(views)]
+  def _begin(self, batch: list[_View | Exception]) -> tuple[jax.Array, jax.Array]:
+    """Starts the network on the views of a batch, padded: one shape is compiled once."""
+    size = self.config.data.crop_size
+    pixels = np.zeros((self._batch_size, size, size, 3), np.uint8)
+    for row, view in enumerate(batch):
+      if isinstance(view, _View):
+        pixels[row] = view.pixels
+    return self._forward(self._params, pixels)
+
+  def _finish(self, batch: list[_View | Exception], answer) -> Iterator[Prediction | ValueError | OSError]:
+    """The answers of a batch, in order; what is no view is passed on."""
+    scores_KBL, thetas_KB4 = jax.device_get(answer)
+    scores_KBL, thetas_KB4 = scores_KBL[:, : len(batch)], thetas_KB4[:, : len(batch)]
     if not np.isfinite(scores_KBL).all():
       raise FloatingPointError("the recogniser's scores are not finite: its parameters are damaged")
     pooled_BL = self.decision.probabilities(scores_KBL.max(axis=0))
@@ -179,10 +189,11 @@ class Predictor:
     each_KBL = self.decision.probabilities(scores_KBL)
     boxes_KB4 = metrics.clip_boxes(regions.region_boxes(thetas_KB4, self.config))
     winners_BL = scores_KBL.argmax(axis=0)
-    return [
-      self._prediction(view, pooled_BL[b], chosen_BL[b], winners_BL[b], each_KBL[:, b], boxes_KB4[:, b])
-      for b, view in enumerate(views)
-    ]
+    for b, view in enumerate(batch):
+      if isinstance(view, _View):
+        yield self._prediction(view, pooled_BL[b], chosen_BL[b], winners_BL[b], each_KBL[:, b], boxes_KB4[:, b])
+      else:
+        yield view
 
   def _prediction(self, view: _View, probabilities, chosen, winners, each_KL, shares_K4) -> Prediction:
     boxes: list[Box] = [

@@ -1,5 +1,6 @@
 """Predictions for any images: the same as the evaluation's, in pixels of the original, whatever comes between."""
 
+import copy
 import io
 import itertools
 import json
@@ -34,7 +35,9 @@ def untrained(head="saliency", **fields):
   for field, value in fields.items():
     config.model[field] = value
   model = recognizer.build(config.model, len(NAMES), head=head)
-  params = step.init_params(model, jax.random.key(0), config.data.crop_size)
+  shapes = jax.eval_shape(lambda key: step.init_params(model, key, config.data.crop_size), jax.random.key(0))
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(leaf.dtype), shapes)
   return Published(config=config, class_names=NAMES, params=params, choices={})
 
 
@@ -157,7 +160,7 @@ def test_an_endless_stream_is_read_a_few_batches_ahead(small, scenes):
   found = small.stream(scenes[next(taken) % 3].image for _ in itertools.count())
   first = [next(found) for _ in range(10)]
   assert all(isinstance(each, predictor.Prediction) for each in first)
-  assert next(taken) <= 10 + 4 * 4  # four at a time on two devices, two batches ahead
+  assert next(taken) <= 10 + 4 * 4 + 1  # four at a time on two devices, four batches begun
   found.close()
 
 
@@ -232,7 +235,8 @@ def mixed(tmp_path, scenes):
 
 def test_csv_has_a_row_for_each_label_and_region(small, mixed, tmp_path, capsys):
   out = tmp_path / "found.csv"
-  strict = predictor.Predictor(untrained(), threshold=1.0, batch_size=4)
+  strict = copy.copy(small)
+  strict.decision = small.decision._replace(threshold=2.0)
   assert predict_files.predict_files(strict, [str(mixed)], format="csv", out=out, with_regions=True) == 2
   assert capsys.readouterr().err.count("error: ") == 2
   lines = out.read_text().splitlines()
