@@ -65,7 +65,7 @@ def panels(exhibit: Exhibit, indices: Iterable[int]) -> Iterator[pictures.Panel]
   """The images at these positions of the split, one at a time."""
   config, head, decision, split, answers = exhibit
   probabilities = decision.probabilities(answers.pooled)
-  chosen = decision.chosen(probabilities)
+  chosen = decision.chosen(answers.pooled)
   looks = recognizer.looks(head)
   boxes_NK4 = regions.region_boxes(answers.thetas, config).transpose(1, 0, 2)
   for index in indices:

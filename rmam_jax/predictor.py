@@ -184,14 +184,14 @@ class Predictor:
     scores_KBL, thetas_KB4 = scores_KBL[:, : len(batch)], thetas_KB4[:, : len(batch)]
     if not np.isfinite(scores_KBL).all():
       raise FloatingPointError("the recogniser's scores are not finite: its parameters are damaged")
-    pooled_BL = self.decision.probabilities(scores_KBL.max(axis=0))
-    chosen_BL = self.decision.chosen(pooled_BL)
+    pooled_BL = scores_KBL.max(axis=0)
+    probabilities_BL, chosen_BL = self.decision.probabilities(pooled_BL), self.decision.chosen(pooled_BL)
     each_KBL = self.decision.probabilities(scores_KBL)
     boxes_KB4 = metrics.clip_boxes(regions.region_boxes(thetas_KB4, self.config))
     winners_BL = scores_KBL.argmax(axis=0)
     for b, view in enumerate(batch):
       if isinstance(view, _View):
-        yield self._prediction(view, pooled_BL[b], chosen_BL[b], winners_BL[b], each_KBL[:, b], boxes_KB4[:, b])
+        yield self._prediction(view, probabilities_BL[b], chosen_BL[b], winners_BL[b], each_KBL[:, b], boxes_KB4[:, b])
       else:
         yield view
 

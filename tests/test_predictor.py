@@ -173,13 +173,13 @@ def test_decisions_by_hand():
   np.testing.assert_allclose(rule.probabilities(scores), [[0.2, 0.6, 0.8, 0.4]], rtol=1e-5)
 
   def chosen(rule):
-    return rule.chosen(rule.probabilities(scores))[0].tolist()
+    return rule.chosen(scores)[0].tolist()
 
   assert chosen(rule) == [0, 1, 1, 0]
   assert chosen(decisions.decide(config, {}, threshold=0.3)) == [0, 1, 1, 1]
   assert chosen(decisions.decide(config, {}, top=1)) == [0, 0, 1, 0]
   assert chosen(decisions.decide(config, {}, top=0)) == [0, 1, 1, 0]
-  calibrated = {"thresholds": [0.1, 0.7, 0.9, 0.3]}
+  calibrated = {"thresholds": [-2.0, 1.0, 2.0, -1.0]}  # the scores are -1.4, 0.4, 1.4, -0.4
   assert chosen(decisions.decide(config, calibrated)) == [1, 0, 0, 1]
   assert chosen(decisions.decide(config, calibrated, threshold=0.5)) == [0, 1, 1, 0]
   cool = decisions.decide(config, {"temperature": 2.0})
@@ -189,6 +189,8 @@ def test_decisions_by_hand():
   softmax = decisions.decide(config, {})
   np.testing.assert_allclose(softmax.probabilities(scores).sum(), 1, rtol=1e-6)
   assert chosen(softmax) == [0, 1, 1, 1]  # the top three
+  assert chosen(decisions.decide(config, calibrated)) == [1, 0, 0, 1]
+  assert chosen(decisions.decide(config, {}, threshold=0.5)) == [0, 0, 1, 0]  # they are .04, .23, .62, .10
   with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
     decisions.decide(config, {}, threshold=1.5)
   with pytest.raises(ValueError, match="top must be 0"):
@@ -236,7 +238,7 @@ def mixed(tmp_path, scenes):
 def test_csv_has_a_row_for_each_label_and_region(small, mixed, tmp_path, capsys):
   out = tmp_path / "found.csv"
   strict = copy.copy(small)
-  strict.decision = small.decision._replace(threshold=2.0)
+  strict.decision = small.decision._replace(scores_from=np.inf)
   assert predict_files.predict_files(strict, [str(mixed)], format="csv", out=out, with_regions=True) == 2
   assert capsys.readouterr().err.count("error: ") == 2
   lines = out.read_text().splitlines()

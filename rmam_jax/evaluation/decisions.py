@@ -1,4 +1,4 @@
-"""From scores to probabilities, and from probabilities to the labels that an image is given."""
+"""From scores to probabilities, and from scores to the labels that an image is given."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,27 +9,30 @@ from rmam_jax import losses, metrics
 
 
 class Decision(NamedTuple):
-  """How labels are chosen. L is the number of classes.
+  """How labels are chosen. N images, L classes.
 
   Attributes:
     classification: the loss that the scores were trained by; its link makes them probabilities.
     temperature: scores are divided by it first.
-    threshold: a label is given from this probability on; a number or [L].
+    scores_from: a label is given from this score on; a number or [L].
+    probabilities_from: and from this probability on.
     top: of these, the so many highest; 0 is no limit.
   """
 
   classification: str
   temperature: float
-  threshold: float | np.ndarray
+  scores_from: float | np.ndarray
+  probabilities_from: float
   top: int
 
   def probabilities(self, scores: np.ndarray) -> np.ndarray:
     """[..., L] -> float [..., L] in [0, 1]."""
     return np.asarray(losses.PROBABILITIES[self.classification](np.asarray(scores) / self.temperature))
 
-  def chosen(self, probabilities: np.ndarray) -> np.ndarray:
+  def chosen(self, scores: np.ndarray) -> np.ndarray:
     """[N, L] -> bool [N, L]."""
-    return metrics.top_k_labels(probabilities, self.top or probabilities.shape[1], np.asarray(self.threshold))
+    high = (scores >= self.scores_from) & (self.probabilities(scores) >= self.probabilities_from)
+    return high & metrics.top_k_labels(scores, self.top or scores.shape[1])
 
 
 def decide(
@@ -37,13 +40,16 @@ def decide(
 ) -> Decision:
   """The decision of a trained recogniser.
 
-  Without a threshold, calibrated or given, a sigmoid's is 0.5; a softmax shares out 1 among all labels of an image, so
-  that no probability is high by itself: its `evaluation.top_k` highest labels are given.
+  A threshold that is given, a probability, comes first; then those chosen on validation images; then, for a sigmoid,
+  one half. A softmax shares out 1 among the labels of an image, so that no probability is high by itself: without a
+  threshold its `evaluation.top_k` highest labels are given.
 
   Args:
     config: the configuration.
-    choices: what was chosen on validation images: `temperature` and `thresholds` where there are any.
-    top, threshold: in their place.
+    choices: what was chosen on validation images: `temperature`, and `thresholds` [L] on the scores, where there are
+      any.
+    top: the so many highest labels at most; 0 is no limit.
+    threshold: a probability.
 
   Raises:
     ValueError: a negative `top`, or a threshold that is no probability.
@@ -53,10 +59,11 @@ def decide(
   if threshold is not None and not 0 <= threshold <= 1:
     raise ValueError(f"threshold must be a probability between 0 and 1, got {threshold}")
   classification = config.stage_two.classification or config.loss.classification
+  scores_from: float | np.ndarray = -np.inf
   if threshold is None and "thresholds" in choices:
-    threshold = np.asarray(choices["thresholds"])
+    scores_from = np.asarray(choices["thresholds"])
   elif threshold is None and classification == "sigmoid":
     threshold = 0.5
-  if top is None:
-    top = config.evaluation.top_k if threshold is None else 0
-  return Decision(classification, float(choices.get("temperature", 1.0)), 0.0 if threshold is None else threshold, top)
+  elif threshold is None and top is None:
+    top = config.evaluation.top_k
+  return Decision(classification, float(choices.get("temperature", 1.0)), scores_from, threshold or 0.0, top or 0)
