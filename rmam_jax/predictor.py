@@ -112,7 +112,7 @@ class Predictor:
       raise ValueError(f"batch_size and threads must be at least 1, got {batch_size} and {threads}")
     config = self.config = trained.config
     self.class_names = trained.class_names
-    self.decision = decisions.decide(config, trained.choices, top=top, threshold=threshold)
+    self.decision = decisions.decide(config, trained.choices or {}, top=top, threshold=threshold)
     mesh = meshes.make_mesh()
     self._batch_size = -(-batch_size // mesh.size) * mesh.size
     self._threads = threads

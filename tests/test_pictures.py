@@ -43,10 +43,10 @@ def test_figure_1_shows_the_winning_regions_in_their_labels_colours(tmp_path):
   boxes = np.array([[0.1, 0.1, 0.4, 0.4], [0.6, 0.6, 0.9, 0.9], [0.6, 0.1, 0.9, 0.4]])
   verdicts = [
     pictures.Verdict("cat", 0.9, True, True, 0),
-    pictures.Verdict("a $mouse", 0.8, True, False, 1),
+    pictures.Verdict(r"$\frac$ mouse", 0.8, True, False, 1),
     pictures.Verdict("dog", 0.2, False, True, 2),  # it was not given: neither region nor label
   ]
-  figures.regions_and_labels(tmp_path / "one.png", [pictures.Panel("a $picture$", image, boxes, verdicts)])
+  figures.regions_and_labels(tmp_path / "one.png", [pictures.Panel(r"a $\frac$", image, boxes, verdicts)])
   assert [has(tmp_path / "one.png", pictures.colour(step)) for step in range(3)] == [True, True, False]
 
 

@@ -38,7 +38,7 @@ def untrained(head="saliency", **fields):
   shapes = jax.eval_shape(lambda key: step.init_params(model, key, config.data.crop_size), jax.random.key(0))
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(leaf.dtype), shapes)
-  return Published(config=config, class_names=NAMES, params=params, choices={})
+  return Published(config=config, class_names=NAMES, params=params, choices=None)
 
 
 @pytest.fixture(scope="module")
