@@ -276,7 +276,7 @@ def test_a_workdir_of_another_configuration_is_refused(finished, data_root):
 
 
 def test_fields_that_change_no_result_may_differ(finished, data_root):
-  workdir.claim(finished, tiny_config(data_root, **{"data.threads": 7}))
+  workdir.claim(finished, tiny_config(data_root, **{"data.threads": 7}), [str(digit) for digit in range(10)])
 
 
 def test_a_workdir_that_cannot_be_used_is_named(tmp_path, data_root):
@@ -326,7 +326,7 @@ print("restored", int(restored.step), progress, bool((restored.params["w"] == st
 
 
 def test_a_run_without_stage_two_says_so(tmp_path, data_root):
-  workdir.claim(tmp_path / "run", tiny_config(data_root))
+  workdir.claim(tmp_path / "run", tiny_config(data_root), [str(digit) for digit in range(10)])
   with pytest.raises(FileNotFoundError, match="holds no checkpoint of stage two"):
     run.evaluate(tmp_path / "run")
 

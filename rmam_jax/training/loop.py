@@ -259,7 +259,8 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> stepping.P
   stages = [
     build_stage(config, name, num_classes=trainer.num_classes, num_records=len(trainer.train)) for name in STAGES
   ]
-  workdir.claim(folder, config)  # only now: a configuration that cannot run leaves nothing behind
+  # Only now: a configuration that cannot run leaves nothing behind.
+  workdir.claim(folder, config, trainer.train.class_names)
   params, kept_head = None, ""
   for stage in stages:
     if stage.epochs:

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -50,19 +51,25 @@ def check(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     )
 
 
-def claim(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-  """Makes the folder and leaves the configuration in it; one that is there already passes `check` and stays.
+def claim(folder: pathlib.Path, config: ml_collections.ConfigDict, class_names: Sequence[str]) -> None:
+  """Makes the folder and leaves the configuration and the classes in it; those that are there already must agree.
 
   Raises:
-    ValueError: see `check`.
+    ValueError: see `check`; or the data's classes are no longer those that the run began with.
     OSError: the folder cannot be made or written.
   """
   check(folder, config)
-  path = folder / "config.json"
+  path, classes = folder / "config.json", folder / "classes.json"
+  if classes.exists() and read_class_names(folder) != tuple(class_names):
+    raise ValueError(
+      f"{classes} names other classes than {config.data.name} has now. Name another folder with --workdir=DIR."
+    )
   try:
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
       write_json(path, json.loads(config.to_json()))
+    if not classes.exists():
+      write_json(classes, list(class_names))
   except OSError as error:
     raise _unusable(folder, error) from error
 
@@ -79,6 +86,18 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   draft.replace(path)
 
 
+def read_json(path: pathlib.Path) -> Any:
+  """A JSON file's value.
+
+  Raises:
+    ValueError: names the file.
+  """
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(f"{path} is not JSON ({error})") from error
+
+
 def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
   """The configuration that a workdir belongs to.
 
@@ -88,7 +107,19 @@ def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
   path = folder / "config.json"
   if not path.exists():
     raise FileNotFoundError(f"{folder} holds no config.json: it is no workdir of train.py")
-  return ml_collections.ConfigDict(json.loads(path.read_text())).lock()
+  return ml_collections.ConfigDict(read_json(path)).lock()
+
+
+def read_class_names(folder: pathlib.Path) -> tuple[str, ...]:
+  """The classes of a workdir, in the order of its scores.
+
+  Raises:
+    FileNotFoundError: the folder has no list of them.
+  """
+  path = folder / "classes.json"
+  if not path.exists():
+    raise FileNotFoundError(f"{folder} holds no classes.json: the command that trained it, once more, writes it")
+  return tuple(read_json(path))
 
 
 def check_space(folder: pathlib.Path, needed: int) -> None:

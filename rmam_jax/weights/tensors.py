@@ -1,0 +1,121 @@
+"""Named tensors: trees as flat names, their digest, and safetensors files by safetensors' own library."""
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+# How safetensors names the types that are read here.
+DTYPES = {"F16": "float16", "F32": "float32", "F64": "float64"}
+
+
+class Entry(NamedTuple):
+  """A tensor that has not been read yet."""
+
+  shape: tuple[int, ...]
+  dtype: str  # numpy's name where it has one
+  read: Callable[[], np.ndarray]
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+  """A tree -> its leaves by path, e.g. "backbone/block1_conv1/kernel"."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def unflatten(like: Any, tensors: Mapping[str, Any]) -> Any:
+  """The inverse of `flatten` for a tree of the structure of `like`."""
+  return jax.tree.unflatten(jax.tree.structure(like), [tensors[name] for name in flatten(like)])
+
+
+def digest(tensors: Mapping[str, np.ndarray]) -> str:
+  """SHA-256 over names, types, shapes and values, in the order of the names."""
+  total = hashlib.sha256()
+  for name in sorted(tensors):
+    array = np.ascontiguousarray(tensors[name])
+    total.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+    total.update(array.reshape(-1).view(np.uint8))
+  return total.hexdigest()
+
+
+def check_shapes(entries: Mapping[str, Entry], wanted: Mapping[str, tuple[int, ...]], path: pathlib.Path) -> None:
+  """Every tensor by name and shape, before any is read.
+
+  Raises:
+    ValueError: names the file and the first tensor that is missing, that nobody asked for, or of another shape.
+  """
+  for name, shape in wanted.items():
+    if name not in entries:
+      raise ValueError(f"{path}: {name} {tuple(shape)} is missing")
+    if entries[name].shape != tuple(shape):
+      raise ValueError(f"{path}: {name} has the shape {entries[name].shape}, not {tuple(shape)}")
+  extra = sorted(set(entries) - set(wanted))
+  if extra:
+    raise ValueError(f"{path}: {extra[0]} {entries[extra[0]].shape} is not expected there")
+
+
+def read(entries: Mapping[str, Entry], names, path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Tensors as finite float32, those of `names`.
+
+  Raises:
+    ValueError: names the file and the tensor.
+  """
+  found = {}
+  for name in names:
+    if entries[name].dtype not in DTYPES.values():
+      raise ValueError(f"{path}: {name} is of type {entries[name].dtype}, not one of {', '.join(DTYPES.values())}")
+    found[name] = np.asarray(entries[name].read(), np.float32)
+    if not np.isfinite(found[name]).all():
+      raise ValueError(f"{path}: {name} holds values that are not finite")
+  return found
+
+
+@contextlib.contextmanager
+def open_safetensors(path: pathlib.Path) -> Iterator[tuple[dict[str, Entry], dict[str, str]]]:
+  """The tensors of a safetensors file, read on demand while it is open, and its metadata.
+
+  Raises:
+    ValueError: the file is none or is truncated (the library checks every offset against the file's size).
+  """
+  import safetensors
+
+  try:
+    file = safetensors.safe_open(path, "np")
+  except safetensors.SafetensorError as error:
+    raise ValueError(f"{path} is no whole safetensors file ({error})") from error
+  with file as opened:
+
+    def entry(name: str) -> Entry:
+      piece = opened.get_slice(name)
+      dtype = piece.get_dtype()
+      return Entry(tuple(piece.get_shape()), DTYPES.get(dtype, dtype), lambda: opened.get_tensor(name))
+
+    yield {name: entry(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118 -- no mapping
+
+
+def write_safetensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
+  """Writes beside the file and renames, so that no reader ever sees half of it.
+
+  Raises:
+    OSError: names the file and the reason.
+  """
+  import safetensors.numpy
+
+  draft = None
+  try:
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    safetensors.numpy.save_file(arrays, draft, metadata)
+    os.chmod(draft, 0o644)
+    os.replace(draft, path)
+  except (OSError, safetensors.SafetensorError) as error:  # the library's own error where the disk is full
+    if draft is not None:
+      pathlib.Path(draft).unlink(missing_ok=True)
+    raise OSError(f"cannot write {path}: {error}") from error
