@@ -117,19 +117,27 @@ def _opened(out: pathlib.Path | None) -> Iterator[TextIO]:
     yield sys.stdout
     sys.stdout.flush()
     return
-  with out.open("x", encoding="utf-8", errors="surrogateescape", newline="") as file:
+  try:
+    file = out.open("x", encoding="utf-8", errors="surrogateescape", newline="")
+  except FileExistsError as error:
+    raise FileExistsError(f"{out} exists: remove it or name another file with --out=FILE") from error
+  except OSError as error:
+    raise OSError(f"cannot write {out}: {error.strerror}") from error
+  with file:
     yield file
 
 
-def _claim(out: pathlib.Path | None, folder: pathlib.Path | None) -> None:
-  """Refuses to write over anything; makes the folder for pictures."""
-  if out is not None and out.exists():
-    raise FileExistsError(f"{out} exists: remove it or name another file with --out=FILE")
-  if folder is None:
-    return
-  if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+def _make(folder: pathlib.Path) -> None:
+  """Makes a folder for pictures, or takes one that is empty."""
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    free = not any(folder.iterdir())
+  except FileExistsError:
+    free = False
+  except OSError as error:
+    raise OSError(f"cannot make the folder {folder}: {error.strerror}") from error
+  if not free:
     raise FileExistsError(f"{folder} exists and is no empty folder: name another with --pictures=OUT")
-  folder.mkdir(parents=True, exist_ok=True)
 
 
 def predict_files(
@@ -158,7 +166,8 @@ def predict_files(
     ValueError, OSError: nothing to read, or an output that exists or cannot be written.
   """
   paths = find_images(names)
-  _claim(out, picture_folder)
+  if picture_folder is not None:
+    _make(picture_folder)
   failed = 0
   shared = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
   with _opened(out) as file, tqdm.tqdm(total=len(paths), unit=" images", disable=len(paths) == 1) as bar:

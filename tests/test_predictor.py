@@ -265,6 +265,12 @@ def test_nothing_is_written_over(small, mixed, tmp_path):
   assert out.read_text() == "mine"
   with pytest.raises(FileExistsError, match=r"mixed exists and is no empty folder: name another with --pictures=OUT"):
     predict_files.predict_files(small, [str(mixed)], picture_folder=mixed)
+  with pytest.raises(FileExistsError, match=r"out exists and is no empty folder"):
+    predict_files.predict_files(small, [str(mixed)], picture_folder=out)
+  with pytest.raises(OSError, match=f"cannot write {tmp_path / 'no' / 'where'}: No such file or directory"):
+    predict_files.predict_files(small, [str(mixed)], out=tmp_path / "no" / "where")
+  with pytest.raises(OSError, match=f"cannot make the folder {out / 'in'}: Not a directory"):
+    predict_files.predict_files(small, [str(mixed)], picture_folder=out / "in")
 
 
 def predict(*arguments):

@@ -325,6 +325,20 @@ print("restored", int(restored.step), progress, bool((restored.params["w"] == st
   assert "restored 1 {'best_loss': 0.5} True" in found
 
 
+def test_a_workdir_of_another_version_says_so(finished, tmp_path):
+  folder = tmp_path / "older"
+  shutil.copytree(finished / "checkpoints", folder / "checkpoints")
+  config = json.loads((finished / "config.json").read_text())
+  for change, message in (
+    (lambda model: model.update(x_width=17), r"the checkpoint in .*older does not fit its config.json"),
+    (lambda model: model["saliency"].pop("radius"), r"older/config.json lacks a field .*radius"),
+  ):
+    change(config["model"])
+    workdir.write_json(folder / "config.json", config)
+    with pytest.raises(ValueError, match=message):
+      run.load_best(workdir.read_config(folder), folder, 10, mesh.make_mesh())
+
+
 def test_a_run_without_stage_two_says_so(tmp_path, data_root):
   workdir.claim(tmp_path / "run", tiny_config(data_root), [str(digit) for digit in range(10)])
   with pytest.raises(FileNotFoundError, match="holds no checkpoint of stage two"):
