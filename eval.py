@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from configs import common
 
 _WORKDIR = flags.DEFINE_list("workdir", None, "Folder of a finished train.py run, or several to fuse.", required=True)
-_EVALUATION = config_flags.DEFINE_config_dict(
+config_flags.DEFINE_config_dict(
   "evaluation", common.get_config().evaluation, "Changes to the evaluation: --evaluation.FIELD=VALUE."
 )
 _PROTOCOL = flags.DEFINE_list(
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}")
   folders = list(map(pathlib.Path, _WORKDIR.value))
-  changes = config_flags.get_override_values(_EVALUATION)
+  changes = config_flags.get_override_values(flags.FLAGS["evaluation"])
   with command.speaking():
     if _PROTOCOL.value or len(folders) > 1:
       names = [name for name in _PROTOCOL.value or () if name != "all"]
