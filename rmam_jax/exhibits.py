@@ -64,8 +64,8 @@ class Exhibit(NamedTuple):
 def panels(exhibit: Exhibit, indices: Iterable[int]) -> Iterator[pictures.Panel]:
   """The images at these positions of the split, one at a time."""
   config, head, decision, split, answers = exhibit
-  probabilities = decision.probabilities(answers.pooled)
-  chosen = decision.chosen(answers.pooled)
+  probabilities = decision.probabilities(answers.scores)
+  chosen = decision.chosen(answers.scores)
   looks = recognizer.looks(head)
   boxes_NK4 = regions.region_boxes(answers.thetas, config).transpose(1, 0, 2)
   for index in indices:
@@ -114,7 +114,7 @@ def write_gallery(path: pathlib.Path, exhibit: Exhibit, results: dict[str, Any],
     tqdm.tqdm(panels(exhibit, range(shown)), total=shown, desc="gallery", unit=" images", leave=False),
     results=results,
     class_curves=gallery.curves(
-      names, [results["AP"][name] for name in names], answers.pooled, answers.labels, answers.ignore
+      names, [results["AP"][name] for name in names], answers.scores, answers.labels, answers.ignore
     ),
     num_shown=shown,
   )

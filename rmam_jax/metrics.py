@@ -5,7 +5,7 @@ without positives has no average precision: it is nan, and left out of the mean.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -86,12 +86,32 @@ def mean_average_precision(precisions: np.ndarray) -> float:
   return float(defined.mean()) if defined.size else float("nan")
 
 
-def top_k_labels(scores: np.ndarray, k: int, threshold: float | None = None) -> np.ndarray:
-  """The k highest classes of each image, those that reach `threshold` only: [N, L] -> bool [N, L]."""
+def top_k_labels(scores: np.ndarray, k: int) -> np.ndarray:
+  """The k highest classes of each image, the first of equals: [N, L] -> bool [N, L]."""
   order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
   chosen = np.zeros(scores.shape, bool)
   np.put_along_axis(chosen, order, True, axis=1)
-  return chosen if threshold is None else chosen & (scores >= threshold)
+  return chosen
+
+
+def _f1(precision, recall):
+  total = precision + recall
+  return np.where(total > 0, 2 * precision * recall / np.where(total > 0, total, 1), 0.0)
+
+
+class Counts(NamedTuple):
+  """What precision, recall and F1 are made of (Eq. 15), by class: int [L]."""
+
+  correct: np.ndarray  # predicted and there
+  predicted: np.ndarray
+  actual: np.ndarray
+
+
+def count(predicted: np.ndarray, labels: np.ndarray, *, ignore: np.ndarray | None = None) -> Counts:
+  """Counts predictions, bool [N, L], against labels [N, L]; ignored labels are left out of every count."""
+  kept = np.ones(labels.shape, bool) if ignore is None else ~np.asarray(ignore, bool)
+  predicted, actual = np.asarray(predicted, bool) & kept, np.asarray(labels, bool) & kept
+  return Counts((predicted & actual).sum(0), predicted.sum(0), actual.sum(0))
 
 
 def precision_recall_f1(
@@ -99,8 +119,8 @@ def precision_recall_f1(
 ) -> dict[str, float]:
   """Overall and per-class precision, recall and F1 (Eq. 15).
 
-  A class that is never predicted has precision 0; one without positives has recall 0; F1 is 0 where both are. CF1 is
-  the harmonic mean of CP and CR, as printed.
+  A class that is never predicted has precision 0; one without positives has recall 0; F1 is 0 where both are. All
+  classes count, as in the paper and in others' code; `count` tells which they are.
 
   Args:
     predicted: bool [N, L].
@@ -108,20 +128,92 @@ def precision_recall_f1(
     ignore: [N, L]; left out of every count.
 
   Returns:
-    CP, CR, CF1, OP, OR, OF1, in [0, 1].
+    CP, CR, CF1, OP, OR, OF1 and macro_F1, in [0, 1]. CF1 is the harmonic mean of CP and CR, as printed; macro_F1 the
+    mean of the classes' F1, which some print as CF1.
   """
-  kept = np.ones(labels.shape, bool) if ignore is None else ~np.asarray(ignore, bool)
-  predicted, actual = np.asarray(predicted, bool) & kept, np.asarray(labels, bool) & kept
-  correct_L, predicted_L, actual_L = ((predicted & actual).sum(0), predicted.sum(0), actual.sum(0))
-  cp = float((correct_L / np.maximum(predicted_L, 1)).mean())
-  cr = float((correct_L / np.maximum(actual_L, 1)).mean())
-  op = float(correct_L.sum() / max(predicted_L.sum(), 1))
-  or_ = float(correct_L.sum() / max(actual_L.sum(), 1))
+  correct, predicted, actual = count(predicted, labels, ignore=ignore)
+  precision_L, recall_L = correct / np.maximum(predicted, 1), correct / np.maximum(actual, 1)
+  cp, cr = precision_L.mean(), recall_L.mean()
+  op = correct.sum() / max(predicted.sum(), 1)
+  or_ = correct.sum() / max(actual.sum(), 1)
+  found = {"CP": cp, "CR": cr, "CF1": _f1(cp, cr), "OP": op, "OR": or_, "OF1": _f1(op, or_)}
+  found["macro_F1"] = _f1(precision_L, recall_L).mean()
+  return {name: float(value) for name, value in found.items()}
 
-  def f1(precision, recall):
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
-  return {"CP": cp, "CR": cr, "CF1": f1(cp, cr), "OP": op, "OR": or_, "OF1": f1(op, or_)}
+class Protocol(NamedTuple):
+  """A way of measuring: the same scores give other figures under another, by up to several points."""
+
+  scores: str  # "network", or "svm": which scores it measures
+  ap_method: str  # see `average_precision`
+  ap_difficult: str  # in average precision, ignored labels are left out ("ignore") or count as "negative" or "positive"
+  f1_difficult: str  # the same in CP ... OF1
+  top_k: int  # labels an image at most; 0: as many as reach the threshold
+  threshold: float  # of a label's score; of the network's, a logit
+  strict: bool  # the score must exceed the threshold, not only reach it
+  class_f1: str  # which of `precision_recall_f1`'s is called CF1: "CF1" or "macro_F1"
+
+
+def logit(probability: float) -> float:
+  """The score whose sigmoid is this probability."""
+  return float(np.log(probability / (1 - probability)))
+
+
+_NONE = float("-inf")
+
+# What each prints. Others' code takes the network's scores as logits, whatever it was trained with. `difficult` occurs
+# in VOC only: for codes written for COCO it is what their labels would hold.
+PROTOCOLS: dict[str, Protocol] = {
+  "paper": Protocol("svm", "eleven_point", "ignore", "ignore", 3, 0.0, True, "CF1"),
+  "paper-top3": Protocol("svm", "eleven_point", "ignore", "ignore", 3, _NONE, False, "CF1"),
+  "ml-gcn": Protocol("network", "all_point", "ignore", "negative", 0, 0.0, False, "CF1"),
+  "ml-gcn-top3": Protocol("network", "all_point", "ignore", "negative", 3, 0.0, False, "CF1"),
+  "mcar": Protocol("network", "all_point", "ignore", "negative", 0, logit(0.6), False, "CF1"),
+  "csra": Protocol("network", "all_point", "ignore", "ignore", 0, 0.0, False, "CF1"),
+  "asl": Protocol("network", "all_point", "negative", "negative", 0, logit(0.8), True, "macro_F1"),
+  "ml-decoder": Protocol("network", "all_point", "negative", "negative", 0, logit(0.75), True, "macro_F1"),
+  "q2l": Protocol("network", "interpolated", "negative", "negative", 0, 0.0, False, "CF1"),
+}
+
+
+def resolve_difficult(labels: np.ndarray, ignore: np.ndarray, rule: str) -> tuple[np.ndarray, np.ndarray]:
+  """Labels and ignore [N, L] under "ignore", "negative" or "positive", what ignored labels count as."""
+  if rule == "ignore":
+    return labels, ignore
+  if rule not in ("negative", "positive"):
+    raise ValueError(f"difficult must be ignore, negative or positive, got {rule!r}")
+  return np.where(ignore, float(rule == "positive"), labels), np.zeros_like(ignore)
+
+
+def measure(protocol: Protocol, scores: np.ndarray, labels: np.ndarray, ignore: np.ndarray) -> dict[str, Any]:
+  """All figures of a protocol.
+
+  Args:
+    protocol: one of `PROTOCOLS`, or another.
+    scores: [N, L]: the network's or the SVMs', as the protocol says.
+    labels: [N, L] of 0 and 1.
+    ignore: bool [N, L], labels that are neither.
+
+  Returns:
+    mAP, CP, CR, CF1, OP, OR, OF1, shares in [0, 1]; "AP" [L], nan where undefined; and the classes, by index, that
+    have no average precision ("undefined"), and that are never predicted ("never_predicted").
+  """
+  ap_labels, ap_ignore = resolve_difficult(labels, ignore, protocol.ap_difficult)
+  precisions = average_precisions(scores, ap_labels, ignore=ap_ignore, method=protocol.ap_method)
+  predicted = scores > protocol.threshold if protocol.strict else scores >= protocol.threshold
+  if protocol.top_k:
+    predicted &= top_k_labels(scores, protocol.top_k)
+  f1_labels, f1_ignore = resolve_difficult(labels, ignore, protocol.f1_difficult)
+  found = precision_recall_f1(predicted, f1_labels, ignore=f1_ignore)
+  counts = count(predicted, f1_labels, ignore=f1_ignore)
+  return {
+    "mAP": mean_average_precision(precisions),
+    **{name: found[name] for name in ("CP", "CR", "CF1", "OP", "OR", "OF1")},
+    "CF1": found[protocol.class_f1],
+    "AP": precisions,
+    "undefined": np.flatnonzero(np.isnan(precisions)).tolist(),
+    "never_predicted": np.flatnonzero(counts.predicted == 0).tolist(),
+  }
 
 
 class Localization(NamedTuple):

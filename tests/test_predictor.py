@@ -69,18 +69,17 @@ def test_predictions_are_the_evaluation_s(small, scenes, data_root):
     trained.params,
     records.open_split("digits/tiny", "test", str(data_root)),
     data=trained.config.data,
-    model=trained.config.model,
     batch_size=20,
   )
   ours = small.predict([scene.image for scene in scenes[:7]])  # the third batch is padded
   for index, found in enumerate(ours):
-    wanted = 1 / (1 + np.exp(-theirs.pooled[index].astype(float)))
+    wanted = 1 / (1 + np.exp(-theirs.scores[index].astype(float)))
     np.testing.assert_allclose(found.probabilities, wanted, rtol=1e-4)
     assert [label.name for label in found.labels] == [NAMES[c] for c in np.argsort(-wanted)]
     steps = {label.name: label.step for label in found.labels}
     assert [steps[name] for name in NAMES] == (theirs.winners[index] + 1).tolist()
     for k, region in enumerate(found.regions):
-      assert (region.step, region.label) == (k + 1, NAMES[theirs.scores[k, index].argmax()])
+      assert (region.step, region.label) == (k + 1, NAMES[theirs.region_scores[k, index].argmax()])
       s, t = theirs.thetas[k, index, :2], theirs.thetas[k, index, 2:]
       corners = answers.view_to_image(np.stack([t - s, t + s]), image_size=72, crop_size=64, stride=4)
       np.testing.assert_allclose(np.array(region.box) / 72, np.clip(corners, 0, 1).ravel(), atol=1e-5)
@@ -179,8 +178,8 @@ def test_decisions_by_hand():
   assert chosen(decisions.decide(config, {}, threshold=0.3)) == [0, 1, 1, 1]
   assert chosen(decisions.decide(config, {}, top=1)) == [0, 0, 1, 0]
   assert chosen(decisions.decide(config, {}, top=0)) == [0, 1, 1, 0]
-  calibrated = {"thresholds": [-2.0, 1.0, 2.0, -1.0]}  # the scores are -1.4, 0.4, 1.4, -0.4
-  assert chosen(decisions.decide(config, calibrated)) == [1, 0, 0, 1]
+  calibrated = {"thresholds": [-2.0, 0.3, 2.0, 0.0]}  # the scores are -1.4, 0.4, 1.4, -0.4
+  assert chosen(decisions.decide(config, calibrated)) == [1, 1, 0, 0]
   assert chosen(decisions.decide(config, calibrated, threshold=0.5)) == [0, 1, 1, 0]
   cool = decisions.decide(config, {"temperature": 2.0})
   np.testing.assert_allclose(cool.probabilities(scores)[0, 2], 2 / 3, rtol=1e-5)  # odds of 4 become 2
@@ -189,7 +188,7 @@ def test_decisions_by_hand():
   softmax = decisions.decide(config, {})
   np.testing.assert_allclose(softmax.probabilities(scores).sum(), 1, rtol=1e-6)
   assert chosen(softmax) == [0, 1, 1, 1]  # the top three
-  assert chosen(decisions.decide(config, calibrated)) == [1, 0, 0, 1]
+  assert chosen(decisions.decide(config, calibrated)) == [1, 1, 0, 0]
   assert chosen(decisions.decide(config, {}, threshold=0.5)) == [0, 0, 1, 0]  # they are .04, .23, .62, .10
   with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
     decisions.decide(config, {}, threshold=1.5)

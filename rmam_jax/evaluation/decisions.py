@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rmam_jax import losses, metrics
+from rmam_jax import metrics
+from rmam_jax.evaluation import calibration
 
 
 class Decision(NamedTuple):
@@ -27,7 +28,7 @@ class Decision(NamedTuple):
 
   def probabilities(self, scores: np.ndarray) -> np.ndarray:
     """[..., L] -> float [..., L] in [0, 1]."""
-    return np.asarray(losses.PROBABILITIES[self.classification](np.asarray(scores) / self.temperature))
+    return calibration.probabilities(scores, self.classification, self.temperature)
 
   def chosen(self, scores: np.ndarray) -> np.ndarray:
     """[N, L] -> bool [N, L]."""
