@@ -8,6 +8,11 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.seed = 0
 
+  # What the backbone begins with: a file or folder (README, "ImageNet weights"); "none": random weights; "": to be given.
+  # The run puts the preprocessing that belongs to it into model.pixel_mean and model.pixel_std, whatever they were.
+  config.weights = "none"
+  config.weights_digest = ""  # which file it was; filled in by the run
+
   config.data = ml_collections.ConfigDict()
   config.data.name = "voc/2007"  # see rmam_jax/data/records.py
   config.data.root = ""  # folder of prepared data; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets

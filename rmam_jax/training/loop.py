@@ -23,6 +23,7 @@ from rmam_jax.evaluation import answers as answering
 from rmam_jax.models import recognizer
 from rmam_jax.training import checkpoints, workdir
 from rmam_jax.training import step as stepping
+from rmam_jax.weights import start
 
 STAGES = ("stage_one", "stage_two")
 
@@ -116,8 +117,9 @@ def take_over(fresh: stepping.Params, trained: stepping.Params, head: str) -> st
 class _Trainer:
   """Runs stages over one mesh, one data set and one workdir."""
 
-  def __init__(self, config: ml_collections.ConfigDict, folder: pathlib.Path):
+  def __init__(self, config: ml_collections.ConfigDict, folder: pathlib.Path, first: start.Start | None):
     self.config = config
+    self.first = first
     self.folder = folder
     data = config.data
     self.train, self.validation = (open_split(data.name, split, data.root) for split in (data.train, data.validation))
@@ -167,6 +169,17 @@ class _Trainer:
       "validation_mAP": metrics.mean_average_precision(precisions),
     }
 
+  def begin(self, stage: Stage, params: stepping.Params) -> stepping.Params:
+    """Fresh parameters with what `config.weights` has for them."""
+    params, taken = self.first.fill(
+      params,
+      heads={"head": head_of(self.config, stage.name), "auxiliary": self.config.stage_one.head},
+      class_names=self.train.class_names,
+      region_size=tuple(self.config.model.region_size),
+    )
+    print(f"{stage.name} begins with {', '.join(taken)} of {self.config.weights}: {self.first.title}")
+    return params
+
   def run(self, stage: Stage, previous: stepping.Params | None, kept_head: str) -> stepping.Params:
     """Trains a stage, or what is left of it; returns the parameters of its best epoch."""
     replicated = meshes.replicated(self.mesh)
@@ -182,9 +195,12 @@ class _Trainer:
       state, progress = restored
     else:
       state = jax.jit(init, out_shardings=replicated)(key)
+      params = state.params
+      if self.first is not None:
+        params = self.begin(stage, params)
       if previous is not None:
-        params = take_over(state.params, previous, kept_head)
-        state = state._replace(params=jax.device_put(params, replicated))
+        params = take_over(params, previous, kept_head)
+      state = state._replace(params=jax.device_put(params, replicated))
       progress = {"best_loss": math.inf, "best_epoch": 0, "seconds": 0.0}
     if int(state.step) < stage.steps:
       self._train(stage, state, progress, saved)
@@ -253,8 +269,11 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> stepping.P
   Raises:
     ValueError, OSError, FloatingPointError: with what to do about it.
   """
+  # Preprocessing travels with the weights: from here on the configuration has theirs, and so has all that reads it,
+  # config.json, the checkpoints' owner, evaluation and prediction.
+  config, first = start.resolve(config, folder)
   workdir.check(folder, config)
-  trainer = _Trainer(config, folder)
+  trainer = _Trainer(config, folder, first)
   stages = [
     build_stage(config, name, num_classes=trainer.num_classes, num_records=len(trainer.train)) for name in STAGES
   ]

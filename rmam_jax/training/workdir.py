@@ -8,8 +8,9 @@ from typing import Any
 
 import ml_collections
 
-# Fields that change where and how fast, never what: a run may go on with others.
-FREE_FIELDS = ("data.root", "data.threads")
+# Fields that change where and how fast, never what: a run may go on with others. (What lies at `weights` is told by
+# `weights_digest`.)
+FREE_FIELDS = ("data.root", "data.threads", "weights")
 
 
 def _flatten(config: dict, prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,89 @@
+"""Looks into files of weights, converts them, and exports trained models.
+
+    python -m rmam_jax.weights FILE                          what the file is and every tensor in it
+    python -m rmam_jax.weights FILE --out=NEW.safetensors    converts it
+    python -m rmam_jax.weights export WORKDIR OUT            a trained model as a folder to publish
+
+Nothing that a file contains is run.
+"""
+
+import pathlib
+
+from absl import app, flags
+
+_OUT = flags.DEFINE_string("out", None, "Where to write the converted weights, as safetensors.")
+
+
+def describe(path: pathlib.Path) -> None:
+  """Prints what a file is, its tensors, its preprocessing and its checksum.
+
+  Raises:
+    ValueError, OSError: as `files.read`.
+  """
+  from rmam_jax.weights import files, layouts, tensors
+
+  sha256 = files.checksum(path)
+  with files.open_weights(path) as (entries, metadata):
+    rows = [(name, "x".join(map(str, entry.shape)), entry.dtype) for name, entry in entries.items()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+      print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(f"sha256      {sha256}")
+    if metadata.get("format") == files.FORMAT:
+      print(f"converted by rmam_jax from a file of sha256 {metadata.get('source_sha256')}")
+    else:
+      layout = layouts.recognise(entries)
+      tensors.check_shapes(entries, layout.shapes, path)
+      print(f"published   {_published(path, layout)}")
+  weights = files.read(path)
+  print(f"what        {weights.title}")
+  print(f"pixel_mean  {weights.pixel_mean}  red, green, blue in 0..255")
+  print(f"pixel_std   {weights.pixel_std}")
+  print(f"fc6         {'yes: it can begin W_fx' if 'fc6/kernel' in weights.tensors else 'no'}")
+
+
+def _published(path: pathlib.Path, layout) -> str:
+  from rmam_jax.weights import files
+
+  for known in layout.checksums:
+    kind, digits = known.split(":")
+    if files.checksum(path, kind) == digits:
+      return f"yes: its {kind} is the published one"
+    return f"no: the published file has the {kind} {digits}"
+  return "unknown: no checksum of such a file is known here"
+
+
+def convert(path: pathlib.Path, out: pathlib.Path) -> None:
+  """Writes the inner form of a file.
+
+  Raises:
+    ValueError, OSError: as `files.read`; or `out` exists or is no safetensors name.
+  """
+  from rmam_jax.weights import files
+
+  if out.suffix != ".safetensors" or out.exists():
+    raise ValueError(f"--out={out}: name a file that does not exist yet and ends in .safetensors")
+  files.write(out, files.read(path))
+  print(f"wrote {out}")
+
+
+def main(argv: list[str]) -> None:
+  from rmam_jax import command
+  from rmam_jax.weights import published
+
+  arguments = [pathlib.Path(argument) for argument in argv[1:]]
+  exporting = argv[1:2] == ["export"]
+  if len(arguments) != (3 if exporting else 1) or (exporting and _OUT.value):
+    raise app.UsageError("give FILE [--out=NEW.safetensors], or export WORKDIR OUT")
+  with command.speaking():
+    if exporting:
+      published.export(*arguments[1:])
+      print(f"wrote {arguments[2]}")
+    elif _OUT.value:
+      convert(arguments[0], pathlib.Path(_OUT.value))
+    else:
+      describe(arguments[0])
+
+
+if __name__ == "__main__":
+  app.run(main)

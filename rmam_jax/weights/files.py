@@ -1,0 +1,163 @@
+"""One file of weights, whatever its format, in the inner form; converted ones are kept in the user's cache."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from rmam_jax.weights import h5, layouts, pth, tensors
+from rmam_jax.weights.tensors import Entry
+
+FORMAT = "rmam_jax weights 1"  # of the safetensors files that are written here
+
+
+class Weights(NamedTuple):
+  """A backbone's first parameters in the inner form.
+
+  Attributes:
+    title: where they come from.
+    tensors: block1_conv1/kernel (HWIO, for red green blue), block1_conv1/bias, ...; fc6/kernel [h*w*C, out] and fc6/bias
+      where the set has them. All float32.
+    pixel_mean, pixel_std: of red, green, blue in 0..255.
+    digest: SHA-256 of the file that was published or given, before any conversion.
+  """
+
+  title: str
+  tensors: dict[str, np.ndarray]
+  pixel_mean: tuple[float, ...]
+  pixel_std: tuple[float, ...]
+  digest: str
+
+
+def cache_folder() -> pathlib.Path:
+  """$XDG_CACHE_HOME/rmam_jax, or ~/.cache/rmam_jax."""
+  return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rmam_jax"
+
+
+def cached_path(sha256: str) -> pathlib.Path:
+  """Where the conversion of a file of this SHA-256 is kept."""
+  return cache_folder() / f"{sha256}.safetensors"
+
+
+def checksum(path: pathlib.Path, kind: str = "sha256") -> str:
+  """A file's checksum in hexadecimal digits."""
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
+
+
+@contextlib.contextmanager
+def open_weights(path: pathlib.Path) -> Iterator[tuple[dict[str, Entry], dict[str, str]]]:
+  """The tensors of a file by their own names, unread, and its metadata; the format is told by the first bytes.
+
+  Raises:
+    ValueError: damaged, or of no known format.
+    OSError: it cannot be read.
+  """
+  with path.open("rb") as file:
+    first = file.read(9)
+  if first.startswith(b"\x89HDF\r\n\x1a\n"):
+    with h5.open_h5(path) as entries:
+      yield entries, {}
+  elif first[8:] == b"{":
+    with tensors.open_safetensors(path) as opened:
+      yield opened
+  else:
+    with pth.open_pth(path) as entries:
+      yield entries, {}
+
+
+def read(path: pathlib.Path) -> Weights:
+  """A file of weights, converted unless it is of the inner form already or its conversion is in the cache.
+
+  Raises:
+    ValueError: names the file and the tensor that is missing, unexpected, misshapen, not finite or truncated.
+    OSError: it cannot be read.
+  """
+  sha256 = checksum(path)
+  found = read_cached(sha256)
+  if found is not None:
+    return found
+  with open_weights(path) as (entries, metadata):
+    if metadata.get("format") == FORMAT:
+      return _inner(entries, metadata, path)
+    layout = layouts.recognise(entries)
+    tensors.check_shapes(entries, layout.shapes, path)
+    arrays = tensors.read(entries, [place.source for place in layout.places.values()], path)
+  converted = {name: np.ascontiguousarray(place.convert(arrays[place.source])) for name, place in layout.places.items()}
+  weights = Weights(layout.title, converted, layout.pixel_mean, layout.pixel_std, sha256)
+  try:
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    write(cached_path(sha256), weights)
+  except OSError as error:
+    print(f"the conversion of {path} is not kept: {error}")
+  return weights
+
+
+def read_cached(sha256: str) -> Weights | None:
+  """The conversion of a file of this SHA-256, checked, or None; a damaged one is removed."""
+  path = cached_path(sha256)
+  if not path.exists():
+    return None
+  try:
+    with tensors.open_safetensors(path) as (entries, metadata):
+      found = _inner(entries, metadata, path)
+    if found.digest != sha256:
+      raise ValueError(f"{path} is the conversion of another file")
+  except ValueError as error:
+    print(f"made again: {error}")
+    path.unlink()
+    return None
+  return found
+
+
+def write(path: pathlib.Path, weights: Weights) -> None:
+  """Writes the inner form as safetensors; `read` takes it back.
+
+  Raises:
+    OSError: names the file and the reason.
+  """
+  metadata = {
+    "format": FORMAT,
+    "title": weights.title,
+    "pixel_mean": json.dumps(weights.pixel_mean),
+    "pixel_std": json.dumps(weights.pixel_std),
+    "source_sha256": weights.digest,
+    "digest": tensors.digest(weights.tensors),
+  }
+  tensors.write_safetensors(path, weights.tensors, metadata)
+
+
+def _inner(entries: Mapping[str, Entry], metadata: Mapping[str, str], path: pathlib.Path) -> Weights:
+  """What `write` wrote, checked against its digest."""
+  try:
+    title, source, wanted = (metadata[field] for field in ("title", "source_sha256", "digest"))
+    mean, std = (tuple(map(float, json.loads(metadata[field]))) for field in ("pixel_mean", "pixel_std"))
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(f"{path}: its metadata are not whole ({error!r})") from error
+  if len(mean) != 3 or len(std) != 3 or not np.isfinite([mean, std]).all() or min(std) <= 0:
+    raise ValueError(f"{path}: pixel_mean and pixel_std must be three numbers each, pixel_std above 0")
+  if "block1_conv1/kernel" not in entries:
+    raise ValueError(f"{path}: block1_conv1/kernel is missing")
+  tensors.check_shapes(entries, inner_shapes({name: entry.shape for name, entry in entries.items()}), path)
+  arrays = tensors.read(entries, entries, path)
+  if tensors.digest(arrays) != wanted:
+    raise ValueError(f"{path} does not have the digest that it states: it was changed or damaged")
+  return Weights(title, arrays, mean, std, source)
+
+
+def inner_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+  """What a file of the inner form has to hold, judged by the widths that it has."""
+  stages = layouts.stages_of(shapes)
+  wanted = {}
+  for name, shape in layouts.convolutions(stages).items():
+    wanted |= {f"{name}/kernel": shape, f"{name}/bias": shape[-1:]}
+  if "fc6/kernel" in shapes:
+    height, width = layouts.FC6_REGION
+    out = shapes["fc6/kernel"][-1:]
+    wanted |= {"fc6/kernel": (height * width * stages[-1][-1], *out), "fc6/bias": out}
+  return wanted

@@ -1,0 +1,78 @@
+"""Keras' older HDF5 layout: a group for each layer, named by the file's `layer_names`, its tensors by `weight_names`."""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+
+from rmam_jax.weights.tensors import Entry
+
+_ROLES = ("kernel", "bias")
+
+
+@contextlib.contextmanager
+def open_h5(path: pathlib.Path) -> Iterator[dict[str, Entry]]:
+  """The tensors "LAYER/kernel" and "LAYER/bias", read on demand while the file is open.
+
+  Raises:
+    ValueError: the file is not of this layout, is truncated, or is not plain: links, data in other files and
+      compression are refused, and what a tensor claims to hold must lie in the file.
+  """
+  import h5py
+
+  try:
+    file = h5py.File(path, "r")
+  except OSError as error:
+    raise ValueError(f"{path} is no whole HDF5 file ({error})") from error
+  with file:
+    layers = _names(file, "layer_names", path)
+    entries = {}
+    for layer in layers:
+      group = _follow(file, layer, h5py.Group, path)
+      weights = _names(group, "weight_names", path)
+      if len(weights) not in (0, len(_ROLES)):
+        raise ValueError(f"{path}: layer {layer} has {len(weights)} tensors, not a kernel and a bias")
+      for role, name in zip(_ROLES, weights, strict=False):
+        entries[f"{layer}/{role}"] = _entry(_follow(group, name, h5py.Dataset, path), f"{layer}/{role}", path)
+    extra = sorted(set(file) - set(layers))
+    if extra:
+      raise ValueError(f"{path}: {extra[0]} is not among its layer_names")
+    yield entries
+
+
+def _names(group, attribute: str, path: pathlib.Path) -> list[str]:
+  if attribute not in group.attrs:
+    raise ValueError(
+      f"{path}: {group.name} has no {attribute}: not the layout of Keras' published VGG-16 (a .weights.h5 of Keras 3 has"
+      " another)"
+    )
+  names = [name.decode() if isinstance(name, bytes) else str(name) for name in group.attrs[attribute]]
+  if len(set(names)) != len(names):
+    raise ValueError(f"{path}: {group.name} names something twice in {attribute}")
+  return names
+
+
+def _follow(group, name: str, kind: type, path: pathlib.Path):
+  """The object below a group, by hard links only: others lead out of the file or in circles."""
+  import h5py
+
+  found = group
+  for part in filter(None, name.split("/")):
+    link = found.get(part, getlink=True) if isinstance(found, h5py.Group) else None
+    if link is None:
+      raise ValueError(f"{path}: {group.name.rstrip('/')}/{name} is missing")
+    if not isinstance(link, h5py.HardLink):
+      raise ValueError(f"{path}: refused: {group.name.rstrip('/')}/{name} is a link")
+    found = found[part]
+  if not isinstance(found, kind):
+    raise ValueError(f"{path}: {group.name.rstrip('/')}/{name} is no {kind.__name__.lower()}")
+  return found
+
+
+def _entry(dataset, name: str, path: pathlib.Path) -> Entry:
+  if dataset.is_virtual or dataset.external:
+    raise ValueError(f"{path}: refused: {name} keeps its values in another file")
+  if dataset.id.get_create_plist().get_nfilters():
+    raise ValueError(f"{path}: refused: {name} is compressed or filtered, which Keras' files are not")
+  if dataset.shape is None or dataset.id.get_storage_size() != dataset.nbytes:
+    raise ValueError(f"{path}: {name} {dataset.shape} claims values that the file does not hold")
+  return Entry(dataset.shape, dataset.dtype.name, lambda: dataset[()])
