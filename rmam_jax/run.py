@@ -41,7 +41,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, folder: pathlib.Path) 
     What `results.json` holds.
   """
   loop.train(config, folder)
-  results, _ = evaluate(folder)
+  results = evaluate(folder)
   for control in config.controls:
     print(f"control: {control}")
     control_folder = folder / "controls" / control
@@ -53,37 +53,13 @@ def train_and_evaluate(config: ml_collections.ConfigDict, folder: pathlib.Path) 
   return results
 
 
-def evaluate_and_print(
-  folder: pathlib.Path,
-  changes: Mapping[str, Any] = _NOTHING,
-  *,
-  gallery_page: pathlib.Path | None = None,
-  gallery_images: int = 0,
-  figure_folder: pathlib.Path | None = None,
-) -> dict[str, Any]:
-  """`evaluate`, a summary of one screen, and what is asked for beside it.
-
-  Args:
-    folder: the workdir.
-    changes: see `evaluate`.
-    gallery_page: the HTML file to write; None writes none.
-    gallery_images: show the first so many test images there; 0 shows all.
-    figure_folder: where to draw figures like the paper's; None draws none.
-
-  Raises:
-    FileExistsError: the page or the folder is there already.
-  """
-  for path, flag in ((gallery_page, "--gallery=OUT.html"), (figure_folder, "--figures=OUT")):
-    if path is not None and path.exists():
-      raise FileExistsError(f"{path} exists: remove it or name another with {flag}")
-  results, exhibit = evaluate(folder, changes)
+def evaluate_and_print(folder: pathlib.Path, changes: Mapping[str, Any] = _NOTHING, **beside: Any) -> dict[str, Any]:
+  """`evaluate`, and a summary of one screen."""
+  results = evaluate(folder, changes, **beside)
   _print(results, folder)
-  if gallery_page is not None:
-    exhibits.write_gallery(gallery_page, exhibit, results, limit=gallery_images)
-    print(f"wrote {gallery_page}")
-  if figure_folder is not None:
-    exhibits.draw_figures(figure_folder, exhibit)
-    print(f"wrote {figure_folder}")
+  for path in beside.values():
+    if isinstance(path, pathlib.Path):
+      print(f"wrote {path}")
   return results
 
 
@@ -184,7 +160,14 @@ def load_best(config: ml_collections.ConfigDict, folder: pathlib.Path, num_class
   return model, *restored
 
 
-def evaluate(folder: pathlib.Path, changes: Mapping[str, Any] = _NOTHING) -> tuple[dict[str, Any], exhibits.Exhibit]:
+def evaluate(
+  folder: pathlib.Path,
+  changes: Mapping[str, Any] = _NOTHING,
+  *,
+  gallery_page: pathlib.Path | None = None,
+  gallery_images: int = 0,
+  figure_folder: pathlib.Path | None = None,
+) -> dict[str, Any]:
   """Evaluates the best epoch of a workdir on its test split.
 
   Writes there: `results.json`, `pictures/`, `features/`, `choices.json` (what the validation split decided),
@@ -193,13 +176,19 @@ def evaluate(folder: pathlib.Path, changes: Mapping[str, Any] = _NOTHING) -> tup
   Args:
     folder: the workdir.
     changes: fields of `config.evaluation` that shall differ from the workdir's configuration.
+    gallery_page: an HTML file to write, see `gallery`; None writes none.
+    gallery_images: show the first so many test images there; 0 shows all.
+    figure_folder: a folder to make, with figures like the paper's; None draws none.
 
   Returns:
-    What `results.json` holds, and the answers to look at.
+    What `results.json` holds.
 
   Raises:
     ValueError, OSError, FloatingPointError: with what to do about it.
   """
+  for path, flag in ((gallery_page, "--gallery=OUT.html"), (figure_folder, "--figures=OUT")):
+    if path is not None and path.exists():
+      raise FileExistsError(f"{path} exists: remove it or name another with {flag}")
   started = time.monotonic()
   config = workdir.read_config(folder)
   with config.evaluation.unlocked():
@@ -262,7 +251,11 @@ def evaluate(folder: pathlib.Path, changes: Mapping[str, Any] = _NOTHING) -> tup
   exhibit = exhibits.Exhibit(config, head, decisions.decide(config, chosen._asdict()), test, test_answers)
   exhibits.draw_pictures(folder / "pictures", exhibit)
   workdir.write_json(folder / "results.json", results)
-  return results, exhibit
+  if gallery_page is not None:
+    exhibits.write_gallery(gallery_page, exhibit, results, limit=gallery_images)
+  if figure_folder is not None:
+    exhibits.draw_figures(figure_folder, exhibit)
+  return results
 
 
 def classification_of(config: ml_collections.ConfigDict) -> str:

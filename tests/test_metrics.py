@@ -82,7 +82,6 @@ def test_scores_that_are_not_finite_are_an_error():
 def test_top_k_labels():
   scores = np.array([[0.9, 0.1, 0.8, 0.7], [0.2, 0.3, 0.1, 0.0]])
   np.testing.assert_array_equal(metrics.top_k_labels(scores, 2), [[1, 0, 1, 0], [1, 1, 0, 0]])
-  np.testing.assert_array_equal(metrics.top_k_labels(scores, 2, threshold=0.3), [[1, 0, 1, 0], [0, 1, 0, 0]])
 
 
 def test_precision_recall_f1_by_hand():
@@ -111,12 +110,100 @@ def test_precision_recall_f1_equals_scikit_learn():
   micro = precision_recall_fscore_support(labels, predicted, average="micro")
   macro = precision_recall_fscore_support(labels, predicted, average="macro")
   np.testing.assert_allclose([found["OP"], found["OR"], found["OF1"]], micro[:3])
-  np.testing.assert_allclose([found["CP"], found["CR"]], macro[:2])
+  np.testing.assert_allclose([found["CP"], found["CR"], found["macro_F1"]], macro[:3])
+  assert found["CF1"] == pytest.approx(2 * macro[0] * macro[1] / (macro[0] + macro[1]))
+  assert abs(found["CF1"] - found["macro_F1"]) > 1e-4
 
 
 def test_nothing_predicted_is_zero_not_an_error():
   found = metrics.precision_recall_f1(np.zeros((2, 2), bool), np.eye(2, dtype=int))
   assert set(found.values()) == {0.0}
+
+
+# Four images, two classes; the last image holds class 0 only as difficult.
+SCORES = np.array([[3.0, -1.0], [-2.0, 0.0], [1.0, 0.5], [2.0, -3.0]])
+LABELS = np.array([[1, 0], [0, 1], [1, 0], [0, 0]])
+DIFFICULT = np.array([[0, 0], [0, 0], [0, 0], [1, 0]], bool)
+
+
+@pytest.mark.parametrize(
+  ("rule", "ap", "precision", "recall"),
+  [
+    ("ignore", 1, 2 / 2, 2 / 2),  # ranked 3 right, 1 right, -2
+    ("negative", (1 + 2 / 3) / 2, 2 / 3, 2 / 2),  # 3 right, 2 wrong, 1 right
+    ("positive", 1, 3 / 3, 3 / 3),
+  ],
+)
+def test_difficult_labels_by_hand(rule, ap, precision, recall):
+  protocol = metrics.Protocol("network", "all_point", rule, rule, 0, 0.5, False, "CF1")
+  found = metrics.measure(protocol, SCORES, LABELS, DIFFICULT)
+  assert found["AP"][0] == pytest.approx(ap)
+  # Class 1 has one prediction, wrong (0.5 reaches the threshold), and one positive.
+  assert found["CP"] == pytest.approx((precision + 0) / 2)
+  assert found["CR"] == pytest.approx((recall + 0) / 2)
+
+
+def test_a_strict_threshold_excludes_what_only_reaches_it():
+  loose = metrics.Protocol("network", "all_point", "ignore", "ignore", 0, 0.5, False, "CF1")
+  found = metrics.measure(loose._replace(strict=True), SCORES, LABELS, DIFFICULT)
+  assert metrics.measure(loose, SCORES, LABELS, DIFFICULT)["never_predicted"] == []
+  assert found["never_predicted"] == [1]
+  assert found["undefined"] == []
+  assert metrics.measure(loose, SCORES[:1], LABELS[:1], DIFFICULT[:1])["undefined"] == [1]
+
+
+def others(name, scores, labels, ignore):
+  """What other code prints, by scikit-learn: mAP, CP, CR, CF1, OP, OR, OF1."""
+  from sklearn.metrics import average_precision_score, precision_recall_fscore_support
+
+  probability = 1 / (1 + np.exp(-scores))
+  rules = {  # mAP without difficult labels, F1 without them, prediction, harmonic mean
+    "ml-gcn": (True, False, scores >= 0, True),
+    "mcar": (True, False, probability >= 0.6, True),
+    "csra": (True, True, probability >= 0.5, True),
+    "asl": (False, False, probability > 0.8, False),
+    "ml-decoder": (False, False, probability > 0.75, False),
+  }
+  ap_without, f1_without, predicted, harmonic = rules[name]
+  kept = ~ignore if ap_without else np.ones(labels.shape, bool)
+  classes = range(labels.shape[1])
+  mean_ap = np.mean([average_precision_score(labels[kept[:, c], c], scores[kept[:, c], c]) for c in classes])
+  kept = ~ignore if f1_without else np.ones(labels.shape, bool)
+  by_class = np.mean(
+    [
+      precision_recall_fscore_support(labels[kept[:, c], c], predicted[kept[:, c], c], average="binary")[:3]
+      for c in classes
+    ],
+    axis=0,
+  )
+  overall = precision_recall_fscore_support(labels[kept], predicted[kept], average="binary")[:3]
+  if harmonic:
+    by_class[2] = 2 * by_class[0] * by_class[1] / by_class[:2].sum()
+  return [mean_ap, *by_class, *overall]
+
+
+@pytest.mark.parametrize("name", ["ml-gcn", "mcar", "csra", "asl", "ml-decoder"])
+def test_presets_print_what_others_print(name):
+  scores, labels = random_scores(6)
+  scores = 3 * scores - 1.5
+  ignore = (np.random.default_rng(7).random(labels.shape) < 0.05) & (labels == 0)
+  found = metrics.measure(metrics.PROTOCOLS[name], scores, labels, ignore)
+  wanted = others(name, scores, labels, ignore)
+  np.testing.assert_allclose([found[each] for each in ("mAP", "CP", "CR", "CF1", "OP", "OR", "OF1")], wanted)
+  different = [others(other, scores, labels, ignore) for other in ("ml-gcn", "mcar", "csra", "asl", "ml-decoder")]
+  assert sum(np.allclose(wanted, each) for each in different) == 1  # or the preset would not matter
+
+
+def test_the_paper_s_preset_takes_three_labels_with_positive_margins():
+  margins = np.array([[4.0, 3.0, 2.0, 1.0], [1.0, 0.0, -1.0, -2.0]])
+  labels = np.array([[1, 1, 1, 1], [1, 1, 0, 0]])
+  found = metrics.measure(metrics.PROTOCOLS["paper"], margins, labels, np.zeros(labels.shape, bool))
+  assert (found["OP"], found["OR"]) == (
+    1,
+    4 / 6,
+  )  # three of the first image, one of the second: 0 is no positive margin
+  found = metrics.measure(metrics.PROTOCOLS["paper-top3"], margins, labels, np.zeros(labels.shape, bool))
+  assert (found["OP"], found["OR"]) == (5 / 6, 5 / 6)
 
 
 # One image with two objects, classes 0 and 1; a second without any. Boxes are (top, left, bottom, right).
