@@ -27,13 +27,13 @@ def view_config(data_root, **changes):
 
 @pytest.fixture(scope="module")
 def small():
-  """A recogniser that looks three times, its parameters, and images."""
+  """A recogniser that looks three times, its parameters, images, and its centre view as a program."""
   config = tiny_config(".")
   model = recognizer.build(config.model, 4, head="saliency", auxiliary="score_map")
-  params = step.init_params(model, jax.random.key(0), CROP)
+  params = jax.jit(lambda key: step.init_params(model, key, CROP))(jax.random.key(0))
   params["backbone"] = jax.tree.map(lambda x: x + 0.1, params["backbone"])  # so that zeros outside would show
   images = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
-  return model, params, images
+  return model, params, images, answers.make_forward(model, mesh.make_mesh())
 
 
 def slow_views(model, params, image, mirror, feature):
@@ -62,7 +62,7 @@ def slow_views(model, params, image, mirror, feature):
 
 @pytest.mark.parametrize(("mirror", "feature"), [("image", "z"), ("map", "h"), ("image", "x")])
 def test_ten_views_are_a_slow_loop_s(small, data_root, mirror, feature):
-  model, params, images = small
+  model, params, images, _ = small
   ten = views.from_config(view_config(data_root, views="ten", mirror=mirror))
   forward = answers.make_forward(model, mesh.make_mesh(), ten, feature=feature)
   found = jax.device_get(forward(params, images))
@@ -73,16 +73,16 @@ def test_ten_views_are_a_slow_loop_s(small, data_root, mirror, feature):
 
 
 def test_the_centre_view_is_the_pixels_crop(small):
-  model, params, images = small
+  model, params, images, forward = small
   crops = images[:, 4:20, 4:20]
-  found = jax.device_get(answers.make_forward(model, mesh.make_mesh())(params, crops))
-  attention, _ = model.apply({"params": params}, crops)
+  found = jax.device_get(forward(params, crops))
+  attention, _ = jax.jit(model.apply)({"params": params}, crops)
   np.testing.assert_allclose(found["scores"], attention.scores.max(axis=0), atol=1e-5)
   np.testing.assert_allclose(found["region_scores"].swapaxes(0, 1), attention.scores, atol=1e-5)
 
 
 def test_windows_differ_from_cropped_pixels_at_their_border_only(small, data_root):
-  model, params, images = small
+  model, params, images, _ = small
   five = views.from_config(view_config(data_root, views="five"))
   cut = np.asarray(views.feature_maps(model, params, images, five))
   for index, (top, left) in enumerate(((4, 4), (0, 0), (0, 8), (8, 0), (8, 8))):
@@ -159,20 +159,17 @@ def count_forwards(monkeypatch, fail_at=None):
 
 
 def extract(folder, small, split, key):
-  model, params, _ = small
-  forward = answers.make_forward(model, mesh.make_mesh())
+  _, params, _, forward = small
   data = tiny_config(".").data
   return features.extract(folder, key, forward, params, split, data=data, batch_size=10, progress="")
 
 
 def test_extraction_that_was_stopped_goes_on(small, data_root, tmp_path, monkeypatch):
   monkeypatch.setattr(features, "CHUNK", 20)
-  model, params, _ = small
+  _, params, _, forward = small
   split = open_split("digits/tiny", "test", str(data_root))
   key = features.make_key(tiny_config(data_root), split, features.digest_params(params))
-  whole = answers.answer_split(
-    answers.make_forward(model, mesh.make_mesh()), params, split, data=tiny_config(".").data, batch_size=10
-  )
+  whole = answers.answer_split(forward, params, split, data=tiny_config(".").data, batch_size=10)
   with monkeypatch.context() as patch:
     count_forwards(patch, fail_at=3)
     with pytest.raises(KeyboardInterrupt):
@@ -188,12 +185,12 @@ def test_extraction_that_was_stopped_goes_on(small, data_root, tmp_path, monkeyp
       np.testing.assert_allclose(getattr(found, name), value, atol=1e-6)
   extract(tmp_path / "f", small, split, key)
   assert sum(seen) == 20  # all from disk
-  with np.load(next((tmp_path / "f").glob("*.npz")), allow_pickle=False) as stored:
+  with np.load(min((tmp_path / "f").glob("*.npz")), allow_pickle=False) as stored:
     assert stored["ids"][0] == split[0].id
 
 
 def test_features_of_something_else_are_noticed_and_computed_again(small, data_root, tmp_path, monkeypatch, capsys):
-  model, params, _ = small
+  _, params, _, _ = small
   config, split = tiny_config(data_root), open_split("digits/tiny", "test", str(data_root))
   digest = features.digest_params(params)
   key = features.make_key(config, split, digest)
@@ -298,7 +295,7 @@ def test_tables_come_from_saved_scores(workdir, monkeypatch, capsys):
   assert seen == []
   assert found["csra"]["mAP"] == pytest.approx(results["mAP"])
   assert len(capsys.readouterr().out.splitlines()) >= 2 + len(found)
-  with pytest.raises(ValueError, match="--protocol must be all or some of paper, .*, got 'imagenet'"):
+  with pytest.raises(ValueError, match=r"--protocol must be all or some of paper, .*, got 'imagenet'"):
     run.print_protocols([workdir], ["imagenet"])
   run.evaluate(workdir, {"svm_solver": ""})
   assert "paper" not in run.print_protocols([workdir])[str(workdir)]

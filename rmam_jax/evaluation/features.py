@@ -132,7 +132,7 @@ def _save(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
 
 def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
-    with np.load(path, allow_pickle=False) as stored:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
       return dict(stored)
   except (ValueError, EOFError, zipfile.BadZipFile) as error:
     raise ValueError(f"{path} is damaged ({error}): delete it and run the same command again") from error

@@ -54,7 +54,7 @@ def load(folder: pathlib.Path) -> Scores:
   if not path.exists():
     raise FileNotFoundError(f"{folder} holds no {FILE}: run eval.py --workdir={folder} first")
   try:
-    with np.load(path, allow_pickle=False) as stored:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
       return Scores(**stored)
   except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
     raise ValueError(f"{path} is damaged ({error}): run eval.py --workdir={folder} again") from error

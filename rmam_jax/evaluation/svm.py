@@ -299,7 +299,7 @@ def load(path: pathlib.Path) -> Machines:
     ValueError: a file that is none.
   """
   try:
-    with np.load(path, allow_pickle=False) as stored:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
       return Machines(stored["weights"], stored["biases"], tuple(stored["class_names"].tolist()))
   except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     raise ValueError(f"{path} holds no SVMs ({error}): run eval.py again") from error
