@@ -80,13 +80,20 @@ def get_config() -> ml_collections.ConfigDict:
   # Heads to train beside, one after the other: both stages, as many steps on the same batches, for comparison.
   config.controls = ()
 
-  config.evaluation = ml_collections.ConfigDict()
-  config.evaluation.batch_size = 48  # a multiple of the usual numbers of devices
-  config.evaluation.ap_method = "all_point"  # or "interpolated", "eleven_point"
-  config.evaluation.top_k = 3  # labels an image for CP ... OF1
-  config.evaluation.svm_images = 5_000  # training images for the SVMs; 0: all of them
-  config.evaluation.svm_c = 1.0
-  config.evaluation.pictures = 24
+  # These may be changed after training: python eval.py --workdir=DIR --evaluation.FIELD=VALUE
+  evaluation = config.evaluation = ml_collections.ConfigDict()
+  evaluation.batch_size = 16  # images; a multiple of the usual numbers of devices
+  evaluation.views = "ten"  # the paper's, cut from the feature map; or "five", or "centre", cropped from the image
+  evaluation.mirror = "image"  # of the ten: "image" runs the backbone on the mirrored image too, "map" mirrors the map
+  evaluation.feature = "z"  # what feeds the SVMs; or "h", "x"
+  evaluation.ap_method = "all_point"  # or "interpolated", "eleven_point"
+  evaluation.top_k = 3  # labels an image for CP ... OF1
+  evaluation.svm_solver = "newton"  # all classes at once; or "liblinear", scikit-learn's; empty: no SVMs
+  evaluation.svm_images = 0  # training images for the SVMs; 0: all of them
+  evaluation.svm_normalize = True  # features scaled to length 1
+  evaluation.svm_c = (0.01, 0.1, 1.0, 10.0)  # the one of highest mAP on the validation split is taken
+  evaluation.thresholds = "per_class"  # chosen on the validation split; or "global"
+  evaluation.pictures = 24
   return config.lock()
 
 

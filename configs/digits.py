@@ -51,7 +51,10 @@ def get_config(variant: str = ""):
     stage.schedule = "cosine"
     stage.warmup_steps = 50
   config.stage_one.head = "score_map"
+  config.evaluation.batch_size = 48
+  config.evaluation.views = "centre"  # digits stay whole in it
   config.evaluation.svm_images = 3_000
+  config.evaluation.svm_c = (1.0,)
   if head == "saliency":
     config.controls = ("mean_pool",)
   if head in ("mean_pool", "max_pool", "score_map"):  # the control goes on by itself, for as long

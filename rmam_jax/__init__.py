@@ -17,6 +17,22 @@ from rmam_jax.losses import (
 )
 from rmam_jax.version import __version__
 
+
+def load(folder=None, **options):
+  """A trained recogniser, ready for any images: `rmam_jax.load("runs/voc").predict(["photo.jpg"])`.
+
+  Args:
+    folder: a workdir of train.py or an exported model; by default the digit recogniser that ships with the package.
+    **options: `top`, `threshold`, `batch_size`, `threads`; see `rmam_jax.predictor.Predictor`.
+
+  Returns:
+    A `rmam_jax.predictor.Predictor`.
+  """
+  from rmam_jax import predictor  # needs more than the rest of the package
+
+  return predictor.load(folder, **options)
+
+
 __all__ = [
   "Attention",
   "__version__",
@@ -28,6 +44,7 @@ __all__ = [
   "grid_sample",
   "init_attention",
   "joint_loss",
+  "load",
   "localization_loss",
   "lstm_step",
   "max_pool_scores",

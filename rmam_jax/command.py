@@ -9,8 +9,12 @@ INTERRUPTED = 130  # the exit status of Ctrl-C, as shells have it
 
 
 @contextlib.contextmanager
-def speaking():
-  """Within, an expected error ends the process with its sentence and status 1; `--verbosity=1` adds the traceback."""
+def speaking(*, interrupted: str = "the same command goes on from the last epoch"):
+  """Within, an expected error ends the process with its sentence and status 1; `--verbosity=1` adds the traceback.
+
+  Args:
+    interrupted: what to say after Ctrl-C.
+  """
   verbose = logging.get_verbosity() >= logging.DEBUG
   if not verbose:
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
@@ -21,5 +25,5 @@ def speaking():
       raise
     sys.exit(f"error: {error}")
   except KeyboardInterrupt:
-    print("interrupted: the same command goes on from the last epoch", file=sys.stderr)
+    print(f"interrupted: {interrupted}", file=sys.stderr)
     sys.exit(INTERRUPTED)

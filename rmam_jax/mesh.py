@@ -19,3 +19,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def by_example(mesh: Mesh) -> NamedSharding:
   """The first dimension is shared out over the devices."""
   return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def by_class(mesh: Mesh) -> NamedSharding:
+  """The second of two dimensions is shared out over the devices."""
+  return NamedSharding(mesh, PartitionSpec(None, AXIS))

@@ -1,4 +1,4 @@
-"""Test images with the regions that the recogniser looked at."""
+"""Images with the regions that the recogniser looked at, and what it says of them."""
 
 import pathlib
 from collections.abc import Sequence
@@ -6,30 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rmam_jax import geometry
+from rmam_jax import metrics
 
 # Okabe and Ito's colours, told apart by most colour-blind readers; one for each step, again from the start after eight.
 STEP_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#ffffff")
-
-
-def region_box(
-  theta: np.ndarray, *, cells: int, stride: int, align_corners: bool = True
-) -> tuple[float, float, float, float]:
-  """What a region samples, in pixels of the view: (left, top, width, height).
-
-  The box runs between its coordinates -1 and 1, by the grid's own convention; a mirrored region has the same box.
-
-  Args:
-    theta: [4].
-    cells: side of the feature map.
-    stride: pixels in a cell.
-    align_corners: the grid's convention.
-  """
-  s_x, s_y, t_x, t_y = theta
-  corners = np.array([[t_x - abs(s_x), t_y - abs(s_y)], [t_x + abs(s_x), t_y + abs(s_y)]])
-  pixels = geometry.map_to_pixels(corners, cells, stride, align_corners=align_corners)
-  (left, top), (right, bottom) = np.asarray(pixels)
-  return left, top, right - left, bottom - top
+LONGEST_SIDE = 1024  # pixels of an image that a panel can show
+LONGEST_TITLE = 52  # characters
 
 
 class Verdict(NamedTuple):
@@ -37,7 +19,8 @@ class Verdict(NamedTuple):
 
   label: str
   probability: float
-  present: bool
+  chosen: bool  # whether the recogniser would give this label
+  present: bool | None  # None where nobody knows
   step: int | None  # the region that won it, from 0; None for a head that does not look
 
 
@@ -48,66 +31,102 @@ class Panel(NamedTuple):
   """One image to draw."""
 
   title: str
-  image: np.ndarray  # the view, uint8 [side, side, 3]
-  thetas: Sequence[np.ndarray]  # [K, 4]; empty for a head that does not look
+  image: np.ndarray  # uint8 [height, width, 3], of any size
+  boxes: np.ndarray  # [K, 4] of (top, left, bottom, right) as shares of the image; [0, 4] for a head that does not look
   verdicts: Sequence[Verdict]  # best first
 
 
-def draw(
-  path: pathlib.Path, panels: Sequence[Panel], *, stride: int, align_corners: bool = True, columns: int = 1
-) -> None:
-  """A PNG of one panel or many: the view with its regions, numbered and coloured by step, its labels beside it.
+def colour(step: int) -> str:
+  """The colour of a step, from 0."""
+  return STEP_COLOURS[step % len(STEP_COLOURS)]
 
-  A label has the colour of the step that won it; present labels are bold.
+
+def draw(path: pathlib.Path, panels: Sequence[Panel], *, columns: int = 1) -> None:
+  """A PNG of one panel or many: the image with its regions, numbered and coloured by step, its labels beside it.
+
+  A label has the number and colour of the step that won it; present labels are bold. The picture's size does not depend
+  on the image's.
 
   Args:
     path: of the PNG.
     panels: in reading order.
-    stride: of the feature map, in pixels.
-    align_corners: the grid's convention.
     columns: panels side by side.
   """
   from matplotlib.figure import Figure
 
   columns = min(columns, len(panels))
   rows = -(-len(panels) // columns)
-  figure = Figure(figsize=(5.6 * columns, 4.2 * rows), dpi=100, layout="constrained")
-  axes = figure.subplots(rows, 2 * columns, width_ratios=(4, 1.8) * columns, squeeze=False)
-  for each in axes.flat:
-    each.set_axis_off()
+  figure = Figure(figsize=(6.4 * columns, 4.6 * rows), dpi=100)
+  width, height = 1 / columns, 1 / rows
   for index, panel in enumerate(panels):
     row, column = divmod(index, columns)
-    _draw_view(axes[row, 2 * column], panel, stride, align_corners)
-    _draw_verdicts(axes[row, 2 * column + 1], panel.verdicts)
+    left, bottom = column * width, 1 - (row + 1) * height
+    view = figure.add_axes((left + 0.02 * width, bottom + 0.02 * height, 0.66 * width, 0.90 * height))
+    beside = figure.add_axes((left + 0.70 * width, bottom + 0.02 * height, 0.29 * width, 0.90 * height))
+    draw_image(view, panel.image, panel.title)
+    draw_regions(view, panel.boxes, [colour(step) for step in range(len(panel.boxes))], numbered=True)
+    _draw_verdicts(beside, panel)
   figure.savefig(path)
 
 
-def _draw_view(axes, panel: Panel, stride: int, align_corners: bool) -> None:
+def draw_image(axes, image: np.ndarray, title: str) -> None:
+  """An image in coordinates of shares, its aspect kept."""
+  from PIL import Image
+
+  height, width = image.shape[:2]
+  shown = Image.fromarray(image)
+  shown.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+  if len(title) > LONGEST_TITLE:
+    title = "…" + title[1 - LONGEST_TITLE :]
+  axes.set_title(title, fontsize=10, parse_math=False)
+  axes.imshow(np.asarray(shown), extent=(0, 1, 1, 0), interpolation="auto", aspect=height / width)
+  axes.set_anchor("N")
+  axes.set_axis_off()
+
+
+def draw_regions(axes, boxes: np.ndarray, colours: Sequence[str], *, numbered: bool = False) -> None:
+  """The part inside the image of boxes [K, 4], each in its colour on a dark rim."""
   from matplotlib.patches import Rectangle
 
-  side = panel.image.shape[0]
-  axes.set_title(panel.title, fontsize=10)
-  axes.imshow(panel.image, extent=(0, side, side, 0), interpolation="nearest")
-  for step, theta in enumerate(panel.thetas):
-    left, top, width, height = region_box(theta, cells=side // stride, stride=stride, align_corners=align_corners)
-    for colour, line in (("black", 3), (_colour(step), 2)):
-      axes.add_patch(Rectangle((left, top), width, height, fill=False, ec=colour, lw=line))
-    number = {"color": "black", "backgroundcolor": _colour(step), "fontsize": 7, "weight": "bold"}
-    axes.text(left, top, str(step + 1), va="top", clip_on=True, **number)
-  axes.set(xlim=(0, side), ylim=(side, 0))
+  for step, (box, each) in enumerate(zip(metrics.clip_boxes(boxes), colours, strict=True)):
+    top, left, bottom, right = box
+    for edge, line in (("black", 3.5), (each, 2)):
+      axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=edge, lw=line))
+    if numbered:
+      draw_tag(axes, left, top, str(step + 1), each, size=7, va="top")
+  axes.set(xlim=(0, 1), ylim=(1, 0))
 
 
-def _draw_verdicts(axes, verdicts: Sequence[Verdict]) -> None:
-  from matplotlib.patches import Rectangle
+def draw_tag(axes, x: float, y: float, text: str, background: str, *, size: int = 8, **where) -> None:
+  """Text on a colour, dark or light by itself."""
+  box = {"boxstyle": "square,pad=0.25", "facecolor": background, "edgecolor": "black", "linewidth": 0.5}
+  axes.text(x, y, text, fontsize=size, weight="bold", color=_ink(background), bbox=box, parse_math=False, **where)
 
-  for row, verdict in enumerate(verdicts[:MOST_VERDICTS]):
-    y = 0.95 - 0.095 * row
-    colour = "white" if verdict.step is None else _colour(verdict.step)
-    axes.add_patch(Rectangle((0, y - 0.03), 0.12, 0.06, fc=colour, ec="black", lw=0.5))
+
+def _ink(background: str) -> str:
+  red, green, blue = (int(background[i : i + 2], 16) for i in (1, 3, 5))
+  return "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 110 else "white"
+
+
+def _draw_verdicts(axes, panel: Panel) -> None:
+  axes.set(xlim=(0, 1), ylim=(0, 1))
+  axes.set_axis_off()
+  for row, verdict in enumerate(panel.verdicts[:MOST_VERDICTS]):
+    y = 0.96 - 0.075 * row
+    if verdict.step is not None:
+      _draw_step(axes, 0.06, y, verdict.step)
     weight = "bold" if verdict.present else "normal"
-    absent = "" if verdict.present else "  (absent)"
-    axes.text(0.18, y, f"{verdict.label}  {verdict.probability:.2f}{absent}", va="center", fontsize=10, weight=weight)
+    absent = "  (absent)" if verdict.present is False else ""
+    text = f"{verdict.label}  {verdict.probability:.2f}{absent}"
+    axes.text(0.15, y, text, va="center", fontsize=10, weight=weight, parse_math=False)
+  more = len(panel.verdicts) - MOST_VERDICTS
+  if more > 0:
+    axes.text(0.15, 0.96 - 0.075 * MOST_VERDICTS, f"and {more} more", va="center", fontsize=9, style="italic")
+  if len(panel.boxes):
+    axes.text(0.0, 0.095, "looks, in order", va="center", fontsize=8, color="#555555")
+    for step in range(len(panel.boxes)):
+      _draw_step(axes, 0.06 + 0.12 * (step % 8), 0.03 - 0.05 * (step // 8), step)
 
 
-def _colour(step: int) -> str:
-  return STEP_COLOURS[step % len(STEP_COLOURS)]
+def _draw_step(axes, x: float, y: float, step: int) -> None:
+  draw_tag(axes, x, y, str(step + 1), colour(step), va="center", ha="center")

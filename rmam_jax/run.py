@@ -3,22 +3,26 @@
 import json
 import pathlib
 import time
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
 import rmam_jax
-from rmam_jax import losses, pictures
+from rmam_jax import exhibits
 from rmam_jax import mesh as meshes
-from rmam_jax.data import batches
 from rmam_jax.data.records import Split, open_split
 from rmam_jax.evaluation import answers as answering
-from rmam_jax.evaluation import report
-from rmam_jax.models import recognizer
+from rmam_jax.evaluation import choices as choosing
+from rmam_jax.evaluation import decisions, features, report, svm
+from rmam_jax.evaluation import scores as scoring
+from rmam_jax.evaluation import views as viewing
 from rmam_jax.training import checkpoints, loop, workdir
 from rmam_jax.training import step as stepping
+
+_NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
 
 def default_workdir(config: ml_collections.ConfigDict) -> pathlib.Path:
@@ -49,11 +53,64 @@ def train_and_evaluate(config: ml_collections.ConfigDict, folder: pathlib.Path) 
   return results
 
 
-def evaluate_and_print(folder: pathlib.Path) -> dict[str, Any]:
+def evaluate_and_print(folder: pathlib.Path, changes: Mapping[str, Any] = _NOTHING, **beside: Any) -> dict[str, Any]:
   """`evaluate`, and a summary of one screen."""
-  results = evaluate(folder)
+  results = evaluate(folder, changes, **beside)
   _print(results, folder)
+  for path in beside.values():
+    if isinstance(path, pathlib.Path):
+      print(f"wrote {path}")
   return results
+
+
+def print_protocols(
+  folders: Sequence[pathlib.Path],
+  names: Sequence[str] = (),
+  *,
+  fusion: str = "mean",
+  changes: Mapping[str, Any] = _NOTHING,
+) -> dict[str, dict[str, Any]]:
+  """Prints what other protocols make of the saved scores of some runs and, if more than one, of their fusion.
+
+  Runs that were not evaluated since their last training, and all of them if there are `changes`, are evaluated first.
+
+  Args:
+    folders: the workdirs.
+    names: of `metrics.PROTOCOLS`; none: all whose scores are there.
+    fusion: of `scores.FUSIONS`.
+    changes: see `evaluate`.
+
+  Returns:
+    The figures, by run and protocol.
+
+  Raises:
+    ValueError: an unknown protocol or fusion, a protocol whose scores are not there, or runs that do not fit together.
+  """
+  for name in names:
+    scoring.protocol(name)
+  runs = {}
+  for folder in folders:
+    if changes or not _is_evaluated(folder):
+      evaluate(folder, changes)
+    runs[str(folder)] = scoring.load(folder)
+  if len(runs) > 1:
+    runs[f"{fusion} of {len(folders)}"] = scoring.fuse(runs, fusion)
+  found = {run: scoring.measure(scores, names) for run, scores in runs.items()}
+  print(report.protocol_table(found, next(iter(runs.values())).class_names.tolist()))
+  return found
+
+
+def _is_evaluated(folder: pathlib.Path) -> bool:
+  """Whether the saved scores are those of the best epoch."""
+  workdir.read_config(folder)  # refuses what is no workdir
+  return (folder / scoring.FILE).exists() and int(scoring.load(folder).step) == _best_step(folder)
+
+
+def _best_step(folder: pathlib.Path) -> int | None:
+  saved = checkpoints.StageCheckpoints(folder / "checkpoints" / "stage_two")
+  step = saved.best_step()
+  saved.close()
+  return step
 
 
 def _print(results: dict[str, Any], folder: pathlib.Path) -> None:
@@ -82,49 +139,104 @@ def load_best(config: ml_collections.ConfigDict, folder: pathlib.Path, num_class
 
   Raises:
     FileNotFoundError: stage two has not finished an epoch there.
+    ValueError: the configuration or the checkpoint is that of another version.
   """
-  model = loop.build_model(config, "stage_two", num_classes)
+  other_version = f"train again into another folder, or use the version that made it; this is {rmam_jax.__version__}"
+  try:
+    model = loop.build_model(config, "stage_two", num_classes)
+  except (AttributeError, KeyError) as error:
+    raise ValueError(f"{folder / 'config.json'} lacks a field ({error}): {other_version}") from error
   size = config.data.crop_size
   like = jax.eval_shape(lambda key: stepping.init_params(model, key, size), jax.random.key(0))
   saved = checkpoints.StageCheckpoints(folder / "checkpoints" / "stage_two")
-  restored = saved.restore_best(checkpoints.abstract(like, meshes.replicated(mesh)))
-  saved.close()
+  try:
+    restored = saved.restore_best(checkpoints.abstract(like, meshes.replicated(mesh)))
+  except (KeyError, ValueError) as error:
+    raise ValueError(f"the checkpoint in {folder} does not fit its config.json ({error}): {other_version}") from error
+  finally:
+    saved.close()
   if restored is None:
     raise FileNotFoundError(f"{folder} holds no checkpoint of stage two: run train.py --workdir={folder} to its end")
   return model, *restored
 
 
-def evaluate(folder: pathlib.Path) -> dict[str, Any]:
-  """Evaluates the best epoch of a workdir on its test split; writes `results.json` and `pictures/` there.
+def evaluate(
+  folder: pathlib.Path,
+  changes: Mapping[str, Any] = _NOTHING,
+  *,
+  gallery_page: pathlib.Path | None = None,
+  gallery_images: int = 0,
+  figure_folder: pathlib.Path | None = None,
+) -> dict[str, Any]:
+  """Evaluates the best epoch of a workdir on its test split, or on the validation split if it has no other.
+
+  Writes there: `results.json`, `pictures/`, `features/`, `choices.json` (what the validation split decided),
+  `svm.npz` (the machines) and `scores.npz`.
+
+  Args:
+    folder: the workdir.
+    changes: fields of `config.evaluation` that shall differ from the workdir's configuration.
+    gallery_page: an HTML file to write, see `gallery`; None writes none.
+    gallery_images: show the first so many test images there; 0 shows all.
+    figure_folder: a folder to make, with figures like the paper's; None draws none.
 
   Returns:
     What `results.json` holds.
+
+  Raises:
+    ValueError, OSError, FloatingPointError: with what to do about it.
   """
+  for path, flag in ((gallery_page, "--gallery=OUT.html"), (figure_folder, "--figures=OUT")):
+    if path is not None and path.exists():
+      raise FileExistsError(f"{path} exists: remove it or name another with {flag}")
   started = time.monotonic()
   config = workdir.read_config(folder)
-  test = open_split(config.data, config.data.test)
+  with config.evaluation.unlocked():
+    config.evaluation.update_from_flattened_dict(dict(changes))
+  data, section = config.data, config.evaluation
+  views = viewing.from_config(config)
   mesh = meshes.make_mesh()
-  model, params, progress = load_best(config, folder, len(test.class_names), mesh)
-  forward = answering.make_forward(model, mesh)
+  if section.batch_size % mesh.size:
+    raise ValueError(f"evaluation.batch_size {section.batch_size} must be a multiple of the {mesh.size} devices")
+  if data.validation == data.test:
+    raise ValueError(f"data.validation and data.test are both {data.test!r}: nothing may be chosen on the test split")
+  test = open_split(data, data.test or data.validation)
+  names = test.class_names
+  model, params, progress = load_best(config, folder, len(names), mesh)
+  forward = answering.make_forward(model, mesh, views, feature=section.feature)
+  digest = features.digest_params(params)
 
   def answers(split: Split, label: str) -> answering.Answers:
-    return answering.answer_split(
+    return features.extract(
+      features.folder_of(folder, split.name),
+      features.make_key(config, split, digest),
       forward,
       params,
       split,
-      data=config.data,
-      model=config.model,
-      batch_size=config.evaluation.batch_size,
+      data=data,
+      batch_size=section.batch_size,
       progress=label,
     )
 
+  train = None
+  if section.svm_solver:
+    train = answers(open_split(data, data.train, section.svm_images), "images for the SVMs")
+  head, kind = loop.head_of(config, "stage_two"), classification_of(config)
+  if data.validation:
+    validation = open_split(data, data.validation)
+    chosen = choosing.choose(config, kind, names, validation.name, train, answers(validation, "validation images"))
+    workdir.write_json(folder / choosing.FILE, chosen._asdict())
+  else:
+    chosen = choosing.read(folder, names)
+
   test_answers = answers(test, "test images")
-  train = open_split(config.data, config.data.train, config.evaluation.svm_images)
-  train_answers = answers(train, "images for the SVMs")
-  head = loop.head_of(config, "stage_two")
-  results = report.evaluate(config, head, test.class_names, test_answers, train_answers)
+  margins = None
+  if train is not None:
+    margins = _fit_svms(config, folder, names, train, chosen.svm_c).margins(choosing.prepare(test_answers, config))
+  scoring.save(folder, test_answers, names, margins, step=_best_step(folder))
+  results = report.evaluate(config, (head, kind), names, test_answers, margins, chosen)
   results |= {
-    "data": f"{config.data.name} {config.data.test}",
+    "data": test.name,
     "head": head,
     "seed": config.seed,
     "best_epoch": progress["best_epoch"],
@@ -134,9 +246,41 @@ def evaluate(folder: pathlib.Path) -> dict[str, Any]:
     "controls": _controls(config, folder),
     "config": json.loads(config.to_json()),
   }
-  draw(config, folder / "pictures", test, test_answers)
+  if train is not None:
+    results["svm_images"] = len(train.labels)
+  exhibit = exhibits.Exhibit(config, head, decisions.decide(config, chosen._asdict()), test, test_answers)
+  exhibits.draw_pictures(folder / "pictures", exhibit)
   workdir.write_json(folder / "results.json", results)
+  if gallery_page is not None:
+    exhibits.write_gallery(gallery_page, exhibit, results, limit=gallery_images)
+  if figure_folder is not None:
+    exhibits.draw_figures(figure_folder, exhibit)
   return results
+
+
+def classification_of(config: ml_collections.ConfigDict) -> str:
+  """The loss that stage two's scores are trained with."""
+  return config.stage_two.classification or config.loss.classification
+
+
+def _fit_svms(
+  config: ml_collections.ConfigDict, folder: pathlib.Path, names: Sequence[str], train: answering.Answers, c: float
+) -> svm.Machines:
+  """The machines, saved in the workdir."""
+  (machines,) = svm.fit(
+    choosing.prepare(train, config),
+    train.labels,
+    [c],
+    ignore=train.ignore,
+    solver=config.evaluation.svm_solver,
+    class_names=names,
+    seed=config.seed,
+  )
+  unfitted = [names[index] for index in machines.unfitted]
+  if unfitted:
+    print(f"no SVM for {', '.join(unfitted)}: the training images hold only one kind; their margins are 0")
+  svm.save(folder / svm.FILE, machines)
+  return machines
 
 
 def _stage_seconds(folder: pathlib.Path):
@@ -144,43 +288,3 @@ def _stage_seconds(folder: pathlib.Path):
   for stage in loop.STAGES:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     yield max((line["seconds"] for line in map(json.loads, lines) if line["stage"] == stage), default=0.0)
-
-
-def draw(config: ml_collections.ConfigDict, folder: pathlib.Path, test: Split, answers: answering.Answers) -> None:
-  """Draws the first test images, each by itself and the first six on one page, `overview.png`."""
-  data, model = config.data, config.model
-  shown = min(config.evaluation.pictures, len(test))
-  if not shown:
-    return
-  views = batches.evaluation_batches(test, batch_size=shown, image_size=data.image_size, crop_size=data.crop_size)
-  batch, records = next(views)
-  looks = recognizer.looks(loop.head_of(config, "stage_two"))
-  panels = [
-    pictures.Panel(
-      title=f"{record.id}: {', '.join(np.array(test.class_names)[record.labels == 1])}",
-      image=batch["image"][index],
-      thetas=answers.thetas[:, index] if looks else (),
-      verdicts=_verdicts(config, test.class_names, answers, index, looks),
-    )
-    for index, record in enumerate(records)
-  ]
-  grid = {"stride": recognizer.stride(model), "align_corners": model.align_corners}
-  folder.mkdir(parents=True, exist_ok=True)
-  for panel, record in zip(panels, records, strict=True):
-    pictures.draw(folder / f"{pathlib.PurePath(record.id).stem}.png", [panel], **grid)
-  pictures.draw(folder / "overview.png", panels[:6], columns=3, **grid)
-
-
-def _verdicts(config, class_names, answers, index: int, looks: bool) -> list[pictures.Verdict]:
-  """The image's labels and its highest other scores, best first."""
-  kind = config.stage_two.classification or config.loss.classification
-  probability = np.asarray(losses.PROBABILITIES[kind](answers.pooled[index]))
-  present = answers.labels[index] == 1
-  chosen = present | (np.argsort(np.argsort(-probability)) < config.evaluation.top_k)
-  order = [c for c in np.argsort(-probability) if chosen[c]]
-  return [
-    pictures.Verdict(
-      class_names[c], float(probability[c]), bool(present[c]), int(answers.winners[index, c]) if looks else None
-    )
-    for c in order
-  ]

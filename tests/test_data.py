@@ -202,7 +202,9 @@ def test_labels_are_read_once_and_damaged_notes_of_them_again(data_root, monkeyp
 def test_unknown_and_unprepared_data_say_what_to_do(tmp_path):
   with pytest.raises(ValueError, match=r"data\.name must be one of digits/easy.*got 'digits/huge'"):
     records.prepare("digits/huge", str(tmp_path))
-  with pytest.raises(FileNotFoundError, match=r"voc/2007 is not prepared: .*rmam_jax.data.prepare voc/2007 --archives=DIR"):
+  with pytest.raises(
+    FileNotFoundError, match=r"voc/2007 is not prepared: .*rmam_jax.data.prepare voc/2007 --archives=DIR"
+  ):
     records.prepare("voc/2007", str(tmp_path))
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from rmam_jax import pictures
+from rmam_jax import figures, pictures
 
 
 def read(path):
@@ -11,30 +11,58 @@ def read(path):
     return np.asarray(image.convert("RGB")).astype(int)
 
 
-def test_region_box_by_hand():
-  # Four cells of 16 pixels: -1 is pixel 8, 1 is pixel 56, so one unit is 24 pixels around 32.
-  box = pictures.region_box(np.array([0.5, 0.25, 0.5, -0.5]), cells=4, stride=16)
-  np.testing.assert_allclose(box, [32 + 12 - 12, 32 - 12 - 6, 24, 12], rtol=1e-6)
-  mirrored = pictures.region_box(np.array([-0.5, -0.25, 0.5, -0.5]), cells=4, stride=16)
-  np.testing.assert_allclose(mirrored, box, rtol=1e-6)
+def near(pixels, colour):
+  wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+  return np.abs(pixels - wanted).max(axis=-1) < 3
+
+
+def has(path, colour):
+  return near(read(path), colour).any()
 
 
 def test_a_picture_shows_each_step_in_its_colour(tmp_path):
   image = np.full((64, 64, 3), 128, np.uint8)
-  thetas = np.array([[0.3, 0.3, -0.5, -0.5], [0.3, 0.3, 0.5, 0.5]])
-  verdicts = [pictures.Verdict("cat", 0.9, True, 0), pictures.Verdict("dog", 0.2, False, 1)]
-  panel = pictures.Panel("a picture", image, thetas, verdicts)
-  pictures.draw(tmp_path / "one.png", [panel], stride=16)
-  pixels = read(tmp_path / "one.png")
-  for colour, there in ((0, True), (1, True), (2, False)):
-    wanted = [int(pictures.STEP_COLOURS[colour][i : i + 2], 16) for i in (1, 3, 5)]
-    assert (np.abs(pixels - wanted).max(axis=-1) < 3).any() == there
+  boxes = np.array([[0.1, 0.1, 0.4, 0.4], [0.6, 0.6, 0.9, 0.9]])
+  verdicts = [pictures.Verdict("cat", 0.9, True, True, 0), pictures.Verdict("dog", 0.2, True, False, 1)]
+  panel = pictures.Panel("a picture", image, boxes, verdicts)
+  pictures.draw(tmp_path / "one.png", [panel])
+  assert [has(tmp_path / "one.png", pictures.colour(step)) for step in range(3)] == [True, True, False]
 
 
 def test_an_overview_holds_panels_of_heads_that_do_not_look(tmp_path):
   image = np.zeros((8, 8, 3), np.uint8)
-  panel = pictures.Panel("nothing", image, (), [pictures.Verdict("cat", 0.5, True, None)])
-  pictures.draw(tmp_path / "five.png", [panel] * 5, stride=4, columns=3)
-  pictures.draw(tmp_path / "one.png", [panel], stride=4, columns=3)
+  panel = pictures.Panel("nothing", image, np.zeros((0, 4)), [pictures.Verdict("cat", 0.5, True, True, None)])
+  pictures.draw(tmp_path / "five.png", [panel] * 5, columns=3)
+  pictures.draw(tmp_path / "one.png", [panel], columns=3)
   wide, narrow = (read(tmp_path / name).shape for name in ("five.png", "one.png"))
   assert wide == (2 * narrow[0], 3 * narrow[1], 3)
+
+
+def test_figure_1_shows_the_winning_regions_in_their_labels_colours(tmp_path):
+  image = np.full((64, 64, 3), 128, np.uint8)
+  boxes = np.array([[0.1, 0.1, 0.4, 0.4], [0.6, 0.6, 0.9, 0.9], [0.6, 0.1, 0.9, 0.4]])
+  verdicts = [
+    pictures.Verdict("cat", 0.9, True, True, 0),
+    pictures.Verdict(r"$\frac$ mouse", 0.8, True, False, 1),
+    pictures.Verdict("dog", 0.2, False, True, 2),  # it was not given: neither region nor label
+  ]
+  figures.regions_and_labels(tmp_path / "one.png", [pictures.Panel(r"a $\frac$", image, boxes, verdicts)])
+  assert [has(tmp_path / "one.png", pictures.colour(step)) for step in range(3)] == [True, True, False]
+
+
+def test_figure_5_has_ours_in_green_above_others_in_blue(tmp_path):
+  image = np.full((64, 64, 3), 128, np.uint8)
+  panel = pictures.Panel("a picture", image, np.array([[0.1, 0.1, 0.4, 0.4]]), [])
+  figures.regions_and_others(tmp_path / "five.png", [panel] * 3, [np.array([[0.5, 0.5, 0.9, 0.9]])] * 3, "others")
+  pixels = read(tmp_path / "five.png")
+  for colour, upper in ((figures.OURS, True), (figures.OTHERS, False)):
+    rows, _ = np.nonzero(near(pixels, colour))
+    assert len(rows)
+    assert ((rows < len(pixels) / 2) == upper).all()
+
+
+def test_a_picture_is_as_large_whatever_the_image(tmp_path):
+  for name, size in (("dot", (1, 1)), ("wide", (3, 4000)), ("large", (3000, 2000))):
+    panel = pictures.Panel(name * 30, np.zeros((*size, 3), np.uint8), np.array([[0.1, 0.1, 0.9, 0.9]]), [])
+    pictures.draw(tmp_path / f"{name}.png", [panel])
+  assert len({read(path).shape for path in tmp_path.iterdir()}) == 1

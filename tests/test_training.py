@@ -186,12 +186,22 @@ def test_the_best_epoch_is_the_one_of_lowest_validation_loss(data_root, tmp_path
   assert_trees_close(best_params(config, tmp_path / "run"), seen[1], 0)
 
 
-def test_evaluating_again_gives_the_same(finished):
+def test_evaluating_again_gives_the_same_and_what_is_asked_for_beside(finished, tmp_path):
   before = json.loads((finished / "results.json").read_text())
-  after = run.evaluate(finished)
+  page, figures = tmp_path / "page.html", tmp_path / "figures"
+  after = run.evaluate_and_print(finished, gallery_page=page, gallery_images=7, figure_folder=figures)
   assert {k: v for k, v in after.items() if k != "wall_seconds"} == {
     k: v for k, v in before.items() if k != "wall_seconds"
   }
+  text = page.read_text()
+  assert text.count('<figure class="card">') == 7
+  assert "40 images, of which the first 7 are shown" in text
+  assert text.count("<rect ") == 7 * tiny_config("").model.num_regions
+  assert f"{100 * after['coverage']:.1f}" in text
+  assert sorted(path.name for path in figures.iterdir()) == ["figure_1.png", "figure_5.png"]
+  for paths, flag in (({"gallery_page": page}, "--gallery"), ({"figure_folder": figures}, "--figures")):
+    with pytest.raises(FileExistsError, match=f"exists: remove it or name another with {flag}"):
+      run.evaluate_and_print(finished, **paths)
 
 
 @pytest.mark.parametrize("stop", [("stage_one", 1), ("stage_two", 2)])
@@ -313,6 +323,20 @@ print("restored", int(restored.step), progress, bool((restored.params["w"] == st
   assert f"cannot write a checkpoint below {tmp_path}/last: " in found
   assert "is untouched: free or open the folder and run the same command again" in found
   assert "restored 1 {'best_loss': 0.5} True" in found
+
+
+def test_a_workdir_of_another_version_says_so(finished, tmp_path):
+  folder = tmp_path / "older"
+  shutil.copytree(finished / "checkpoints", folder / "checkpoints")
+  config = json.loads((finished / "config.json").read_text())
+  for change, message in (
+    (lambda model: model.update(x_width=17), r"the checkpoint in .*older does not fit its config.json"),
+    (lambda model: model["saliency"].pop("radius"), r"older/config.json lacks a field .*radius"),
+  ):
+    change(config["model"])
+    workdir.write_json(folder / "config.json", config)
+    with pytest.raises(ValueError, match=message):
+      run.load_best(workdir.read_config(folder), folder, 10, mesh.make_mesh())
 
 
 def test_a_run_without_stage_two_says_so(tmp_path, data_root):

@@ -1,6 +1,7 @@
 """What a recogniser says about a whole split: every example exactly once."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,37 +13,38 @@ from rmam_jax import geometry
 from rmam_jax import mesh as meshes
 from rmam_jax.data import batches
 from rmam_jax.data.records import Record, Split
-from rmam_jax.models import recognizer
+from rmam_jax.evaluation import views as viewing
+from rmam_jax.evaluation.views import Views
+
+FEATURES = ("z", "h", "x")  # of `attention.Attention`
 
 
 class Answers(NamedTuple):
   """Scores and places for N images, K regions, L classes, and the truth beside them."""
 
-  scores: np.ndarray  # float32 [K, N, L], of every region
-  thetas: np.ndarray  # float32 [K, N, 4], in the view's coordinates
-  centres: np.ndarray  # float32 [N, K, 2] of (x, y), as shares of the image
-  features: np.ndarray  # float32 [N, F], z_k, its maximum over the regions
-  auxiliary: np.ndarray | None  # float32 [N, L], the auxiliary head's pooled scores
+  ids: list[str]
+  scores: np.ndarray  # float32 [N, L], Eq. 6 in each view, the mean over the views
+  features: np.ndarray  # float32 [N, F], the maximum over the regions of each view, the mean over the views
+  region_scores: np.ndarray  # float32 [K, N, L], of every region of the centre view
+  thetas: np.ndarray  # float32 [K, N, 4], of the centre view, in its coordinates
+  auxiliary: np.ndarray | None  # float32 [N, L], the auxiliary head's scores, pooled as `scores`
   labels: np.ndarray  # float32 [N, L]
   ignore: np.ndarray  # bool [N, L]
   boxes: list[np.ndarray]  # N of [n, 4] (top, left, bottom, right), as shares of the image
   box_classes: list[np.ndarray]
 
   @property
-  def pooled(self) -> np.ndarray:
-    """The recogniser's scores (Eq. 6), [N, L]."""
-    return self.scores.max(axis=0)
-
-  @property
   def winners(self) -> np.ndarray:
-    """The region that gives Eq. 6 its maximum, int [N, L]."""
-    return self.scores.argmax(axis=0)
+    """The region of the centre view that gives Eq. 6 its maximum, int [N, L]."""
+    return self.region_scores.argmax(axis=0)
 
 
 def view_to_image(
   points: np.ndarray, *, image_size: int, crop_size: int, stride: int, align_corners: bool = True
 ) -> np.ndarray:
   """Normalised points of the centre view's feature map -> shares of the whole image.
+
+  The same whether the view was cropped from the pixels or cut from the whole image's map.
 
   Args:
     points: [..., 2] of (x, y), as in `geometry`.
@@ -54,75 +56,138 @@ def view_to_image(
   return (np.asarray(pixels) + batches.centre_offset(image_size, crop_size)) / image_size
 
 
-def make_forward(model: nn.Module, mesh: jax.sharding.Mesh) -> Callable[[Any, jax.Array], dict[str, jax.Array]]:
-  """Jits params, images -> scores, thetas, features and auxiliary scores over the mesh."""
+@dataclasses.dataclass(frozen=True)
+class Forward:
+  """One jitted program for all views: params, images -> arrays with a leading dimension of images.
 
-  def forward(params, images):
-    attention, auxiliary = model.apply({"params": params}, images)
-    answer = {"scores": attention.scores, "thetas": attention.thetas, "features": attention.z.max(axis=0)}
-    return answer if auxiliary is None else answer | {"auxiliary": auxiliary.scores.max(axis=0)}
+  Attributes:
+    views: what it looks at.
+    program: the jitted function.
+  """
 
-  replicated = meshes.replicated(mesh)
-  return jax.jit(forward, in_shardings=(replicated, meshes.by_example(mesh)), out_shardings=replicated)
+  views: Views
+  program: Callable[[Any, jax.Array], dict[str, jax.Array]]
+
+  def __call__(self, params: Any, images: jax.Array) -> dict[str, jax.Array]:
+    """Params, images [B, side, side, 3] of `views.pixels` -> scores, features, thetas, ... as `Answers` names them."""
+    return self.program(params, images)
 
 
-def answer_split(
-  forward: Callable[[Any, jax.Array], dict[str, jax.Array]],
-  params: Any,
-  split: Split,
-  *,
-  data: Any,
-  model: Any,
-  batch_size: int,
-  progress: str = "",
-) -> Answers:
-  """Runs the centre view of every record of a split once.
+def make_forward(
+  model: nn.Module, mesh: jax.sharding.Mesh, views: Views = viewing.CENTRE, *, feature: str = "z"
+) -> Forward:
+  """Jits the views of a batch over the mesh, examples shared out.
 
   Args:
-    forward: from `make_forward`.
-    params: the recogniser's.
-    split: the records.
-    data, model: sections of the configuration.
-    batch_size: a multiple of the number of devices; the last batch is padded, the padding left out.
-    progress: the progress bar's label; none if empty.
+    model: the recogniser.
+    mesh: its devices.
+    views: see `views`.
+    feature: "z", "h" or "x": what `Answers.features` holds.
+  """
+  if feature not in FEATURES:
+    raise ValueError(f"evaluation.feature must be one of {', '.join(FEATURES)}, got {feature!r}")
+
+  def forward(params, images):
+    maps = viewing.feature_maps(model, params, images, views)
+    attention, auxiliary = model.apply({"params": params}, maps.reshape(-1, *maps.shape[2:]), method="recognize")
+
+    def by_view(array_KVX):  # one row for every view of every image -> [K, B, V, X]
+      return array_KVX.reshape(len(array_KVX), *maps.shape[:2], -1)
+
+    def pooled(array_KVX):  # the maximum over the regions, the mean over the views
+      return by_view(array_KVX).max(axis=0).mean(axis=1)
+
+    answer = {
+      "scores": pooled(attention.scores),
+      "features": pooled(getattr(attention, feature)),
+      "region_scores": by_view(attention.scores)[:, :, 0].swapaxes(0, 1),
+      "thetas": by_view(attention.thetas)[:, :, 0].swapaxes(0, 1),
+    }
+    return answer if auxiliary is None else answer | {"auxiliary": pooled(auxiliary.scores)}
+
+  replicated = meshes.replicated(mesh)
+  program = jax.jit(forward, in_shardings=(replicated, meshes.by_example(mesh)), out_shardings=replicated)
+  return Forward(views, program)
+
+
+def _answer_batches(
+  forward: Forward, params: Any, split: Split, data: Any, batch_size: int
+) -> Iterator[tuple[dict[str, np.ndarray], list[Record]]]:
+  """The answers of the real examples of each batch; the next batch is decoded while the devices work on this one."""
+  side = forward.views.pixels(data)
+  pending = None
+  for batch, records in batches.evaluation_batches(
+    split, batch_size=batch_size, image_size=data.image_size, crop_size=side
+  ):
+    dispatched = forward(params, batch["image"]), records
+    if pending:
+      yield _fetch(*pending)
+    pending = dispatched
+  if pending:
+    yield _fetch(*pending)
+
+
+def _fetch(answer: Mapping[str, jax.Array], records: list[Record]) -> tuple[dict[str, np.ndarray], list[Record]]:
+  return {name: array[: len(records)] for name, array in jax.device_get(answer).items()}, records
+
+
+def answer_arrays(
+  forward: Forward, params: Any, split: Split, *, data: Any, batch_size: int, bar: tqdm.tqdm
+) -> dict[str, np.ndarray]:
+  """Runs every record of a split once: `Answers` as plain arrays, each with a leading dimension of images or boxes.
 
   Raises:
     FloatingPointError: a score that is not finite, with the first record it belongs to.
   """
   parts: list[dict[str, np.ndarray]] = []
   records: list[Record] = []
-  views = batches.evaluation_batches(split, batch_size=batch_size, image_size=data.image_size, crop_size=data.crop_size)
-  with tqdm.tqdm(total=len(split), desc=progress, unit=" images", disable=not progress, leave=False) as bar:
-    for batch, batch_records in views:
-      answer = jax.device_get(forward(params, batch["image"]))
-      real = len(batch_records)
-      parts.append({name: array[:real] if array.ndim == 2 else array[:, :real] for name, array in answer.items()})
-      records += batch_records
-      bar.update(real)
-
-  def join(name):
-    arrays = [part[name] for part in parts]
-    return np.concatenate(arrays, axis=0 if arrays[0].ndim == 2 else 1)
-
-  scores, thetas = join("scores"), join("thetas")
-  wrong = ~np.isfinite(scores).all(axis=(0, 2))
+  for answer, answered in _answer_batches(forward, params, split, data, batch_size):
+    parts.append(answer)
+    records += answered
+    bar.update(len(answered))
+  arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+  wrong = ~np.isfinite(arrays["region_scores"]).all(axis=(1, 2)) | ~np.isfinite(arrays["scores"]).all(axis=1)
   if wrong.any():
     raise FloatingPointError(f"{split.name}, {records[wrong.argmax()].id}: its scores are not finite")
-  centres = view_to_image(
-    thetas[..., 2:],
-    image_size=data.image_size,
-    crop_size=data.crop_size,
-    stride=recognizer.stride(model),
-    align_corners=model.align_corners,
-  )
+  return arrays | {
+    "ids": np.array([record.id for record in records]),
+    "labels": np.stack([record.labels for record in records]),
+    "ignore": np.stack([record.ignore for record in records]),
+    "boxes": np.concatenate([record.boxes for record in records]),
+    "box_classes": np.concatenate([record.box_classes for record in records]),
+    "box_counts": np.array([len(record.boxes) for record in records]),
+  }
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray]) -> Answers:
+  """`Answers` from what `answer_arrays` made."""
+  ends = np.cumsum(arrays["box_counts"])[:-1]
   return Answers(
-    scores=scores,
-    thetas=thetas,
-    centres=centres.transpose(1, 0, 2),
-    features=join("features"),
-    auxiliary=join("auxiliary") if "auxiliary" in parts[0] else None,
-    labels=np.stack([record.labels for record in records]),
-    ignore=np.stack([record.ignore for record in records]),
-    boxes=[record.boxes for record in records],
-    box_classes=[record.box_classes for record in records],
+    ids=arrays["ids"].tolist(),
+    scores=arrays["scores"],
+    features=arrays["features"],
+    region_scores=arrays["region_scores"].swapaxes(0, 1),
+    thetas=arrays["thetas"].swapaxes(0, 1),
+    auxiliary=arrays.get("auxiliary"),
+    labels=arrays["labels"],
+    ignore=arrays["ignore"],
+    boxes=np.split(arrays["boxes"], ends),
+    box_classes=np.split(arrays["box_classes"], ends),
   )
+
+
+def answer_split(forward: Forward, params: Any, split: Split, *, data: Any, batch_size: int) -> Answers:
+  """Runs the views of every record of a split once.
+
+  Args:
+    forward: from `make_forward`.
+    params: the recogniser's.
+    split: the records.
+    data: that section of the configuration.
+    batch_size: a multiple of the number of devices; the last batch is padded, the padding left out.
+
+  Raises:
+    FloatingPointError: see `answer_arrays`.
+  """
+  with tqdm.tqdm(disable=True) as bar:
+    return from_arrays(answer_arrays(forward, params, split, data=data, batch_size=batch_size, bar=bar))

@@ -1,6 +1,52 @@
-"""One-vs-rest linear SVMs on region features (Sec. 5.1), by scikit-learn's LIBLINEAR."""
+"""One-vs-rest linear SVMs on region features (Sec. 5.1): LIBLINEAR's problem, solved by LIBLINEAR or all classes at once.
 
+For each class, with targets t_i = +1 or -1 and the bias b regularised as `LinearSVC(intercept_scaling=1)` has it:
+
+    min over (w, b) of  |w|^2 / 2 + b^2 / 2 + C sum_i max(0, 1 - t_i (w x_i + b))^2
+
+Letters: N images, F features, L classes; W [F + 1, L] holds the weights with the biases in its last row.
+"""
+
+import contextlib
+import functools
+import pathlib
+import zipfile
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from rmam_jax import mesh as meshes
+
+FILE = "svm.npz"
+SOLVERS = ("newton", "liblinear")
+TOLERANCE = (
+  3e-6  # of the largest weight, that the last step may still have moved one by; each leaves some 3 % of the way
+)
+MOST_STEPS = 100  # of Newton; some ten are usual
+MOST_PRODUCTS = 400  # of the curvature with a vector, in each of them
+FORCING = 0.03  # how far each step's linear system is solved
+LINE_SEARCH = 10  # steps of one-dimensional Newton
+BLOCK = 1_024  # rows that are multiplied at a time
+
+
+class Machines(NamedTuple):
+  """L linear machines. One that could not be fitted is all zeros: its average precision is that of chance."""
+
+  weights: np.ndarray  # [L, F]
+  biases: np.ndarray  # [L]
+  class_names: tuple[str, ...] = ()
+
+  def margins(self, features: np.ndarray) -> np.ndarray:
+    """[N, F] -> [N, L], above 0 where the label is predicted."""
+    return features @ self.weights.T + self.biases
+
+  @property
+  def unfitted(self) -> np.ndarray:
+    """The classes without a machine, int."""
+    return np.flatnonzero(~self.weights.any(axis=1) & (self.biases == 0))
 
 
 def normalize(features: np.ndarray) -> np.ndarray:
@@ -9,39 +55,251 @@ def normalize(features: np.ndarray) -> np.ndarray:
   return features / np.maximum(length, np.finfo(features.dtype).tiny)
 
 
-def fit_predict(
-  train_features: np.ndarray,
-  train_labels: np.ndarray,
-  test_features: np.ndarray,
+def fit(
+  features: np.ndarray,
+  labels: np.ndarray,
+  cs: Sequence[float],
   *,
-  c: float = 1.0,
   ignore: np.ndarray | None = None,
+  solver: str = "newton",
+  class_names: Sequence[str] = (),
   seed: int = 0,
-) -> np.ndarray:
-  """Fits one SVM for each class and returns its margins on the test features.
+) -> Iterator[Machines]:
+  """Fits the machines of every class for one value of C after the other; the values share the features.
 
   Args:
-    train_features: [N, F]; normalised here.
-    train_labels: [N, L] of 0 and 1.
-    test_features: [M, F].
-    c: C of the squared hinge loss.
-    ignore: bool [N, L]; training labels to leave out of their class.
+    features: float [N, F].
+    labels: [N, L] of 0 and 1.
+    cs: the values of C, positive.
+    ignore: bool [N, L]; labels to leave out of their class.
+    solver: "newton", all classes at once in JAX, or "liblinear", scikit-learn's `LinearSVC` at its own tolerance, one
+      class after the other.
+    class_names: L names, kept with the machines.
     seed: of LIBLINEAR's shuffling.
 
-  Returns:
-    float64 [M, L]. A class with only positives or only negatives among its training labels cannot be fitted: its
-    margins are all zero, so that its average precision is that of chance.
+  Yields:
+    Machines, float64. A class with only positives or only negatives cannot be fitted: see `Machines`.
+
+  Raises:
+    ValueError: features that are not finite, or a value of C that is not positive.
+    FloatingPointError: no convergence.
   """
+  if solver not in SOLVERS:
+    raise ValueError(f"evaluation.svm_solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+  if not cs or min(cs) <= 0:
+    raise ValueError(f"evaluation.svm_c must hold positive values, got {tuple(cs)}")
+  features, labels = np.asarray(features), np.asarray(labels) > 0
+  if not np.isfinite(features).all():
+    raise ValueError(f"the features of image {np.argwhere(~np.isfinite(features))[0][0]} are not finite")
+  kept = np.ones(labels.shape, bool) if ignore is None else ~np.asarray(ignore, bool)
+  kept &= (labels & kept).any(axis=0) & (~labels & kept).any(axis=0)  # a class of one kind is left out whole
+  solve = _newton if solver == "newton" else functools.partial(_liblinear, seed=seed)
+  for weights in solve(features, labels, kept, cs):
+    yield Machines(weights[:-1].T.copy(), weights[-1].copy(), tuple(class_names))
+
+
+def _liblinear(features, labels, kept, cs, *, seed) -> Iterator[np.ndarray]:
   from sklearn.svm import LinearSVC
 
-  train, test = normalize(train_features), normalize(test_features)
-  kept = np.ones(train_labels.shape, bool) if ignore is None else ~ignore
-  margins = np.zeros((len(test), train_labels.shape[1]))
-  for label in range(train_labels.shape[1]):
-    rows = kept[:, label]
-    target = train_labels[rows, label]
-    if target.min() == target.max():
-      continue
-    svm = LinearSVC(C=c, dual=len(target) < train.shape[1], random_state=seed)
-    margins[:, label] = svm.fit(train[rows], target).decision_function(test)
-  return margins
+  for c in cs:
+    weights = np.zeros((features.shape[1] + 1, labels.shape[1]))
+    for label in np.flatnonzero(kept.any(axis=0)):
+      rows = kept[:, label]
+      machine = LinearSVC(C=c, dual=rows.sum() < features.shape[1], random_state=seed)
+      machine.fit(features[rows], labels[rows, label])
+      weights[:, label] = np.append(machine.coef_, machine.intercept_)
+    yield weights
+
+
+# Newton's method with conjugate gradients (Lin, Weng, Keerthi 2008), for all classes at once: each product with the
+# features serves them all. Steps are taken in the features' own type until they become small, and then with objective
+# and gradient in float64, which decide the solution; the curvature, which only decides how fast it is reached, stays in
+# the features' type. Its diagonal preconditions, so that columns may differ in scale and in mean.
+
+
+def _matmul(a, b):
+  return jnp.matmul(a, b, precision="highest")
+
+
+def _blocks(rows: int) -> tuple[int, int]:
+  """(length, count) of the blocks that cover the rows; the last one overlaps the one before."""
+  length = min(rows, BLOCK)
+  return length, -(-rows // length)
+
+
+def _times(x_NF, w):
+  """[x, 1] w in w's type: [F + 1, L] -> [N, L]."""
+  if x_NF.dtype == w.dtype:
+    return _matmul(x_NF, w[:-1]) + w[-1]
+  length, count = _blocks(len(x_NF))
+
+  def body(i, out):
+    start = jnp.minimum(i * length, len(x_NF) - length)
+    block = jax.lax.dynamic_slice_in_dim(x_NF, start, length).astype(w.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(out, _matmul(block, w[:-1]) + w[-1], start, 0)
+
+  return jax.lax.fori_loop(0, count, body, jnp.zeros((len(x_NF), w.shape[1]), w.dtype))
+
+
+def _transposed_times(x_NF, r, power=1):
+  """[x, 1]^T r in r's type, with x raised to a power: [N, L] -> [F + 1, L].
+
+  In blocks, and as (r^T x)^T: on a CPU ten times as fast as x^T r.
+  """
+  length, count = _blocks(len(x_NF))
+
+  def body(i, total):
+    start = jnp.minimum(i * length, len(x_NF) - length)
+    block = jax.lax.dynamic_slice_in_dim(x_NF, start, length).astype(r.dtype) ** power
+    fresh = start + jnp.arange(length) >= i * length  # the last block's first rows may have been counted
+    rows = jnp.where(fresh[:, None], jax.lax.dynamic_slice_in_dim(r, start, length), 0)
+    return total + _matmul(rows.T, block)
+
+  product = jax.lax.fori_loop(0, count, body, jnp.zeros((r.shape[1], x_NF.shape[1]), r.dtype))
+  return jnp.concatenate([product.T, r.sum(0, keepdims=True)])
+
+
+def _preconditioner(x_NF, active):
+  """The inverse of the curvature's diagonal, taken with the features centred: r [F + 1, L] -> [F + 1, L].
+
+  Features that are not negative have a mean that the bias can hardly be told from: for each class the mean over its
+  active images is moved into the bias first, b' = b + mean w, in which the two no longer meet.
+  """
+  sums, squares = _transposed_times(x_NF, active), _transposed_times(x_NF, active, power=2)[:-1]
+  total = sums[-1]
+  mean = sums[:-1] / jnp.maximum(total, jnp.finfo(sums.dtype).tiny)
+  spread = 1 + mean**2 + jnp.maximum(squares - total * mean**2, 0)
+
+  def apply(r):
+    w = (r[:-1] - mean * r[-1]) / spread
+    b = r[-1] / (1 + total) - (mean * w).sum(0)
+    return jnp.concatenate([w, b[None]])
+
+  return apply
+
+
+def _conjugate_gradients(curvature, precondition, g, tolerance):
+  """Solves H d = -g for each column, down to a residual of `tolerance` in the norm of the preconditioner."""
+
+  def body(state):
+    d, r, p, rz, i = state
+    hp = curvature(p)
+    going = rz > 0
+    alpha = jnp.where(going, rz / jnp.maximum((p * hp).sum(0), jnp.finfo(g.dtype).tiny), 0)
+    d, r = d + alpha * p, r - alpha * hp
+    z = precondition(r)
+    new = (r * z).sum(0)
+    p = z + jnp.where(going, new / jnp.where(going, rz, 1), 0) * p
+    return d, r, p, jnp.where(going & (new > tolerance**2 * first), new, 0), i + 1
+
+  z = precondition(-g)
+  first = -(g * z).sum(0)
+  state = (jnp.zeros_like(g), -g, z, first, 0)
+  return jax.lax.while_loop(lambda s: (s[3] > 0).any() & (s[4] < MOST_PRODUCTS), body, state)[0]
+
+
+@jax.jit
+def _newton_step(x, targets, kept, c, w):
+  """One step for every class, in w's type: w, and the largest move and the largest weight of each class.
+
+  Args:
+    x: [N, F], never copied.
+    targets: [N, L] of +1 and -1.
+    kept: [N, L] of 1 and 0.
+    c: a scalar.
+    w: [F + 1, L].
+  """
+  t, kept = targets.astype(w.dtype), kept.astype(w.dtype)
+  xw = _times(x, w)
+  slack = jnp.maximum(0, 1 - t * xw) * kept
+  gradient = w - 2 * c * _transposed_times(x, t * slack)
+  active = (2 * c * (slack > 0)).astype(x.dtype)
+
+  def curvature(v):
+    return v + _transposed_times(x, active * _times(x, v))
+
+  scale = jnp.maximum(jnp.abs(gradient).max(0), jnp.finfo(w.dtype).tiny)  # keeps a small gradient in the narrow type
+  precondition = _preconditioner(x, active)
+  d = _conjugate_gradients(curvature, precondition, (gradient / scale).astype(x.dtype), FORCING).astype(w.dtype) * scale
+  step = _line_search(w, d, t, kept, c, xw, _times(x, d))
+  w = w + step * d
+  return w, jnp.abs(d).max(0), jnp.abs(w).max(0)
+
+
+def _line_search(w, d, t, kept, c, xw, xd):
+  """The step [L] along d at which each class's objective is lowest: the root of its slope, which rises in pieces.
+
+  Newton's method from 1, kept inside the bracket that is known so far. Reads no features.
+  """
+
+  def slope(step):
+    slack = jnp.maximum(0, 1 - t * (xw + step * xd)) * kept
+    first = ((w + step * d) * d).sum(0) - 2 * c * (slack * t * xd).sum(0)
+    return first, (d * d).sum(0) + 2 * c * ((slack > 0) * xd * xd).sum(0)
+
+  def body(_, state):
+    step, low, high = state
+    first, second = slope(step)
+    low, high = jnp.where(first < 0, step, low), jnp.where(first > 0, step, high)
+    new = step - first / jnp.maximum(second, jnp.finfo(w.dtype).tiny)
+    inside = (new > low) & (new < high)
+    return jnp.where(first == 0, step, jnp.where(inside, new, (low + jnp.minimum(high, 4)) / 2)), low, high
+
+  one = jnp.ones(w.shape[1], w.dtype)
+  return jax.lax.fori_loop(0, LINE_SEARCH, body, (one, 0 * one, jnp.inf * one))[0]
+
+
+def _double() -> contextlib.AbstractContextManager:
+  return jax.enable_x64(True)
+
+
+def _newton(features, labels, kept, cs) -> Iterator[np.ndarray]:
+  mesh = meshes.make_mesh()
+  classes = labels.shape[1]
+  padding = [(0, 0), (0, -classes % mesh.size)]  # classes that are left out, so that the devices have equally many
+  by_class = meshes.by_class(mesh)
+  with _double():
+    x = jax.device_put(features, meshes.replicated(mesh))
+    targets = jax.device_put(np.pad(np.where(labels, 1, -1).astype(np.int8), padding), by_class)
+    counts = jax.device_put(np.pad(kept.astype(np.int8), padding), by_class)
+    w = jax.device_put(np.zeros((features.shape[1] + 1, targets.shape[1]), features.dtype), by_class)
+  for c in cs:
+    with _double():
+      w = w.astype(x.dtype)
+      for _ in range(MOST_STEPS):
+        # float32 where it is good enough: until a step moves no weight by more than a thousandth of the largest.
+        w, moved, largest = _newton_step(x, targets, counts, jnp.asarray(c, w.dtype), w)
+        share = float((moved / jnp.maximum(largest, np.finfo(np.float32).tiny)).max())
+        if not np.isfinite(share):
+          break
+        if share <= TOLERANCE and w.dtype == np.float64:
+          break
+        if share <= 1e-3:
+          w = w.astype(np.float64)
+    if not share <= TOLERANCE:
+      raise FloatingPointError(
+        f"the SVMs did not converge at C = {c}: the last step still moved a weight by {share:.0e} of the largest."
+        " Scale the features' columns to similar sizes, lower C, or set evaluation.svm_solver='liblinear'."
+      )
+    yield np.asarray(w)[:, :classes].astype(np.float64)
+
+
+def save(path: pathlib.Path, machines: Machines) -> None:
+  """Machines to an .npz, with the names of their classes."""
+  draft = path.with_name(path.name + ".draft")
+  with draft.open("wb") as file:
+    np.savez(file, weights=machines.weights, biases=machines.biases, class_names=np.array(machines.class_names))
+  draft.replace(path)
+
+
+def load(path: pathlib.Path) -> Machines:
+  """Machines from `save`; no pickle is read.
+
+  Raises:
+    ValueError: a file that is none.
+  """
+  try:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+      return Machines(stored["weights"], stored["biases"], tuple(stored["class_names"].tolist()))
+  except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    raise ValueError(f"{path} holds no SVMs ({error}): run eval.py again") from error

@@ -36,11 +36,17 @@ class Recognizer(nn.Module):
   pixel_mean: Sequence[float] = (0.0, 0.0, 0.0)
   pixel_std: Sequence[float] = (1.0, 1.0, 1.0)
 
-  @nn.compact
   def __call__(self, images: jax.Array) -> Recognition:
     """[B, height, width, 3] of 0..255, red green blue, uint8 or float -> scores."""
+    return self.recognize(self.feature_map(images))
+
+  def feature_map(self, images: jax.Array) -> jax.Array:
+    """Images as above -> f_I [B, H, W, C]."""
     pixels = (images.astype(jnp.float32) - jnp.asarray(self.pixel_mean)) / jnp.asarray(self.pixel_std)
-    feature_map = self.backbone(pixels)
+    return self.backbone(pixels)
+
+  def recognize(self, feature_map: jax.Array) -> Recognition:
+    """f_I, or a window of it -> scores."""
     auxiliary = None if self.auxiliary is None else self.auxiliary(feature_map)
     guide = {"dense_scores": auxiliary.memory} if self.guided else {}
     return Recognition(self.head(feature_map, **guide), auxiliary)

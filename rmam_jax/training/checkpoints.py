@@ -60,6 +60,10 @@ class StageCheckpoints:
     """The best epoch's parameters, placed and sharded as `like`, or None."""
     return self._restore("best", like)
 
+  def best_step(self) -> int | None:
+    """The step of the best epoch, or None."""
+    return self._managers["best"].latest_step()
+
   def close(self) -> None:
     for manager in self._managers.values():
       manager.close()

@@ -167,15 +167,14 @@ class _Trainer:
       params,
       self.validation,
       data=self.config.data,
-      model=self.config.model,
       batch_size=self.config.evaluation.batch_size,
     )
     classification = losses.CLASSIFICATION_LOSSES[stage.objective.classification]
-    loss = float(classification(answers.pooled, answers.labels, ignore=answers.ignore))
+    loss = float(classification(answers.scores, answers.labels, ignore=answers.ignore))
     if stage.objective.localization_weight:
       localization = losses.localization_loss(answers.thetas, **stage.objective.localization)
       loss += stage.objective.localization_weight * float(localization)
-    precisions = metrics.average_precisions(answers.pooled, answers.labels, ignore=answers.ignore)
+    precisions = metrics.average_precisions(answers.scores, answers.labels, ignore=answers.ignore)
     return {
       "validation_loss": loss,
       "validation_mAP": metrics.mean_average_precision(precisions),

@@ -1,0 +1,96 @@
+"""The ten-view program, which cuts views from feature maps, against ten passes over cropped pixels.
+
+    python -m benchmarks.ten_view                        VGG-16 at 512, batch 1, random weights
+    python -m benchmarks.ten_view --scale=640 --mirror=map
+
+Both sides are one jitted program over the same images, with the same head. Beside the times stand the operations that
+XLA counts for each program: their ratio is what the times could show at best.
+"""
+
+import argparse
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import machine
+from configs import voc
+from rmam_jax import mesh as meshes
+from rmam_jax.evaluation import answers, views
+from rmam_jax.models import recognizer
+from rmam_jax.training import step
+
+
+def ten_passes(model, params, images, *, size: int, crop: int):
+  """Ten crops of each image, each through the whole recogniser, one batch of crops after the other."""
+  end = size - crop
+
+  def one(params, crops):
+    attention, _ = model.apply({"params": params}, crops)
+    return attention.scores.max(axis=0), attention.z.max(axis=0)
+
+  corners = ((end // 2, end // 2), (0, 0), (0, end), (end, 0), (end, end))
+  crops = [images[:, top : top + crop, left : left + crop] for top, left in corners]
+  crops = jnp.stack(crops + [each[:, :, ::-1] for each in crops])
+  scores, features = jax.lax.map(lambda each: one(params, each), crops)
+  return scores.mean(axis=0), features.mean(axis=0)
+
+
+def compile_and_count(function, *arguments):
+  """The compiled program, and the operations that XLA counts in it; the body of a loop counts once."""
+  compiled = jax.jit(function).lower(*arguments).compile()
+  return compiled, compiled.cost_analysis()["flops"]
+
+
+def seconds(program, *arguments) -> float:
+  started = time.perf_counter()
+  jax.block_until_ready(program(*arguments))
+  return time.perf_counter() - started
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--scale", choices=voc.SCALES, default="512")
+  parser.add_argument("--mirror", choices=views.MIRRORS, default="image")
+  parser.add_argument("--batch", type=int, default=1, help="images in a call")
+  parser.add_argument("--width", type=int, default=4096, help="of x, the LSTM and z")
+  parser.add_argument("--repeats", type=int, default=3)
+  arguments = parser.parse_args()
+  config = voc.get_config(arguments.scale)
+  config.evaluation.mirror = arguments.mirror
+  config.model.x_width = config.model.lstm_width = config.model.z_width = arguments.width
+  size, crop = config.data.image_size, config.data.crop_size
+  model = recognizer.build(config.model, 20, head=config.model.head)
+  params = jax.jit(lambda key: step.init_params(model, key, crop))(jax.random.key(0))
+  images = np.random.default_rng(0).integers(0, 256, (arguments.batch, size, size, 3), np.uint8)
+
+  forward = answers.make_forward(model, meshes.make_mesh(jax.devices()[:1]), views.from_config(config))
+  cut, cut_count = compile_and_count(forward.program, params, images)
+  separate, _ = compile_and_count(functools.partial(ten_passes, model, size=size, crop=crop), params, images)
+  recognize = functools.partial(model.apply, method="recognize")
+  one_map = jnp.zeros((arguments.batch, crop // 16, crop // 16, 512))
+  _, look_count = compile_and_count(lambda params, one_map: recognize({"params": params}, one_map), params, one_map)
+  _, pass_count = compile_and_count(
+    lambda params, image: model.apply({"params": params}, image)[0].scores, params, images[:, :crop, :crop]
+  )
+  looks = 10 * config.model.num_regions * look_count  # the scan's other steps, which are not counted
+  counts = {"cut": cut_count + looks, "separate": 10 * pass_count + looks}
+
+  for program in (cut, separate):
+    seconds(program, params, images)
+  pairs = [(seconds(cut, params, images), seconds(separate, params, images)) for _ in range(arguments.repeats)]
+  cut_s, separate_s = map(min, zip(*pairs, strict=True))
+
+  print(f"{size} x {size}, {arguments.batch} image(s), mirrored {arguments.mirror}. {jax.devices()[0].device_kind};")
+  print(f"{machine.describe('jax', 'flax', 'numpy')}. The best of {arguments.repeats}, one side after the other.\n")
+  print("| | s | GFLOP |\n|-|-|-|")
+  print(f"| ten views cut from feature maps | {cut_s:.2f} | {counts['cut'] / 1e9:,.0f} |")
+  print(f"| ten passes over cropped pixels | {separate_s:.2f} | {counts['separate'] / 1e9:,.0f} |")
+  counted, measured = counts["separate"] / counts["cut"], separate_s / cut_s
+  print(f"| ratio | {measured:.2f} | {counted:.2f} |\n\nReached: {measured / counted:.0%} of the counted ratio.")
+
+
+if __name__ == "__main__":
+  main()

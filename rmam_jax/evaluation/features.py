@@ -1,0 +1,187 @@
+"""Answers on disk: WORKDIR/features/SPLIT/ holds .npz chunks with the images' ids, and `key.json`, what made them.
+
+Extraction that was stopped goes on after its last whole chunk. Chunks that another checkpoint, configuration or data
+set made are never mixed with new ones: they are noticed, removed and computed again.
+"""
+
+import hashlib
+import json
+import pathlib
+import re
+import shutil
+import zipfile
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from rmam_jax.data.records import Record, Split
+from rmam_jax.evaluation import answers as answering
+from rmam_jax.evaluation.answers import Answers, Forward
+
+FORMAT = 1  # of the chunks
+CHUNK = 1_024  # images, about
+SAMPLED = 64  # records whose content stands for a split's
+
+Key = dict[str, Any]
+
+
+def digest_params(params: Any) -> str:
+  """A digest of every parameter's name, type, shape and bytes."""
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    array = np.asarray(leaf)
+    digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).view(np.uint8))
+  return digest.hexdigest()
+
+
+def digest_split(split: Split) -> str:
+  """A digest of a split's classes and size and of the whole content of up to `SAMPLED` of its records."""
+  digest = hashlib.sha256(f"{split.class_names} {len(split)}".encode())
+  for index in np.unique(np.linspace(0, len(split) - 1, SAMPLED).astype(int)):
+    record = split[index]
+    digest.update(record.id.encode() + record.image)
+    for array in record[2:]:
+      digest.update(np.ascontiguousarray(array).tobytes())
+  return digest.hexdigest()
+
+
+def make_key(config: Any, split: Split, params: str) -> Key:
+  """All that an answer depends on.
+
+  Args:
+    config: the configuration.
+    split: the records.
+    params: from `digest_params`.
+  """
+  section = config.evaluation
+  return {
+    "format": FORMAT,
+    "checkpoint": params,
+    "data set": split.name,
+    "images": len(split),
+    "records": digest_split(split),
+    "sizes": [config.data.image_size, config.data.crop_size],
+    "views": [section.views, section.mirror if section.views == "ten" else ""],
+    "feature": section.feature,
+    "model": json.loads(config.model.to_json()),
+  }
+
+
+class _Part:
+  """Records start ... stop - 1 of a split."""
+
+  def __init__(self, split: Split, start: int, stop: int):
+    self.name, self._split, self._start, self._length = split.name, split, start, stop - start
+
+  def __len__(self) -> int:
+    return self._length
+
+  def __getitem__(self, index: int) -> Record:
+    return self._split[self._start + index]
+
+
+def folder_of(workdir_folder: pathlib.Path, split_name: str) -> pathlib.Path:
+  """WORKDIR/features/SPLIT, the split's name made fit for a folder."""
+  return workdir_folder / "features" / re.sub(r"[^A-Za-z0-9]+", "-", split_name).strip("-")
+
+
+def claim(folder: pathlib.Path, key: Key) -> None:
+  """Makes the folder this key's; what another key left there is removed, and that is said."""
+  path = folder / "key.json"
+  if path.exists():
+    theirs = json.loads(path.read_text())
+    differing = sorted(name for name in key | theirs if key.get(name) != theirs.get(name))
+    if not differing:
+      return
+    print(f"{folder} was made with another {', '.join(differing)}: computed again")
+  if folder.exists():
+    shutil.rmtree(folder)
+  folder.mkdir(parents=True)
+  draft = folder / "draft"
+  draft.write_text(json.dumps(key, indent=2) + "\n")
+  draft.replace(path)
+
+
+def _finished(folder: pathlib.Path) -> list[tuple[int, int, pathlib.Path]]:
+  """The chunks there from the first image on, as (start, stop, path)."""
+  chunks, stop = [], 0
+  for path in sorted(folder.glob("*-*.npz")):
+    start, end = map(int, path.stem.split("-"))
+    if start != stop:
+      break
+    chunks.append((start, end, path))
+    stop = end
+  return chunks
+
+
+def _save(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+  draft = path.with_name("draft")
+  try:
+    with draft.open("wb") as file:
+      np.savez(file, **arrays)
+    draft.replace(path)
+  except OSError as error:
+    raise OSError(
+      f"cannot write {path}: {error.strerror or error}. The chunks before it stay: free or open the folder"
+      " and run the same command again."
+    ) from error
+
+
+def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
+  try:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+      return dict(stored)
+  except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    raise ValueError(f"{path} is damaged ({error}): delete it and run the same command again") from error
+
+
+def extract(
+  folder: pathlib.Path,
+  key: Key,
+  forward: Forward,
+  params: Any,
+  split: Split,
+  *,
+  data: Any,
+  batch_size: int,
+  progress: str,
+) -> Answers:
+  """The answers for a split, from disk as far as they are there, and on disk afterwards.
+
+  Args:
+    folder: from `folder_of`.
+    key: from `make_key`.
+    forward: from `answers.make_forward`; only called where a chunk is missing.
+    params: the recogniser's.
+    split: the records.
+    data: that section of the configuration.
+    batch_size: see `answers.answer_split`.
+    progress: the progress bar's label.
+
+  Raises:
+    ValueError: a chunk that cannot be read.
+    OSError: a chunk that cannot be written.
+    FloatingPointError: see `answers.answer_arrays`.
+  """
+  claim(folder, key)
+  chunks = _finished(folder)
+  start = chunks[-1][1] if chunks else 0
+  size = max(CHUNK // batch_size, 1) * batch_size
+  with tqdm.tqdm(total=len(split), initial=start, desc=progress, unit=" images", leave=False) as bar:
+    while start < len(split):
+      stop = min(start + size, len(split))
+      part = _Part(split, start, stop)
+      arrays = answering.answer_arrays(forward, params, part, data=data, batch_size=batch_size, bar=bar)
+      path = folder / f"{start:08d}-{stop:08d}.npz"
+      _save(path, arrays)
+      chunks.append((start, stop, path))
+      start = stop
+  return answering.from_arrays(_join([_load(path) for _, _, path in chunks]))
+
+
+def _join(chunks: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """Chunks to whole arrays, one name after the other so that no more than one is there twice."""
+  return {name: np.concatenate([chunk.pop(name) for chunk in chunks]) for name in list(chunks[0])}

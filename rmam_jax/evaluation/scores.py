@@ -1,0 +1,121 @@
+"""Saved scores: what tables are made from without another pass, and how the scores of two runs become one."""
+
+import pathlib
+import zipfile
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rmam_jax import metrics
+from rmam_jax.evaluation.answers import Answers
+
+FILE = "scores.npz"
+
+
+class Scores(NamedTuple):
+  """Of one split. N images, L classes."""
+
+  ids: np.ndarray  # [N]
+  class_names: np.ndarray  # [L]
+  labels: np.ndarray  # float32 [N, L]
+  ignore: np.ndarray  # bool [N, L]
+  network: np.ndarray  # float32 [N, L]
+  svm: np.ndarray  # float64 [N, L], margins; [N, 0] without SVMs
+  step: np.ndarray  # int, of the checkpoint that answered
+
+
+def save(folder: pathlib.Path, answers: Answers, class_names: Sequence[str], svm: np.ndarray | None, step: int) -> None:
+  """The scores of a split to WORKDIR/scores.npz."""
+  margins = np.zeros((len(answers.labels), 0)) if svm is None else svm
+  scores = Scores(
+    np.array(answers.ids),
+    np.array(class_names),
+    answers.labels,
+    answers.ignore,
+    answers.scores,
+    margins,
+    np.array(step),
+  )
+  draft = folder / (FILE + ".draft")
+  with draft.open("wb") as file:
+    np.savez(file, **scores._asdict())
+  draft.replace(folder / FILE)
+
+
+def load(folder: pathlib.Path) -> Scores:
+  """From WORKDIR/scores.npz; no pickle is read.
+
+  Raises:
+    FileNotFoundError: not evaluated yet.
+    ValueError: a file that is damaged.
+  """
+  path = folder / FILE
+  if not path.exists():
+    raise FileNotFoundError(f"{folder} holds no {FILE}: run eval.py --workdir={folder} first")
+  try:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+      return Scores(**stored)
+  except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    raise ValueError(f"{path} is damaged ({error}): run eval.py --workdir={folder} again") from error
+
+
+# From the scores of the runs [R, N, L] to one's [N, L].
+FUSIONS = {
+  "mean": lambda scores: scores.mean(axis=0),  # the paper's, as read here
+  "max": lambda scores: scores.max(axis=0),
+  "rank": lambda scores: (scores.argsort(axis=1).argsort(axis=1) / max(scores.shape[1] - 1, 1)).mean(axis=0),
+}
+
+
+def fuse(runs: Mapping[str, Scores], fusion: str = "mean") -> Scores:
+  """The scores of several runs on the same images as those of one, e.g. the paper's two scales.
+
+  Args:
+    runs: by name.
+    fusion: "mean" or "max" of the scores, or "rank", the mean place of an image among all by a class's score, which
+      ranks only: its scores lie in [0, 1].
+
+  Raises:
+    ValueError: an unknown fusion, or runs on different images, labels or classes.
+  """
+  if fusion not in FUSIONS:
+    raise ValueError(f"--fusion must be one of {', '.join(FUSIONS)}, got {fusion!r}")
+  (first_name, first), *others = runs.items()
+  for name, other in others:
+    for field in ("class_names", "ids", "labels", "ignore"):
+      if not np.array_equal(getattr(first, field), getattr(other, field)):
+        raise ValueError(f"{first_name} and {name} differ in {field}: they were not evaluated on the same split")
+    if first.svm.shape != other.svm.shape:
+      raise ValueError(f"of {first_name} and {name} one has no SVMs: evaluate both with evaluation.svm_solver")
+  every = list(runs.values())
+  together = {name: FUSIONS[fusion](np.stack([getattr(run, name) for run in every])) for name in ("network", "svm")}
+  return first._replace(**together)
+
+
+def protocol(name: str) -> metrics.Protocol:
+  """The protocol of this name.
+
+  Raises:
+    ValueError: there is none.
+  """
+  if name not in metrics.PROTOCOLS:
+    raise ValueError(f"--protocol must be all or some of {', '.join(metrics.PROTOCOLS)}, got {name!r}")
+  return metrics.PROTOCOLS[name]
+
+
+def measure(scores: Scores, names: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+  """The figures of each named protocol, or of all whose scores are there; see `metrics.measure`.
+
+  Raises:
+    ValueError: an unknown protocol, or one whose scores are not there.
+  """
+  found = {}
+  for name in names or metrics.PROTOCOLS:
+    rules = protocol(name)
+    measured = getattr(scores, rules.scores)
+    if measured.shape[1]:
+      found[name] = metrics.measure(rules, measured, scores.labels, scores.ignore)
+    elif names:
+      raise ValueError(f"--protocol={name} measures SVMs and there are none: set --evaluation.svm_solver=newton")
+  return found

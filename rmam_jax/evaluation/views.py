@@ -1,0 +1,75 @@
+"""The views of one image (Sec. 5.1): windows cut from the feature map of the whole image and of its mirror image.
+
+The windows touch the image's own border at most: where a view made by cropping pixels is surrounded by zeros, a window
+of the map still feels the pixels around it. That is the paper's way, and it needs two passes of the backbone for ten
+views.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rmam_jax.models import recognizer
+
+KINDS = ("centre", "five", "ten")
+MIRRORS = ("image", "map")
+
+
+class Views(NamedTuple):
+  """Where a recogniser looks from. The first view is the centre of the image as it is."""
+
+  windows: Sequence[tuple[int, int]] = ((0, 0),)  # (top, left) on the map, in cells
+  side: int | None = None  # of a window, in cells; None: all of the map
+  mirror: str = ""  # "image": a second pass over the mirrored image; "map": the map mirrored; "": neither
+
+  def pixels(self, data: Any) -> int:
+    """The side of the images that the backbone is given: the centre crop's, or N where the map is cut."""
+    return data.crop_size if self.side is None else data.image_size
+
+
+CENTRE = Views()  # one view, cropped from the pixels as in training
+
+
+def from_config(config: Any) -> Views:
+  """The views that `evaluation.views` and `evaluation.mirror` name.
+
+  Raises:
+    ValueError: an unknown name, or a window that does not lie on whole cells.
+  """
+  kind, mirror = config.evaluation.views, config.evaluation.mirror
+  for field, value, known in (("views", kind, KINDS), ("mirror", mirror, MIRRORS)):
+    if value not in known:
+      raise ValueError(f"evaluation.{field} must be one of {', '.join(known)}, got {value!r}")
+  if kind == "centre":
+    return CENTRE
+  size, crop, stride = config.data.image_size, config.data.crop_size, recognizer.stride(config.model)
+  margin = size - crop
+  if crop % stride or margin % (2 * stride):
+    raise ValueError(
+      f"{kind} views are cut from the feature map: data.crop_size {crop} and half of what it leaves of"
+      f" data.image_size {size} must be multiples of the map's stride, {stride} pixels; or set evaluation.views='centre'"
+    )
+  end = margin // stride
+  windows = ((end // 2, end // 2), (0, 0), (0, end), (end, 0), (end, end))
+  return Views(windows, crop // stride, mirror if kind == "ten" else "")
+
+
+def feature_maps(model: recognizer.Recognizer, params: Any, images: jax.Array, views: Views) -> jax.Array:
+  """Images [B, height, width, 3] -> the maps of their views [B, V, h, w, C], the centre first."""
+
+  def backbone(images):
+    return model.apply({"params": params}, images, method="feature_map")
+
+  if views.mirror == "image":
+    both = jnp.stack([images, images[:, :, ::-1]], axis=1)
+    maps = backbone(both.reshape(-1, *images.shape[1:]))
+    maps = maps.reshape(len(images), 2, *maps.shape[1:])
+  else:
+    maps = backbone(images)[:, None]
+  if views.mirror == "map":
+    maps = jnp.concatenate([maps, maps[:, :, :, ::-1]], axis=1)
+  side = views.side or maps.shape[2]
+  cut = [maps[:, :, top : top + side, left : left + side] for top, left in views.windows]
+  return jnp.stack(cut, axis=2).reshape(len(images), -1, side, side, maps.shape[-1])

@@ -1,0 +1,365 @@
+"""Views against a plain loop, features that survive a stop and notice a change, choices that never see the test split."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from test_training import tiny_config
+
+from rmam_jax import geometry, mesh, run
+from rmam_jax.data.records import open_split
+from rmam_jax.evaluation import answers, choices, features, report, scores, svm, views
+from rmam_jax.models import recognizer
+from rmam_jax.training import loop, step
+
+SIZE, CROP, STRIDE = 24, 16, 2
+
+
+def view_config(data_root, **changes):
+  config = tiny_config(data_root)
+  with config.unlocked():
+    config.data.image_size, config.data.crop_size = SIZE, CROP
+  config.update_from_flattened_dict({f"evaluation.{name}": value for name, value in changes.items()})
+  return config
+
+
+@pytest.fixture(scope="module")
+def small():
+  """A recogniser that looks three times, its parameters, images, and its centre view as a program."""
+  config = tiny_config(".")
+  model = recognizer.build(config.model, 4, head="saliency", auxiliary="score_map")
+  params = jax.jit(lambda key: step.init_params(model, key, CROP))(jax.random.key(0))
+  params["backbone"] = jax.tree.map(lambda x: x + 0.1, params["backbone"])  # so that zeros outside would show
+  images = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
+  return model, params, images, answers.make_forward(model, mesh.make_mesh())
+
+
+def slow_views(model, params, image, mirror, feature):
+  """One image, one window at a time, in the paper's words."""
+
+  @jax.jit
+  def recognize(f_map):
+    return model.apply({"params": params}, f_map, method="recognize")
+
+  def backbone(image):
+    return np.asarray(model.apply({"params": params}, image[None], method="feature_map"))[0]
+
+  whole = backbone(image)
+  mirrored = backbone(image[:, ::-1]) if mirror == "image" else whole[:, ::-1]
+  all_scores, all_features, all_auxiliary, centre = [], [], [], None
+  for f_map in (whole, mirrored):
+    for top, left in ((4, 4), (0, 0), (0, 8), (8, 0), (8, 8)):  # pixels
+      rows, columns = (slice(start // STRIDE, (start + CROP) // STRIDE) for start in (top, left))
+      attention, auxiliary = recognize(f_map[None, rows, columns])
+      centre = centre or (np.asarray(attention.scores[:, 0]), np.asarray(attention.thetas[:, 0]))
+      all_scores.append(np.max(attention.scores[:, 0], axis=0))
+      all_features.append(np.max(getattr(attention, feature)[:, 0], axis=0))
+      all_auxiliary.append(np.max(auxiliary.scores[:, 0], axis=0))
+  return np.mean(all_scores, axis=0), np.mean(all_features, axis=0), np.mean(all_auxiliary, axis=0), *centre
+
+
+@pytest.mark.parametrize(("mirror", "feature"), [("image", "z"), ("map", "h"), ("image", "x")])
+def test_ten_views_are_a_slow_loop_s(small, data_root, mirror, feature):
+  model, params, images, _ = small
+  ten = views.from_config(view_config(data_root, views="ten", mirror=mirror))
+  forward = answers.make_forward(model, mesh.make_mesh(), ten, feature=feature)
+  found = jax.device_get(forward(params, images))
+  for index, image in enumerate(images[:2]):
+    wanted = slow_views(model, params, image, mirror, feature)
+    for name, value in zip(("scores", "features", "auxiliary", "region_scores", "thetas"), wanted, strict=True):
+      np.testing.assert_allclose(found[name][index], value, atol=2e-5, err_msg=name)
+
+
+def test_the_centre_view_is_the_pixels_crop(small):
+  model, params, images, forward = small
+  crops = images[:, 4:20, 4:20]
+  found = jax.device_get(forward(params, crops))
+  attention, _ = jax.jit(model.apply)({"params": params}, crops)
+  np.testing.assert_allclose(found["scores"], attention.scores.max(axis=0), atol=1e-5)
+  np.testing.assert_allclose(found["region_scores"].swapaxes(0, 1), attention.scores, atol=1e-5)
+
+
+def test_windows_differ_from_cropped_pixels_at_their_border_only(small, data_root):
+  model, params, images, _ = small
+  five = views.from_config(view_config(data_root, views="five"))
+  cut = np.asarray(views.feature_maps(model, params, images, five))
+  for index, (top, left) in enumerate(((4, 4), (0, 0), (0, 8), (8, 0), (8, 8))):
+    cropped = views.feature_maps(model, params, images[:, top : top + CROP, left : left + CROP], views.CENTRE)[:, 0]
+    difference = np.abs(cut[:, index] - cropped).max(axis=(0, 3))
+    # Two convolutions with a pool between them feel three pixels around a cell: two cells from an inner border.
+    inner = [2 * (top > 0), 8 - 2 * (top < 8), 2 * (left > 0), 8 - 2 * (left < 8)]
+    assert difference[inner[0] : inner[1], inner[2] : inner[3]].max() < 1e-4
+    assert difference.max() > 0.1
+
+
+def test_the_centre_window_s_places_are_those_of_the_pixels_crop():
+  points = np.random.default_rng(0).uniform(-1, 1, (5, 2))
+  found = answers.view_to_image(points, image_size=SIZE, crop_size=CROP, stride=STRIDE)
+  cells = (points + 1) * (CROP // STRIDE - 1) / 2 + 2  # the window begins at cell 2 of the whole map
+  whole = cells / (SIZE // STRIDE - 1) * 2 - 1
+  np.testing.assert_allclose(found, geometry.map_to_pixels(whole, SIZE // STRIDE, STRIDE) / SIZE, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"views": "twenty"}, r"evaluation\.views must be one of centre, five, ten, got 'twenty'"),
+    ({"mirror": "none"}, r"evaluation\.mirror must be one of image, map, got 'none'"),
+  ],
+)
+def test_unknown_views_are_refused(changes, message, data_root):
+  with pytest.raises(ValueError, match=message):
+    views.from_config(view_config(data_root, **changes))
+
+
+def test_windows_between_cells_are_refused(data_root):
+  config = view_config(data_root, views="five")
+  config.data.image_size = SIZE + 2
+  with pytest.raises(ValueError, match=r"must be multiples of the map's stride, 2 pixels; or set .*'centre'"):
+    views.from_config(config)
+  config.evaluation.views = "centre"
+  assert views.from_config(config) == views.CENTRE
+
+
+def test_only_ten_views_are_mirrored(data_root):
+  assert views.from_config(view_config(data_root, views="five")).mirror == ""
+  assert views.from_config(view_config(data_root, views="ten")).mirror == "image"
+
+
+@pytest.fixture(scope="module")
+def trained(data_root, tmp_path_factory):
+  """A workdir, trained and evaluated."""
+  folder = tmp_path_factory.mktemp("trained") / "run"
+  changes = {"stage_one.epochs": 0, "stage_two.epochs": 1, "evaluation.svm_c": (0.1, 10.0), "evaluation.pictures": 0}
+  loop.train(tiny_config(data_root, **changes), folder)
+  run.evaluate(folder)
+  return folder
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+  return shutil.copytree(trained, tmp_path / "run")
+
+
+def count_forwards(monkeypatch, fail_at=None):
+  """Counts the images that go through the devices; raises at a number of batches."""
+  seen = []
+  call = answers.Forward.__call__
+
+  def counted(forward, params, images):
+    if len(seen) == fail_at:
+      raise KeyboardInterrupt
+    seen.append(len(images))
+    return call(forward, params, images)
+
+  monkeypatch.setattr(answers.Forward, "__call__", counted)
+  return seen
+
+
+def extract(folder, small, split, key):
+  _, params, _, forward = small
+  data = tiny_config(".").data
+  return features.extract(folder, key, forward, params, split, data=data, batch_size=10, progress="")
+
+
+def test_extraction_that_was_stopped_goes_on(small, data_root, tmp_path, monkeypatch):
+  monkeypatch.setattr(features, "CHUNK", 20)
+  _, params, _, forward = small
+  split = open_split(tiny_config(data_root).data, "test")
+  key = features.make_key(tiny_config(data_root), split, features.digest_params(params))
+  whole = answers.answer_split(forward, params, split, data=tiny_config(".").data, batch_size=10)
+  with monkeypatch.context() as patch:
+    count_forwards(patch, fail_at=3)
+    with pytest.raises(KeyboardInterrupt):
+      extract(tmp_path / "f", small, split, key)
+  assert len(list((tmp_path / "f").glob("*.npz"))) == 1
+  seen = count_forwards(monkeypatch)
+  found = extract(tmp_path / "f", small, split, key)
+  assert sum(seen) == 20  # not 40
+  for name, value in whole._asdict().items():
+    if name in ("ids", "boxes", "box_classes"):
+      assert all(np.array_equal(a, b) for a, b in zip(getattr(found, name), value, strict=True)), name
+    else:
+      np.testing.assert_allclose(getattr(found, name), value, atol=1e-6)
+  extract(tmp_path / "f", small, split, key)
+  assert sum(seen) == 20  # all from disk
+  with np.load(min((tmp_path / "f").glob("*.npz")), allow_pickle=False) as stored:
+    assert stored["ids"][0] == split[0].id
+
+
+def test_features_of_something_else_are_noticed_and_computed_again(small, data_root, tmp_path, monkeypatch, capsys):
+  _, params, _, _ = small
+  config, split = tiny_config(data_root), open_split(tiny_config(data_root).data, "test")
+  digest = features.digest_params(params)
+  key = features.make_key(config, split, digest)
+  extract(tmp_path / "f", small, split, key)
+  seen = count_forwards(monkeypatch)
+  changed = jax.tree.map(np.array, params)
+  bias = changed["head"]["attention"]["zs"]["bias"]
+  bias[0] = np.nextafter(bias[0], 1)
+  other_split = open_split(tiny_config(data_root).data, "test", 20)
+  other_config = tiny_config(data_root, **{"evaluation.feature": "h"})
+  for name, other in (
+    ("checkpoint", features.make_key(config, split, features.digest_params(changed))),
+    ("images, records", features.make_key(config, other_split, digest)),
+    ("feature, images, records", features.make_key(other_config, split, digest)),
+  ):
+    seen.clear()
+    extract(tmp_path / "f", small, other_split if other["images"] == len(other_split) else split, other)
+    assert sum(seen) == other["images"]
+    assert f"was made with another {name}: computed again" in capsys.readouterr().out.replace(
+      "checkpoint, images", "images"
+    )
+
+
+def test_a_changed_record_changes_the_split_s_digest(data_root, tmp_path):
+  split = open_split(tiny_config(data_root).data, "test")
+
+  class Changed:
+    name, class_names = split.name, split.class_names
+
+    def __len__(self):
+      return len(split)
+
+    def __getitem__(self, index):
+      record = split[index]
+      return record._replace(labels=1 - record.labels) if index == 0 else record
+
+  assert features.digest_split(split) == features.digest_split(split) != features.digest_split(Changed())
+
+
+def test_a_damaged_chunk_is_named(small, data_root, tmp_path):
+  split = open_split(tiny_config(data_root).data, "test")
+  key = features.make_key(tiny_config(data_root), split, "")
+  extract(tmp_path / "f", small, split, key)
+  chunk = next((tmp_path / "f").glob("*.npz"))
+  chunk.write_bytes(chunk.read_bytes()[:-100])
+  with pytest.raises(ValueError, match=rf"{chunk} is damaged .*: delete it and run the same command again"):
+    extract(tmp_path / "f", small, split, key)
+
+
+def test_an_evaluation_chooses_before_it_sees_the_test_split(workdir, monkeypatch):
+  extract = features.extract
+  (workdir / "choices.json").unlink()
+
+  def blind(folder, key, forward, params, split, **options):
+    if split.name.endswith(" test"):
+      raise KeyboardInterrupt
+    return extract(folder, key, forward, params, split, **options)
+
+  monkeypatch.setattr(features, "extract", blind)
+  with pytest.raises(KeyboardInterrupt):
+    run.evaluate(workdir)
+  monkeypatch.setattr(features, "extract", extract)
+  chosen = json.loads((workdir / "choices.json").read_text())
+  assert chosen["chosen_on"] == "digits/tiny validation"
+  assert chosen["svm_c"] == float(max(sorted(chosen["svm_mAP"], key=float), key=chosen["svm_mAP"].get))
+  assert set(chosen["svm_mAP"]) == {"0.1", "10.0"}
+  results = run.evaluate(workdir)
+  assert json.loads((workdir / "choices.json").read_text()) == chosen
+  assert (results["svm_c"], results["calibration"]["temperature"]) == (chosen["svm_c"], chosen["temperature"])
+  assert list(results["thresholded"]["thresholds"].values()) == chosen["thresholds"]
+  assert sum(row["labels"] for row in results["calibration"]["reliability"]) == 40 * 10
+  assert svm.load(workdir / "svm.npz").class_names == tuple(results["AP"])
+
+
+def test_without_a_validation_split_the_choices_of_another_run_are_used(workdir):
+  config = json.loads((workdir / "config.json").read_text())
+  config["data"]["validation"] = ""
+  (workdir / "config.json").write_text(json.dumps(config))
+  (workdir / "choices.json").unlink()
+  with pytest.raises(FileNotFoundError, match=r"data\.validation is empty and .* holds no choices\.json: copy the one"):
+    run.evaluate(workdir)
+  names = [str(digit) for digit in range(10)]
+  there = choices.Choices("elsewhere", names, 0.5, {}, 2.0, [0.25] * 10)
+  (workdir / "choices.json").write_text(json.dumps(there._asdict()))
+  results = run.evaluate(workdir)
+  assert (results["svm_c"], results["calibration"]["temperature"]) == (0.5, 2.0)
+  assert results["thresholded"]["thresholds"] == dict.fromkeys(names, 0.25)
+  (workdir / "choices.json").write_text(json.dumps(there._replace(class_names=["cat"])._asdict()))
+  with pytest.raises(ValueError, match=r"choices\.json was made for other classes \(cat"):
+    run.evaluate(workdir)
+  config["data"]["validation"] = config["data"]["test"]
+  (workdir / "config.json").write_text(json.dumps(config))
+  with pytest.raises(ValueError, match="nothing may be chosen on the test split"):
+    run.evaluate(workdir)
+
+
+def test_tables_come_from_saved_scores(workdir, monkeypatch, capsys):
+  results = run.evaluate(workdir, {"views": "five"})
+  assert results["views"] == results["config"]["evaluation"]["views"] == "five"
+  seen = count_forwards(monkeypatch)
+  found = run.print_protocols([workdir])[str(workdir)]
+  assert seen == []
+  assert found["csra"]["mAP"] == pytest.approx(results["mAP"])
+  assert len(capsys.readouterr().out.splitlines()) >= 2 + len(found)
+  with pytest.raises(ValueError, match=r"--protocol must be all or some of paper, .*, got 'imagenet'"):
+    run.print_protocols([workdir], ["imagenet"])
+  run.evaluate(workdir, {"svm_solver": ""})
+  assert "paper" not in run.print_protocols([workdir])[str(workdir)]
+  with pytest.raises(ValueError, match="--protocol=paper measures SVMs and there are none"):
+    run.print_protocols([workdir], ["paper"])
+
+
+def test_two_runs_are_fused(workdir, tmp_path):
+  other = shutil.copytree(workdir, tmp_path / "other")
+  run.evaluate(other, {"views": "five"})
+  (workdir / "scores.npz").unlink()
+  found = run.print_protocols([workdir, other], ["paper", "csra"])  # evaluates the first again
+  runs = [scores.load(folder) for folder in (workdir, other)]
+  fused = scores.fuse(dict(zip("ab", runs, strict=True)))
+  np.testing.assert_allclose(fused.svm, (runs[0].svm + runs[1].svm) / 2)
+  assert found["mean of 2"]["paper"]["mAP"] == scores.measure(fused, ["paper"])["paper"]["mAP"]
+  assert found["mean of 2"]["csra"]["mAP"] != found[str(other)]["csra"]["mAP"]
+
+
+def some_scores(**changes):
+  values = {
+    "ids": np.array(["a", "b", "c"]),
+    "class_names": np.array(["cat", "dog"]),
+    "labels": np.array([[1, 0], [0, 0], [1, 0]], np.float32),
+    "ignore": np.zeros((3, 2), bool),
+    "network": np.array([[3.0, 0.0], [1.0, 2.0], [2.0, 1.0]]),
+    "svm": np.zeros((3, 0)),
+    "step": np.array(7),
+  }
+  return scores.Scores(**values | changes)
+
+
+def test_fusions_by_hand():
+  one, other = some_scores(), some_scores(network=np.array([[1.0, 8.0], [9.0, 0.0], [4.0, 7.0]]))
+  wanted = {
+    "mean": [[2, 4], [5, 1], [3, 4]],
+    "max": [[3, 8], [9, 2], [4, 7]],
+    "rank": [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]],
+  }
+  for fusion, value in wanted.items():
+    np.testing.assert_allclose(scores.fuse({"one": one, "other": other}, fusion).network, value)
+
+
+@pytest.mark.parametrize(
+  ("other", "fusion", "message"),
+  [
+    (
+      {"ids": np.array(["a", "c", "b"])},
+      "mean",
+      "one and other differ in ids: they were not evaluated on the same split",
+    ),
+    ({"class_names": np.array(["cat", "cow"])}, "mean", "differ in class_names"),
+    ({"svm": np.zeros((3, 2))}, "mean", "one has no SVMs"),
+    ({}, "product", "--fusion must be one of mean, max, rank, got 'product'"),
+  ],
+)
+def test_what_cannot_be_fused_is_refused(other, fusion, message):
+  with pytest.raises(ValueError, match=message):
+    scores.fuse({"one": some_scores(), "other": some_scores(**other)}, fusion)
+
+
+def test_the_table_names_classes_that_are_undefined_or_never_predicted():
+  found = {"run": scores.measure(some_scores(network=np.array([[3.0, -1], [1, -2], [2, -3]])))}
+  table = report.protocol_table(found, ["cat", "dog"])
+  assert "| run | csra | network | 83.3 | 33.3 | 50.0 | 40.0 | 66.7 | 100.0 | 80.0 |" in table
+  assert "run, csra: without positives, not in mAP: dog" in table
+  assert "run, csra: never predicted, precision 0: dog" in table

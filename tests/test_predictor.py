@@ -1,0 +1,312 @@
+"""Predictions for any images: the same as the evaluation's, in pixels of the original, whatever comes between."""
+
+import copy
+import io
+import itertools
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import rmam_jax
+from configs import digits
+from rmam_jax import mesh as meshes
+from rmam_jax import metrics, predict_files, predictor
+from rmam_jax.data import records
+from rmam_jax.evaluation import answers, decisions
+from rmam_jax.training import loop, step
+from rmam_jax.weights.published import Published
+
+ROOT = pathlib.Path(__file__).parent.parent
+NAMES = tuple("0123456789")
+
+
+def tiny(data_root):
+  config = digits.get_config("tiny")
+  config.data.root = str(data_root)
+  return config.data
+
+
+def untrained(head="saliency", **fields):
+  """A small recogniser with random parameters."""
+  config = digits.get_config(f"tiny:{head}")
+  config.model.stages = ((4,), (4,), (8,))
+  config.model.x_width = config.model.lstm_width = config.model.z_width = 16
+  for field, value in fields.items():
+    config.model[field] = value
+  model = loop.build_model(config, "stage_two", len(NAMES))
+  shapes = jax.eval_shape(lambda key: step.init_params(model, key, config.data.crop_size), jax.random.key(0))
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(leaf.dtype), shapes)
+  return Published(config=config, class_names=NAMES, params=params, choices=None)
+
+
+@pytest.fixture(scope="module")
+def small():
+  """A predictor that gives every label, three images at a time."""
+  return predictor.Predictor(untrained(), threshold=0.0, batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def scenes(data_root):
+  """The records of digits/tiny's test split."""
+  split = records.open_split(tiny(data_root), "test")
+  return [split[index] for index in range(len(split))]
+
+
+def encoded(image, format="PNG"):
+  file = io.BytesIO()
+  Image.fromarray(image).save(file, format)
+  return file.getvalue()
+
+
+def test_predictions_are_the_evaluation_s(small, scenes, data_root):
+  trained = untrained()
+  mesh = meshes.make_mesh()
+  model = loop.build_model(trained.config, "stage_two", len(NAMES))
+  theirs = answers.answer_split(
+    answers.make_forward(model, mesh),
+    trained.params,
+    records.open_split(tiny(data_root), "test"),
+    data=trained.config.data,
+    batch_size=20,
+  )
+  ours = small.predict([scene.image for scene in scenes[:7]])  # the third batch is padded
+  for index, found in enumerate(ours):
+    wanted = 1 / (1 + np.exp(-theirs.scores[index].astype(float)))
+    np.testing.assert_allclose(found.probabilities, wanted, rtol=1e-4)
+    assert [label.name for label in found.labels] == [NAMES[c] for c in np.argsort(-wanted)]
+    steps = {label.name: label.step for label in found.labels}
+    assert [steps[name] for name in NAMES] == (theirs.winners[index] + 1).tolist()
+    for k, region in enumerate(found.regions):
+      assert (region.step, region.label) == (k + 1, NAMES[theirs.region_scores[k, index].argmax()])
+      s, t = theirs.thetas[k, index, :2], theirs.thetas[k, index, 2:]
+      corners = answers.view_to_image(np.stack([t - s, t + s]), image_size=72, crop_size=64, stride=4)
+      np.testing.assert_allclose(np.array(region.box) / 72, np.clip(corners, 0, 1).ravel(), atol=1e-5)
+
+
+def test_boxes_are_in_pixels_of_the_original():
+  # Views of 64 begin at pixel 4 of 72; 16 cells of 4 pixels: -1 is pixel 2 and 1 is pixel 62, one unit is 30 pixels.
+  grid = predictor.Predictor(untrained("fixed_grid", num_regions=1), threshold=0.0, batch_size=2)
+  image = np.zeros((144, 360, 3), np.uint8)  # twice as high as 72 and five times as wide
+  (found,) = grid.predict([encoded(image)])
+  assert (found.width, found.height) == (360, 144)
+  wanted = [5 * (36 - 15), 2 * (36 - 15), 5 * (36 + 15), 2 * (36 + 15)]  # scale 0.5 around the centre
+  np.testing.assert_allclose(found.regions[0].box, wanted, rtol=1e-6)
+  assert {label.box for label in found.labels} == {found.regions[0].box}
+  assert {label.step for label in found.labels} == {1}
+
+
+def test_boxes_end_at_the_image_s_edge():
+  trained = untrained("fixed_grid", num_regions=1)
+  trained.config.model.fixed_grid.scale = 3.0
+  (found,) = predictor.Predictor(trained, batch_size=2).predict([np.zeros((30, 50, 3), np.uint8)])
+  np.testing.assert_allclose(found.regions[0].box, [0, 0, 50, 30], atol=1e-6)
+
+
+def test_a_head_that_does_not_look_gives_labels_only(scenes):
+  (found,) = predictor.Predictor(untrained("mean_pool"), threshold=0.0, batch_size=2).predict([scenes[0].image])
+  assert found.regions == []
+  assert {(label.step, label.box) for label in found.labels} == {(None, None)}
+  assert len(found.labels) == 10
+
+
+def test_files_bytes_and_pixels_are_one(small, scenes, tmp_path):
+  (tmp_path / "scene.png").write_bytes(scenes[0].image)
+  with Image.open(tmp_path / "scene.png") as image:
+    pixels = np.asarray(image.convert("RGB"))
+  found = small.predict([tmp_path / "scene.png", str(tmp_path / "scene.png"), scenes[0].image, pixels])
+  assert len({str(each) for each in found}) == 1
+  assert small.predict([]) == []
+
+
+def test_a_single_pixel_is_an_image(small):
+  (found,) = small.predict([np.full((1, 1, 3), 7, np.uint8)])
+  assert (found.width, found.height) == (1, 1)
+  assert all(0 <= side <= 1 for region in found.regions for side in region.box)
+
+
+def test_the_broken_do_not_touch_the_others(small, scenes, tmp_path):
+  sources = [scene.image for scene in scenes[:8]]
+  alone = small.predict(sources)
+  missing = tmp_path / "missing.png"
+  mixed = [sources[0], b"no image", *sources[1:3], b"", str(missing), tmp_path, *sources[3:]]
+  found = list(small.stream(mixed))
+  errors = [(index, str(each)) for index, each in enumerate(found) if isinstance(each, Exception)]
+  assert [index for index, _ in errors] == [1, 4, 5, 6]
+  assert errors[0][1].startswith("image 1: not a readable image")
+  assert errors[2][1] == f"{missing}: No such file or directory"
+  assert errors[3][1] == f"{tmp_path}: Is a directory"
+  good = [each for each in found if not isinstance(each, Exception)]
+  assert [str(each) for each in good] == [str(each) for each in alone]
+  with pytest.raises(ValueError, match="image 1: not a readable image"):
+    small.predict(mixed)
+
+
+def test_what_is_no_list_of_images_is_refused(small):
+  with pytest.raises(ValueError, match=r"predict\(\[image\]\)"):
+    small.predict("photo.jpg")
+  with pytest.raises(ValueError, match=r"image 0: pixels must be uint8 \[height, width, 3\], got float64"):
+    small.predict([np.zeros((4, 4, 3))])
+  with pytest.raises(ValueError, match=r"got uint8 \[4, 4\]"):
+    small.predict(np.zeros((4, 4, 4), np.uint8)[:, :, 0][None])
+  with pytest.raises(ValueError, match="batch_size and threads must be at least 1, got 0"):
+    predictor.Predictor(untrained(), batch_size=0)
+
+
+def test_an_endless_stream_is_read_a_few_batches_ahead(small, scenes):
+  taken = itertools.count()
+  found = small.stream(scenes[next(taken) % 3].image for _ in itertools.count())
+  first = [next(found) for _ in range(10)]
+  assert all(isinstance(each, predictor.Prediction) for each in first)
+  assert next(taken) <= 10 + 4 * 4 + 1  # four at a time on two devices, four batches begun
+  found.close()
+
+
+def test_decisions_by_hand():
+  config = digits.get_config("tiny")
+  scores = np.log([[0.2, 0.6, 0.8, 0.4]]) - np.log(
+    1 - np.array([[0.2, 0.6, 0.8, 0.4]])
+  )  # probability -> sigmoid's score
+  rule = decisions.decide(config, {})
+  np.testing.assert_allclose(rule.probabilities(scores), [[0.2, 0.6, 0.8, 0.4]], rtol=1e-5)
+
+  def chosen(rule):
+    return rule.chosen(scores)[0].tolist()
+
+  assert chosen(rule) == [0, 1, 1, 0]
+  assert chosen(decisions.decide(config, {}, threshold=0.3)) == [0, 1, 1, 1]
+  assert chosen(decisions.decide(config, {}, top=1)) == [0, 0, 1, 0]
+  assert chosen(decisions.decide(config, {}, top=0)) == [0, 1, 1, 0]
+  calibrated = {"thresholds": [-2.0, 0.3, 2.0, 0.0]}  # the scores are -1.4, 0.4, 1.4, -0.4
+  assert chosen(decisions.decide(config, calibrated)) == [1, 1, 0, 0]
+  assert chosen(decisions.decide(config, calibrated, threshold=0.5)) == [0, 1, 1, 0]
+  cool = decisions.decide(config, {"temperature": 2.0})
+  np.testing.assert_allclose(cool.probabilities(scores)[0, 2], 2 / 3, rtol=1e-5)  # odds of 4 become 2
+
+  config.loss.classification = "euclidean"
+  softmax = decisions.decide(config, {})
+  np.testing.assert_allclose(softmax.probabilities(scores).sum(), 1, rtol=1e-6)
+  assert chosen(softmax) == [0, 1, 1, 1]  # the top three
+  assert chosen(decisions.decide(config, calibrated)) == [1, 1, 0, 0]
+  assert chosen(decisions.decide(config, {}, threshold=0.5)) == [0, 0, 1, 0]  # they are .04, .23, .62, .10
+  with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
+    decisions.decide(config, {}, threshold=1.5)
+  with pytest.raises(ValueError, match="top must be 0"):
+    decisions.decide(config, {}, top=-1)
+
+
+def test_finding_images(tmp_path, capsys):
+  for name in ("b.JPG", "a.png", "notes.txt", "deep/er/c.webp"):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+  (tmp_path / "empty").mkdir()
+  found = predict_files.find_images([str(tmp_path), str(tmp_path / "a.png")])
+  assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a.png", "b.JPG", "deep/er/c.webp"]
+  assert capsys.readouterr().err == f"{tmp_path}: passed over, not named as images: 1\n"
+  assert predict_files.find_images([str(tmp_path / "*.txt")]) == [tmp_path / "notes.txt"]
+  assert predict_files.find_images([str(tmp_path / "d*")]) == [tmp_path / "deep/er/c.webp"]
+  assert predict_files.find_images(["gone.png"]) == [pathlib.Path("gone.png")]  # told of when it is read
+  with pytest.raises(ValueError, match="empty holds no image: none of its 0 files"):
+    predict_files.find_images([str(tmp_path / "empty")])
+  with pytest.raises(ValueError, match=r"\*.gif matches nothing"):
+    predict_files.find_images([str(tmp_path / "*.gif")])
+
+
+def test_an_unreadable_folder_is_an_error(tmp_path, monkeypatch):
+  def scandir(path):
+    raise PermissionError(13, "Permission denied", str(path))
+
+  monkeypatch.setattr("os.scandir", scandir)  # root may read everything
+  with pytest.raises(OSError, match=f"cannot read the folder {tmp_path}: Permission denied"):
+    predict_files.find_images([str(tmp_path)])
+
+
+@pytest.fixture
+def mixed(tmp_path, scenes):
+  """A folder of four good scenes, two of the same name, and two broken files."""
+  folder = tmp_path / "mixed"
+  (folder / "more").mkdir(parents=True)
+  for name, scene in zip(("a.png", "a.jpg", "more/a.png", "ünïcode $x$.png"), scenes, strict=False):
+    (folder / name).write_bytes(scene.image)
+  (folder / "broken.png").write_bytes(scenes[0].image[:500])
+  (folder / "text.jpg").write_text("no image")
+  return folder
+
+
+def test_csv_has_a_row_for_each_label_and_region(small, mixed, tmp_path, capsys):
+  out = tmp_path / "found.csv"
+  strict = copy.copy(small)
+  strict.decision = small.decision._replace(scores_from=np.inf)
+  assert predict_files.predict_files(strict, [str(mixed)], format="csv", out=out, with_regions=True) == 2
+  assert capsys.readouterr().err.count("error: ") == 2
+  lines = out.read_text().splitlines()
+  assert lines[0] == "image,kind,label,probability,step,left,top,right,bottom"
+  assert len(lines) == 1 + 4 * (1 + 6)
+  assert lines[1] == f"{mixed / 'a.jpg'},none,,,,,,,"  # nothing is that sure
+  assert [line.split(",")[4] for line in lines[2:8]] == list("123456")
+  every = tmp_path / "every.csv"
+  predict_files.predict_files(small, [str(mixed / "a.png")], format="csv", out=every)
+  assert len(every.read_text().splitlines()) == 1 + 10
+
+
+def test_pictures_have_their_own_places(small, mixed, tmp_path):
+  predict_files.predict_files(small, [str(mixed)], out=tmp_path / "out", picture_folder=tmp_path / "drawn")
+  drawn = sorted(path.relative_to(tmp_path / "drawn").as_posix() for path in (tmp_path / "drawn").rglob("*.png"))
+  assert drawn == ["a.jpg.png", "a.png.png", "more/a.png.png", "ünïcode $x$.png.png"]
+
+
+def test_nothing_is_written_over(small, mixed, tmp_path):
+  out = tmp_path / "out"
+  out.write_text("mine")
+  with pytest.raises(FileExistsError, match=r"out exists: remove it or name another file with --out=FILE"):
+    predict_files.predict_files(small, [str(mixed)], out=out)
+  assert out.read_text() == "mine"
+  with pytest.raises(FileExistsError, match=r"mixed exists and is no empty folder: name another with --pictures=OUT"):
+    predict_files.predict_files(small, [str(mixed)], picture_folder=mixed)
+  with pytest.raises(FileExistsError, match=r"out exists and is no empty folder"):
+    predict_files.predict_files(small, [str(mixed)], picture_folder=out)
+  with pytest.raises(OSError, match=f"cannot write {tmp_path / 'no' / 'where'}: No such file or directory"):
+    predict_files.predict_files(small, [str(mixed)], out=tmp_path / "no" / "where")
+  with pytest.raises(OSError, match=f"cannot make the folder {out / 'in'}: Not a directory"):
+    predict_files.predict_files(small, [str(mixed)], picture_folder=out / "in")
+
+
+def predict(*arguments):
+  return subprocess.run(
+    [sys.executable, ROOT / "predict.py", *arguments], capture_output=True, text=True, timeout=300, check=False
+  )
+
+
+def test_the_command_on_good_and_broken_files(mixed):
+  found = predict(str(mixed), "--regions")
+  assert found.returncode == 1
+  lines = [json.loads(line) for line in found.stdout.splitlines()]
+  assert [pathlib.Path(line["image"]).name for line in lines] == ["a.jpg", "a.png", "a.png", "ünïcode $x$.png"]
+  assert {(line["width"], line["height"]) for line in lines} == {(72, 72)}
+  assert all(len(line["regions"]) >= 1 for line in lines)
+  for name in ("broken.png", "text.jpg"):
+    assert f"error: {mixed / name}: not a readable image" in found.stderr
+  assert "2 of 6 files could not be read" in found.stderr
+  assert "Traceback" not in found.stderr
+
+
+def test_the_command_s_errors_are_sentences(tmp_path):
+  found = predict(f"--workdir={tmp_path}", "photo.jpg")
+  assert found.returncode == 1
+  assert found.stderr.splitlines()[-1].startswith(f"error: {tmp_path} ")
+  assert "Traceback" not in found.stderr
+
+
+def test_the_shipped_model_is_small_and_reads_digits(scenes):
+  assert sum(path.stat().st_size for path in predictor.PRETRAINED.iterdir()) < 5e6
+  recogniser = rmam_jax.load(batch_size=40)
+  found = recogniser.predict([scene.image for scene in scenes])
+  labels = np.stack([scene.labels for scene in scenes])
+  precisions = metrics.average_precisions(np.stack([each.probabilities for each in found]), labels)
+  assert metrics.mean_average_precision(precisions) > 0.9
