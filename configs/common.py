@@ -1,6 +1,43 @@
 """Every field of a configuration, with the paper's value where the paper gives one. Other files change a few."""
 
+from collections.abc import Sequence
+
 import ml_collections
+
+SCALES = ("512", "640")  # the paper's N
+POOLS = ("mean_pool", "max_pool", "score_map")
+HEADS = ("recurrent", "saliency", "fixed_grid", "whole_image", *POOLS)
+
+
+def parse(variant: str, file: str, *choices: Sequence[str]) -> list[str]:
+  """`A:B` -> one of each list of choices, in their order; what is left out is the first of its list."""
+  names = [name for name in variant.split(":") if name]
+  found = [names.pop(0) if names and names[0] in each else each[0] for each in choices]
+  if names:
+    raise ValueError(f"{file}: {names[0]!r} is none of {', '.join(name for each in choices for name in each)}")
+  return found
+
+
+def paper_config(scale: str, head: str) -> ml_collections.ConfigDict:
+  """Natural images as the paper has them: one of its scales, ImageNet weights; and a head that need not be the paper's.
+
+  For `recurrent` all is as printed. `saliency` is trained as it was found best on digit scenes: sigmoid loss, dense
+  scores of stage one's head beside it. A pooling control goes on from stage one by itself.
+  """
+  config = get_config()
+  config.weights = ""  # to be given
+  config.data.image_size = int(scale)
+  config.data.crop_size = int(scale) - 64
+  config.model.head = head
+  if head in POOLS:
+    config.stage_one.head = head
+  if head == "saliency":
+    config.loss.classification = "sigmoid"
+    config.loss.anchor_weight = 0.0
+    config.stage_one.head = "score_map"
+    config.stage_two.auxiliary_weight = 1.0
+    config.model.score_map.places = 9
+  return config
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -19,6 +56,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.train = "train"  # TFDS splits, or parts of them (rmam_jax/data/records.py); of "custom", manifests
   config.data.validation = "validation"  # for every choice; empty: nothing is chosen
   config.data.test = "test"
+  config.data.final_train = ""  # if given, a second phase trains on it what the first has chosen; see run.py
   config.data.images = ""  # of "custom": the folder that images are named relative to; empty: the manifest's
   config.data.classes = ()  # of "custom": the classes in order; empty: the training labels, sorted
   config.data.difficult = "ignore"  # labels that are neither: left out (VOC's rule), or "negative" or "positive"
@@ -75,7 +113,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.stage_one.head = "mean_pool"
   config.stage_two = _stage()
   config.stage_two.head = ""  # empty: model.head
-  config.stage_two.auxiliary_weight = 1.0  # of stage one's head, kept as a dense auxiliary loss; 0 drops it
 
   # Heads to train beside, one after the other: both stages, as many steps on the same batches, for comparison.
   config.controls = ()
@@ -104,9 +141,10 @@ def _stage() -> ml_collections.ConfigDict:
   stage.learning_rate = 1e-5
   stage.schedule = "step"  # or "cosine"
   stage.warmup_steps = 0
+  stage.stop_epoch = 0  # ends the stage after so many epochs of its schedule; 0: after all
   stage.drop_epoch = 30  # of "step": from here on the rate is divided by ten
   stage.beta_1 = 0.9  # Adam
   stage.beta_2 = 0.999
   stage.head = ""
-  stage.auxiliary_weight = 0.0
+  stage.auxiliary_weight = 0.0  # in stage two, of stage one's head, kept as a dense auxiliary loss; the paper has none
   return stage

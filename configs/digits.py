@@ -12,17 +12,12 @@ Expected of the default on two cores of an EPYC: under five minutes with the mea
 from configs import common
 
 SETTINGS = ("easy", "hard", "tiny")
-HEADS = ("saliency", "recurrent", "fixed_grid", "whole_image", "mean_pool", "max_pool", "score_map")
+HEADS = ("saliency", *(head for head in common.HEADS if head != "saliency"))
 
 
 def get_config(variant: str = ""):
   """The configuration of `SETTING:HEAD`, either of which may be left out: easy, saliency."""
-  names = [name for name in variant.split(":") if name]
-  setting = names.pop(0) if names and names[0] in SETTINGS else "easy"
-  head = names.pop(0) if names and names[0] in HEADS else "saliency"
-  if names:
-    raise ValueError(f"configs/digits.py: {names[0]!r} is none of {', '.join((*SETTINGS, *HEADS))}")
-
+  setting, head = common.parse(variant, "configs/digits.py", SETTINGS, HEADS)
   config = common.get_config()
   config.data.name = f"digits/{setting}"
   config.data.image_size = 104 if setting == "hard" else 72
@@ -51,13 +46,14 @@ def get_config(variant: str = ""):
     stage.schedule = "cosine"
     stage.warmup_steps = 50
   config.stage_one.head = "score_map"
+  config.stage_two.auxiliary_weight = 1.0
   config.evaluation.batch_size = 48
   config.evaluation.views = "centre"  # digits stay whole in it
   config.evaluation.svm_images = 3_000
   config.evaluation.svm_c = (1.0,)
   if head == "saliency":
     config.controls = ("mean_pool",)
-  if head in ("mean_pool", "max_pool", "score_map"):  # the control goes on by itself, for as long
+  if head in common.POOLS:  # the control goes on by itself, for as long
     config.stage_one.head = head
     config.stage_two.auxiliary_weight = 0.0
   return config

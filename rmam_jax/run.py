@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import time
 import types
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,10 @@ def default_workdir(config: ml_collections.ConfigDict) -> pathlib.Path:
 def train_and_evaluate(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
   """A whole run, or what is left of it: both stages, the controls, the evaluation.
 
+  With `data.final_train` there are two phases. The first, in `folder/choose`, trains on `data.train` and chooses the
+  epoch of each stage, C, thresholds and temperature on `data.validation`. The second carries them to `final_train`, in
+  `folder`, and is evaluated on `data.test`, on which nothing is chosen.
+
   Args:
     config: see `configs/common.py`.
     folder: the workdir; made, or gone on with if it belongs to the same configuration.
@@ -40,7 +45,14 @@ def train_and_evaluate(config: ml_collections.ConfigDict, folder: pathlib.Path) 
   Returns:
     What `results.json` holds.
   """
+  if config.data.final_train:
+    print(f"first phase: choosing on {config.data.validation}, in {folder / 'choose'}")
+    train_and_evaluate(choosing_config(config), folder / "choose")
+    config = final_config(config, loop.best_epochs(folder / "choose"))
+    print(f"second phase: {config.data.train}, with the epochs, C and thresholds of the first")
   loop.train(config, folder)
+  if not config.data.validation:
+    shutil.copyfile(folder / "choose" / choosing.FILE, folder / choosing.FILE)
   results = evaluate(folder)
   for control in config.controls:
     print(f"control: {control}")
@@ -132,6 +144,23 @@ def control_config(config: ml_collections.ConfigDict, head: str) -> ml_collectio
   control.controls = ()
   control.evaluation.pictures = 0
   return control
+
+
+def choosing_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """The first of two phases: it never sees the test split, and no controls are trained."""
+  first = config.copy_and_resolve_references()
+  first.data.final_train = first.data.test = ""
+  first.controls = ()
+  return first
+
+
+def final_config(config: ml_collections.ConfigDict, epochs: Mapping[str, int]) -> ml_collections.ConfigDict:
+  """The second of two phases: on all labelled images, each stage as long as the first phase found best."""
+  second = config.copy_and_resolve_references()
+  second.data.train, second.data.validation, second.data.final_train = config.data.final_train, "", ""
+  for stage, epoch in epochs.items():
+    second[stage].stop_epoch = epoch
+  return second
 
 
 def load_best(config: ml_collections.ConfigDict, folder: pathlib.Path, num_classes: int, mesh: jax.sharding.Mesh):

@@ -74,13 +74,13 @@ def fixed_grid(params, feature_map, *, num_regions, scale=0.5):
 def saliency(params, feature_map, *, dense_scores, scale=0.3, inhibition=1.2, peak_width=0.2, align_corners=True):
   """Looks where the classes score highest on the map, and never returns to a place.
 
-  The salience of each of the H x W places is the log-sum-exp of its class scores. (t_x, t_y) is the mean place under
-  the softmax of the salience, weighted towards its highest peak so that two objects are never averaged. Places within
-  an extent of the region around it are taken out for good: left to themselves the K looks settle on one object, and a
+  The salience of each of the H x W places is the log-sum-exp of its class scores, its sigmoid a probability that
+  something is there. (t_x, t_y) is the mean of the places weighted by it, around its highest peak so that two objects
+  are never averaged. Places within an extent of the region around it are taken out for good: left to themselves the K looks settle on one object, and a
   penalty is simply outgrown. Neither place nor size asks z_k: a query from it changed nothing, and a size that is
   learned through the sampled region shrinks to a point.
 
-  Gradient path: through the mean place into the softmax, and so into the scores of every open place; through the
+  Gradient path: through the mean place into the weights, and so into the scores of every open place; through the
   sampled region into the cells under it; not through where the peak is nor through what was taken out. The scores are
   best taught directly as well, by a loss of their own (`models.heads.ScoreMap`).
 
@@ -107,9 +107,9 @@ def saliency(params, feature_map, *, dense_scores, scale=0.3, inhibition=1.2, pe
     del k
     # Where every place is taken, the choice is free again.
     open_places = ~visited | visited.all(axis=1, keepdims=True)
-    logits = jnp.where(open_places, salience, -jnp.inf)
-    peak = places[logits.argmax(axis=1)]
-    weights = jax.nn.softmax(logits - squared_distance(peak) / (2 * peak_width**2), axis=1)
+    peak = places[jnp.where(open_places, salience, -jnp.inf).argmax(axis=1)]
+    log_weights = jax.nn.log_sigmoid(salience) - squared_distance(peak) / (2 * peak_width**2)
+    weights = jax.nn.softmax(log_weights, axis=1, where=open_places)
     centre = weights @ places
     visited |= squared_distance(jax.lax.stop_gradient(centre)) < (inhibition * scale) ** 2
     return visited, jnp.concatenate([jnp.full_like(centre, scale), centre], axis=1).astype(z.dtype)

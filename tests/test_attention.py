@@ -286,14 +286,14 @@ def test_saliency_by_hand():
   visited, choose = update_rules.saliency(
     {}, None, dense_scores=scores, scale=0.5, inhibition=1.0, peak_width=1.0 / np.sqrt(2 * np.log(2))
   )
-  # The weight halves at distance 1 of the peak at x = -1 and falls to a sixteenth at 2: 4, 1, 1/16.
+  # Their sigmoids are 4/5, 2/3, 1/2. The weight halves at distance 1 of the peak at x = -1, and is 1/16 at 2.
   visited, theta = choose(visited, jnp.zeros((1, 9)), 0)
-  first = (-4 + 1 / 16) / (4 + 1 + 1 / 16)
+  first = (-4 / 5 + 1 / 32) / (4 / 5 + 1 / 3 + 1 / 32)
   np.testing.assert_allclose(theta, [[0.5, 0.5, first, 0.0]], atol=1e-6)
-  np.testing.assert_array_equal(visited, [[True, False, False]])  # 0.22 and 0.78 away from the centre, then 1.78
-  # The peak is now at x = 0, its neighbour at half weight: 2, 1/2.
+  np.testing.assert_array_equal(visited, [[True, False, False]])  # 0.34 and 0.66 away from the centre, then 1.66
+  # The peak is now at x = 0, its neighbour at half weight: 2/3, 1/4.
   visited, theta = choose(visited, jnp.zeros((1, 9)), 1)
-  np.testing.assert_allclose(theta, [[0.5, 0.5, 0.2, 0.0]], atol=1e-6)
+  np.testing.assert_allclose(theta, [[0.5, 0.5, 3 / 11, 0.0]], atol=1e-6)
   np.testing.assert_array_equal(visited, [[True, True, False]])
 
 

@@ -60,6 +60,13 @@ class StageCheckpoints:
     """The best epoch's parameters, placed and sharded as `like`, or None."""
     return self._restore("best", like)
 
+  def best_progress(self) -> dict | None:
+    """What the host knew at the best epoch, or None."""
+    manager = self._managers["best"]
+    if manager.latest_step() is None:
+      return None
+    return manager.restore(manager.latest_step(), args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
+
   def best_step(self) -> int | None:
     """The step of the best epoch, or None."""
     return self._managers["best"].latest_step()

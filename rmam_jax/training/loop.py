@@ -69,6 +69,8 @@ def build_stage(config: ml_collections.ConfigDict, name: str, *, num_classes: in
   least = int(name == "stage_two")
   if section.epochs < least:
     raise ValueError(f"{name}.epochs must be at least {least}, got {section.epochs}")
+  if not 0 <= section.stop_epoch <= section.epochs:
+    raise ValueError(f"{name}.stop_epoch must be between 0 and its {section.epochs} epochs, got {section.stop_epoch}")
   kind = section.classification or loss.classification
   if kind not in losses.CLASSIFICATION_LOSSES:
     raise ValueError(f"{name}.classification must be one of {', '.join(losses.CLASSIFICATION_LOSSES)}, got {kind!r}")
@@ -93,7 +95,7 @@ def build_stage(config: ml_collections.ConfigDict, name: str, *, num_classes: in
     model=build_model(config, name, num_classes),
     optimizer=optax.adam(schedule, b1=section.beta_1, b2=section.beta_2),
     objective=objective,
-    epochs=section.epochs,
+    epochs=section.stop_epoch or section.epochs,
     steps_per_epoch=steps_per_epoch,
   )
 
@@ -124,9 +126,10 @@ class _Trainer:
     self.first = first
     self.folder = folder
     data = config.data
-    self.train, self.validation = (open_split(data, split) for split in (data.train, data.validation))
+    self.train = open_split(data, data.train)
+    self.validation = open_split(data, data.validation) if data.validation else None
     for split in (self.train, self.validation):
-      if split.dropped:
+      if split is not None and split.dropped:
         print(f"{split.name}: {split.dropped} records without a positive label are left out")
     self.num_classes = len(self.train.class_names)
     self.mesh = meshes.make_mesh()
@@ -161,7 +164,12 @@ class _Trainer:
         file.write(json.dumps({"step": step, "reason": str(reason)}) + "\n")
 
   def validate(self, stage: Stage, forward, params) -> dict[str, float]:
-    """The stage's loss over the whole validation split, summed once over all its examples, and its mAP."""
+    """The stage's loss over the whole validation split, summed once over all its examples, and its mAP.
+
+    Nothing where there is no validation split.
+    """
+    if self.validation is None:
+      return {}
     answers = answering.answer_split(
       forward,
       params,
@@ -255,16 +263,15 @@ class _Trainer:
           )
         found = self.validate(stage, forward, state.params)
         epoch = step // stage.steps_per_epoch
-        if found["validation_loss"] < progress["best_loss"]:
-          progress = {**progress, "best_loss": found["validation_loss"], "best_epoch": epoch}
+        # Without a validation split nothing is chosen: the last epoch is the one that counts.
+        if not found or found["validation_loss"] < progress["best_loss"]:
+          progress = {**progress, "best_loss": found.get("validation_loss", math.inf), "best_epoch": epoch}
           saved.save_best(step, state.params, progress)
         progress["seconds"] = time.monotonic() - started
         log.write(step, {"epoch": epoch, **means, **found, "seconds": progress["seconds"]})
         saved.save_last(state, progress)
-        bar.write(
-          f"{label} epoch {epoch}/{stage.epochs}: loss {means['loss']:.3f},"
-          f" validation loss {found['validation_loss']:.3f}, mAP {100 * found['validation_mAP']:.1f} %"
-        )
+        validated = "validation loss {validation_loss:.3f}, mAP {validation_mAP:.1%}".format(**found) if found else ""
+        bar.write(f"{label} epoch {epoch}/{stage.epochs}: loss {means['loss']:.3f}, {validated}".rstrip(", "))
     log.close()
 
 
@@ -276,7 +283,7 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> stepping.P
     folder: the workdir; made, or gone on with if it belongs to the same configuration.
 
   Returns:
-    Stage two's parameters at its best epoch by validation loss.
+    Stage two's parameters at its best epoch by validation loss, or without a validation split at its last.
 
   Raises:
     ValueError, OSError, FloatingPointError: with what to do about it.
@@ -297,6 +304,17 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> stepping.P
       params = trainer.run(stage, params, kept_head)
     kept_head = _kept_head(config)
   return params
+
+
+def best_epochs(folder: pathlib.Path) -> dict[str, int]:
+  """The best epoch of each stage that has one in a workdir, by the stage's name."""
+  found = {}
+  for name in STAGES:
+    saved = checkpoints.StageCheckpoints(folder / "checkpoints" / name)
+    if progress := saved.best_progress():
+      found[name] = progress["best_epoch"]
+    saved.close()
+  return found
 
 
 def _kept_head(config: ml_collections.ConfigDict) -> str:

@@ -1,0 +1,29 @@
+"""MS-COCO 2014 as the paper trains on it: VGG-16, its own update rule (Eq. 5) and loss (Eq. 7-14).
+
+    python -m rmam_jax.data.prepare coco/2014
+    python train.py --config=configs/coco.py --config.weights=FILE --workdir=runs/coco-512        N = 512
+    python train.py --config=configs/coco.py:640 --config.weights=FILE --workdir=runs/coco-640    N = 640
+    python eval.py --workdir=runs/coco-512,runs/coco-640 --protocol=paper                         both scales
+    python train.py --config=configs/coco.py:512:saliency --config.weights=FILE                   another head
+
+FILE holds ImageNet weights; the README says where to get them. Trains on the 82,081 labelled images of `train2014` less
+4,000, the smallest by a hash of their names, on which epoch, C and thresholds are chosen; evaluated on the 40,137 of
+`val2014`.
+
+The paper, ten views and SVMs: mAP 72.2 at 512, 72.3 at 640, 73.4 for both; top 3, both scales: CF1 67.4, OF1 72.0. None
+of these has been reproduced: neither the data nor the weights could be had where this was written. By counting, the two
+stages take 90 epochs of VGG-16 on 78,000 images, some twenty times VOC's; the features for the SVMs 1.3 GB in memory.
+"""
+
+from configs import common
+
+
+def get_config(variant: str = ""):
+  """The configuration of `SCALE:HEAD`, either of which may be left out: 512, recurrent."""
+  config = common.paper_config(*common.parse(variant, "configs/coco.py", common.SCALES, common.HEADS))
+  config.data.name = "coco/2014"
+  config.data.train, config.data.validation, config.data.test = "train:rest-4000", "train:held-4000", "validation"
+  config.data.expected = (("train", 82_081), ("validation", 40_137))
+  config.data.workers = 8
+  config.evaluation.svm_images = 0
+  return config

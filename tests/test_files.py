@@ -1,0 +1,323 @@
+"""Your own images: every form of manifest from parsing to a trained run, and every problem with its place."""
+
+import io
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import custom
+from rmam_jax import run
+from rmam_jax.data import batches, files, records, validate
+
+ROOT = pathlib.Path(__file__).parent.parent
+NAMES = ("blue", "green", "red")
+COLOURS = {"red": (250, 20, 30), "green": (20, 240, 30), "blue": (30, 20, 250)}
+SPLITS = {"train": 12, "val": 6, "test": 6}
+
+
+def draw(names, seed):
+  """An image with a patch of each colour, and the patches' boxes in pixels (left, top, right, bottom)."""
+  rng = np.random.default_rng(seed)
+  image = rng.integers(60, 120, (60, 80, 3), np.uint8)
+  boxes = []
+  for column, name in enumerate(names):
+    left, top = 5 + 25 * column, int(rng.integers(5, 35))
+    image[top : top + 20, left : left + 20] = COLOURS[name]
+    boxes.append((left, top, left + 20, top + 20))
+  return image, boxes
+
+
+def examples(split):
+  """(file name, names, boxes, ignored names) of each image of a split."""
+  found = []
+  for i in range(SPLITS[split]):
+    names = [NAMES[i % 3]] + ([NAMES[(i + 1) % 3]] if i % 2 else [])
+    image, boxes = draw(names, [len(split), i])
+    found.append((f"{split}{i}.png", image, names, boxes, [NAMES[(i + 2) % 3]] if i == 3 else []))
+  return found
+
+
+def png(image) -> bytes:
+  file = io.BytesIO()
+  Image.fromarray(image).save(file, "PNG")
+  return file.getvalue()
+
+
+def write_csv(folder, split):
+  lines = ["image,labels,ignore"]
+  for name, image, names, _, ignored in examples(split):
+    (folder / name).write_bytes(png(image))
+    lines.append(f"{name},{'|'.join(names)},{'|'.join(ignored)}")
+  (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
+  return str(folder / f"{split}.csv")
+
+
+def write_jsonl(folder, split):
+  lines = []
+  for name, image, names, _, ignored in examples(split):
+    (folder / name).write_bytes(png(image))
+    lines.append(json.dumps({"image": name, "labels": names} | ({"ignore": ignored} if ignored else {})))
+  (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+  return str(folder / f"{split}.jsonl")
+
+
+def write_coco(folder, split):
+  images, annotations = [], []
+  for i, (name, image, names, boxes, _) in enumerate(examples(split)):
+    (folder / name).write_bytes(png(image))
+    images.append({"id": 100 + i, "file_name": name, "height": 60, "width": 80})
+    for label, (left, top, right, bottom) in zip(names, boxes, strict=True):
+      annotations.append(
+        {"image_id": 100 + i, "category_id": 7 + NAMES.index(label), "bbox": [left, top, right - left, bottom - top]}
+      )
+  categories = [{"id": 7 + i, "name": name} for i, name in enumerate(NAMES)]
+  content = {"images": images, "annotations": annotations, "categories": categories}
+  (folder / f"{split}.json").write_text(json.dumps(content))
+  return str(folder / f"{split}.json")
+
+
+def write_voc(folder, split):
+  for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+    (folder / part).mkdir(parents=True, exist_ok=True)
+  stems = []
+  for name, image, names, boxes, ignored in examples(split):
+    (folder / "JPEGImages" / name).write_bytes(png(image))
+    stems.append(pathlib.Path(name).stem)
+    objects = "".join(
+      f"<object><name>{label}</name><difficult>{int(hard)}</difficult><bndbox><xmin>{left}</xmin><ymin>{top}</ymin>"
+      f"<xmax>{right}</xmax><ymax>{bottom}</ymax></bndbox></object>"
+      for label, (left, top, right, bottom), hard in [
+        *((label, box, False) for label, box in zip(names, boxes, strict=True)),
+        *((label, (0, 0, 5, 5), True) for label in ignored),
+      ]
+    )
+    (folder / "Annotations" / f"{stems[-1]}.xml").write_text(
+      f"<annotation><filename>{name}</filename><size><width>80</width><height>60</height></size>{objects}</annotation>"
+    )
+  (folder / "ImageSets/Main" / f"{split}.txt").write_text("\n".join(stems) + "\n")
+  return f"{folder}:{split}"
+
+
+WRITERS = {"csv": write_csv, "jsonl": write_jsonl, "coco": write_coco, "voc": write_voc}
+
+
+def thin_config(manifests, head="mean_pool", **data):
+  config = custom.get_config(head)
+  config.weights = "none"
+  config.data.update(
+    {**dict(zip(("train", "validation", "test"), manifests, strict=True)), "image_size": 40, "crop_size": 32, **data}
+  )
+  config.model.update({"stages": ((4,), (8,)), "region_size": (3, 3), "region_pool": 1, "num_regions": 3})
+  config.model.x_width = config.model.lstm_width = config.model.z_width = 16
+  config.batch_size = 4
+  config.stage_one.epochs, config.stage_two.epochs = 1, 2
+  for stage in (config.stage_one, config.stage_two):
+    stage.drop_epoch, stage.learning_rate = 2, 1e-2
+  config.evaluation.update({"batch_size": 6, "views": "centre", "svm_solver": "", "pictures": 2})
+  return config
+
+
+@pytest.fixture(scope="module", params=WRITERS)
+def manifests(request, tmp_path_factory):
+  folder = tmp_path_factory.mktemp(request.param)
+  return request.param, [WRITERS[request.param](folder, split) for split in SPLITS]
+
+
+def test_manifests_say_what_was_written(manifests):
+  form, (train, *_) = manifests
+  config = thin_config(manifests[1])
+  split = records.open_split(config.data, train)
+  assert split.class_names == NAMES
+  assert len(split) == 12
+  found = {pathlib.Path(split[i].id).name: split[i] for i in range(len(split))}
+  for name, image, names, boxes, ignored in examples("train"):
+    record = found[name]
+    assert record.image == png(image)
+    assert {NAMES[c] for c in np.flatnonzero(record.labels)} == set(names)
+    if form != "coco":  # which has no place for it
+      assert {NAMES[c] for c in np.flatnonzero(record.ignore)} == set(ignored)
+    if form in ("coco", "voc"):
+      wanted = np.array([(top / 60, left / 80, bottom / 60, right / 80) for left, top, right, bottom in boxes])
+      np.testing.assert_allclose(record.boxes[: len(boxes)], wanted, atol=1e-6)
+      assert [NAMES[c] for c in record.box_classes[: len(boxes)]] == names
+
+
+def test_sound_manifests_have_no_problem(manifests):
+  assert validate.validate(thin_config(manifests[1]).data) == []
+
+
+def test_from_manifest_to_results(manifests, tmp_path):
+  form, paths = manifests
+  config = thin_config(paths, head="saliency" if form == "voc" else "mean_pool")
+  results = run.train_and_evaluate(config, tmp_path / "run")
+  assert results["test_images"] == 6
+  assert set(results["AP"]) == set(NAMES)
+  assert (tmp_path / "run" / "classes.json").exists()
+  assert ("coverage" in results) == (form == "voc")  # of the looking head, where there are boxes
+
+
+def test_the_validation_command_lists_every_problem_with_its_place(tmp_path):
+  good = png(draw(["red"], 0)[0])
+  for name in ("a.png", "same.png", "other.png"):
+    (tmp_path / name).write_bytes(png(draw(["green"], [1, len(name)])[0]))
+  (tmp_path / "same.png").write_bytes(good)
+  (tmp_path / "test.png").write_bytes(good)
+  (tmp_path / "broken.png").write_bytes(good[:60])
+  (tmp_path / "train.csv").write_text(
+    "image,labels\n"
+    "a.png,red\n"
+    "missing.png,red\n"
+    "broken.png,green\n"
+    "a.png,green\n"
+    "other.png,\n"
+    "same.png,red,green\n"
+    "../outside.png,red\n"
+    "same.png,red\n"
+  )
+  (tmp_path / "val.jsonl").write_text('{"image": "other.png", "labels": ["red", "violet"]}\nnonsense\n{"labels": []}\n')
+  (tmp_path / "test.csv").write_text("image,labels\ntest.png,red\n")
+  flags = [
+    f"--config.data.{split}={tmp_path / name}"
+    for split, name in (("train", "train.csv"), ("validation", "val.jsonl"), ("test", "test.csv"))
+  ]
+  command = [sys.executable, "-m", "rmam_jax.data.validate", "--config=configs/custom.py", *flags]
+  found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert found.returncode == 1, found.stderr
+  train, val, test = (tmp_path / name for name in ("train.csv", "val.jsonl", "test.csv"))
+  wanted = [
+    f"{train}:7: 3 fields where the header has 2",
+    f"{train}:8: image ../outside.png lies outside {tmp_path}",
+    f"{train}:6: no label",
+    f"{train}:3: cannot read {tmp_path / 'missing.png'} (No such file or directory)",
+    f"{train}:4: {tmp_path / 'broken.png'}: not a readable image",
+    f"{train}:5: {tmp_path / 'a.png'} has the same content as {train}:2",
+    f"{val}:2: no JSON",
+    f'{val}:3: must be an object with "image" and "labels"',
+    f"{val}:1: unknown label violet; the classes are green, red",
+    f"{val}: class green has no image",
+    f"{val}:1: {tmp_path / 'other.png'} has the same content as {train}:6, of the train split: nothing may be in two",
+    f"{test}: class green has no image",
+    f"{test}:2: {tmp_path / 'test.png'} has the same content as {train}:9, of the train split",
+  ]
+  lines = found.stdout.splitlines()
+  for problem in wanted:
+    assert any(line.startswith(problem) for line in lines), (problem, lines)
+  assert lines[-1] == f"{len(wanted)} problems"
+
+
+def test_the_validation_command_says_that_all_is_well(tmp_path):
+  flags = [
+    f"--config.data.{split}={write_csv(tmp_path, name)}"
+    for split, name in (("train", "train"), ("validation", "val"), ("test", "test"))
+  ]
+  command = [sys.executable, "-m", "rmam_jax.data.validate", *flags]
+  found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert (found.returncode, found.stdout) == (0, "no problem found\n"), found.stderr
+
+
+def problems(tmp_path, name, content):
+  (tmp_path / name).write_text(content)
+  return [str(problem) for problem in files.parse(str(tmp_path / name))[1]]
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "wanted"),
+  [
+    ("a.csv", "file,labels\n", "a.csv:1: the header must be image,labels"),
+    ("a.csv", "", "a.csv:1: the header must be image,labels"),
+    ("a.csv", "image,labels\n", "a.csv: it names no image"),
+    ("a.csv", 'image,labels\n"x.png,red\n', "a.csv:2: no CSV in UTF-8"),
+    ("a.jsonl", '{"image": "x.png", "labels": "red"}', 'a.jsonl:1: "labels" and "ignore" must be lists of names'),
+    ("a.jsonl", '{"image": "x.png", "labels": ["red"], "lables": []}', "a.jsonl:1: unknown field lables"),
+    ("a.json", "[]", "a.json: not as COCO has it"),
+    (
+      "a.json",
+      '{"images": [{"id": 1, "file_name": "x.png"}], "categories": [], "annotations": [{"image_id": 2}]}',
+      "a.json annotations[0]: image_id, category_id",
+    ),
+    (
+      "a.json",
+      '{"images": [{"id": 1}], "categories": [], "annotations": []}',
+      "a.json images[0]: file_name is missing",
+    ),
+  ],
+)
+def test_malformed_manifests_are_told_of_by_place(tmp_path, name, content, wanted):
+  found = problems(tmp_path, name, content)
+  assert any(wanted in problem for problem in found), found
+
+
+@pytest.mark.parametrize(
+  ("xml", "wanted"),
+  [
+    ("<annotation>", "not as VOC has it"),
+    ("<annotation><filename>a.png</filename></annotation>", "not as VOC has it"),
+  ],
+)
+def test_malformed_xml_is_told_of(tmp_path, xml, wanted):
+  (tmp_path / "Annotations").mkdir()
+  (tmp_path / "Annotations" / "a.xml").write_text(xml)
+  (found,) = files.parse(str(tmp_path))[1]
+  assert wanted in found.text
+  assert found.place.endswith("a.xml")
+
+
+def test_xml_that_expands_is_refused(tmp_path):
+  from defusedxml import EntitiesForbidden
+
+  (tmp_path / "Annotations").mkdir()
+  (tmp_path / "Annotations" / "a.xml").write_text(
+    '<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;">]><annotation><filename>&c;</filename></annotation>'
+  )
+  (found,) = files.parse(str(tmp_path))[1]
+  assert EntitiesForbidden.__name__ in found.text
+
+
+def test_what_is_no_manifest_is_refused(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r"there is no manifest .*missing\.csv"):
+    files.parse(str(tmp_path / "missing.csv"))
+  with pytest.raises(ValueError, match="no VOC-style folder: it has no folder Annotations"):
+    files.parse(str(tmp_path))
+  (tmp_path / "a.txt").write_text("")
+  with pytest.raises(ValueError, match=r"a manifest is a folder or one of \.csv, \.jsonl, \.json"):
+    files.parse(str(tmp_path / "a.txt"))
+  with pytest.raises(ValueError, match=r"must name a manifest each: --config\.data\.train=train\.csv"):
+    records.open_split(custom.get_config().data, "")
+
+
+def test_training_stops_at_the_first_problems_and_names_the_command(tmp_path):
+  train, val = write_csv(tmp_path, "train"), tmp_path / "val.csv"
+  val.write_text("image,labels\n" + "".join(f"{i}.png,mauve\n" for i in range(7)))
+  config = thin_config((train, str(val), train))
+  with pytest.raises(
+    ValueError, match=r"val\.csv:2: unknown label mauve.* and 2 more\. `python -m rmam_jax\.data\.validate`"
+  ):
+    records.open_split(config.data, str(val))
+
+
+def test_a_label_cannot_be_ignored_as_well(tmp_path):
+  path = tmp_path / "a.csv"
+  path.write_text("image,labels,ignore\na.png,red|blue,blue\n")
+  config = thin_config((str(path),) * 3)
+  with pytest.raises(ValueError, match=r"a\.csv:2: blue is both a label and to be ignored"):
+    records.open_split(config.data, str(path))
+
+
+def test_images_may_lie_elsewhere_and_classes_be_given(tmp_path):
+  images = tmp_path / "images"
+  images.mkdir()
+  (images / "a.png").write_bytes(png(draw(["red"], 0)[0]))
+  path = tmp_path / "a.csv"
+  path.write_text("image,labels\na.png,red\n")
+  config = thin_config((str(path),) * 3, images=str(images), classes=("violet", "red"))
+  split = records.open_split(config.data, str(path))
+  assert split.class_names == ("violet", "red")
+  np.testing.assert_array_equal(split[0].labels, [0, 1])
+  (images / "a.png").unlink()
+  with pytest.raises(OSError, match=r"custom .*a\.csv \[0\]: cannot read .*a\.png"):
+    batches.read_image(split, 0)
