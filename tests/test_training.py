@@ -15,7 +15,7 @@ import pytest
 from configs import digits, voc
 from rmam_jax import mesh, run
 from rmam_jax.models import recognizer
-from rmam_jax.training import loop, step, workdir
+from rmam_jax.training import checkpoints, loop, step, workdir
 
 
 def tiny_config(data_root, **changes):
@@ -325,18 +325,19 @@ print("restored", int(restored.step), progress, bool((restored.params["w"] == st
   assert "restored 1 {'best_loss': 0.5} True" in found
 
 
-def test_a_workdir_of_another_version_says_so(finished, tmp_path):
-  folder = tmp_path / "older"
-  shutil.copytree(finished / "checkpoints", folder / "checkpoints")
+def test_a_workdir_of_another_version_says_so(finished, tmp_path, monkeypatch):
+  def restore(*_):  # Orbax itself leaves coroutines behind, which fail whichever test comes next
+    raise ValueError("Requested shape: (17, 64) is not compatible with the stored shape: (16, 64)")
+
+  with monkeypatch.context() as patched:
+    patched.setattr(checkpoints.StageCheckpoints, "restore_best", restore)
+    with pytest.raises(ValueError, match=r"the checkpoint in .* does not fit its config.json \(Requested shape"):
+      run.load_best(workdir.read_config(finished), finished, 10, mesh.make_mesh())
   config = json.loads((finished / "config.json").read_text())
-  for change, message in (
-    (lambda model: model.update(x_width=17), r"the checkpoint in .*older does not fit its config.json"),
-    (lambda model: model["saliency"].pop("radius"), r"older/config.json lacks a field .*radius"),
-  ):
-    change(config["model"])
-    workdir.write_json(folder / "config.json", config)
-    with pytest.raises(ValueError, match=message):
-      run.load_best(workdir.read_config(folder), folder, 10, mesh.make_mesh())
+  config["model"]["saliency"].pop("radius")
+  workdir.write_json(tmp_path / "config.json", config)
+  with pytest.raises(ValueError, match=r"config.json lacks a field .*radius"):
+    run.load_best(workdir.read_config(tmp_path), tmp_path, 10, mesh.make_mesh())
 
 
 def test_a_run_without_stage_two_says_so(tmp_path, data_root):
