@@ -20,7 +20,7 @@ def speaking(*, interrupted: str = "the same command goes on from the last epoch
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
   try:
     yield
-  except (OSError, ValueError, FloatingPointError) as error:
+  except (OSError, ValueError, FloatingPointError, ModuleNotFoundError) as error:
     if verbose:
       raise
     sys.exit(f"error: {error}")
