@@ -1,0 +1,69 @@
+"""Two phases: what the first chooses on the validation split, the second carries to all labelled images."""
+
+import json
+
+import jax
+import pytest
+from test_training import tiny_config
+
+from rmam_jax import run
+from rmam_jax.training import loop
+
+
+def two_phases(data_root):
+  config = tiny_config(data_root)
+  config.model.head = config.stage_one.head = "mean_pool"
+  config.stage_two.auxiliary_weight = 0.0
+  config.controls = ()
+  config.data.final_train = "train+validation"
+  return config
+
+
+@pytest.fixture(scope="module")
+def trained(data_root, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("phases") / "run"
+  return folder, run.train_and_evaluate(two_phases(data_root), folder)
+
+
+def test_the_second_phase_carries_what_the_first_has_chosen(trained):
+  folder, results = trained
+  first, second = (json.loads((path / "config.json").read_text())["data"] for path in (folder / "choose", folder))
+  assert (first["train"], first["validation"], first["test"]) == ("train", "validation", "")
+  assert (second["train"], second["validation"], second["test"]) == ("train+validation", "", "test")
+  assert (folder / "choices.json").read_bytes() == (folder / "choose" / "choices.json").read_bytes()
+  assert json.loads((folder / "choices.json").read_text())["chosen_on"] == "digits/tiny validation"
+  assert results["data"] == "digits/tiny test"
+  assert json.loads((folder / "choose" / "results.json").read_text())["data"] == "digits/tiny validation"
+  lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  assert not any("validation_mAP" in line for line in lines)
+  last = {stage: max(line["epoch"] for line in lines if line["stage"] == stage) for stage in loop.STAGES}
+  assert last == loop.best_epochs(folder / "choose") == loop.best_epochs(folder)
+
+
+def test_the_same_command_again_trains_nothing(trained, data_root):
+  folder, results = trained
+  logs = [(path / "metrics.jsonl").read_bytes() for path in (folder, folder / "choose")]
+  again = run.train_and_evaluate(two_phases(data_root), folder)
+  assert logs == [(path / "metrics.jsonl").read_bytes() for path in (folder, folder / "choose")]
+  assert again["AP"] == results["AP"]
+
+
+def test_a_carried_epoch_ends_the_stage_but_not_its_schedule(data_root):
+  config = tiny_config(data_root)
+  whole = loop.build_stage(config, "stage_two", num_classes=10, num_records=160)
+  config.stage_two.stop_epoch = 2
+  short = loop.build_stage(config, "stage_two", num_classes=10, num_records=160)
+  assert (whole.epochs, short.epochs) == (3, 2)
+  assert short.steps == 2 * whole.steps_per_epoch
+  params = {"w": jax.numpy.ones(3)}
+
+  def last_update(stage):
+    state = stage.optimizer.init(params)
+    for _ in range(short.steps):
+      update, state = stage.optimizer.update(params, state)
+    return update["w"]
+
+  assert (last_update(short) == last_update(whole)).all()
+  config.stage_two.stop_epoch = 4
+  with pytest.raises(ValueError, match=r"stage_two\.stop_epoch must be between 0 and its 3 epochs, got 4"):
+    loop.build_stage(config, "stage_two", num_classes=10, num_records=160)
