@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import machine
-from configs import voc
+from configs import common, voc
 from rmam_jax import mesh as meshes
 from rmam_jax.evaluation import answers, views
 from rmam_jax.models import recognizer
@@ -52,7 +52,7 @@ def seconds(program, *arguments) -> float:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--scale", choices=voc.SCALES, default="512")
+  parser.add_argument("--scale", choices=common.SCALES, default="512")
   parser.add_argument("--mirror", choices=views.MIRRORS, default="image")
   parser.add_argument("--batch", type=int, default=1, help="images in a call")
   parser.add_argument("--width", type=int, default=4096, help="of x, the LSTM and z")
