@@ -40,13 +40,19 @@ def make_problem(size: str) -> tuple[np.ndarray, np.ndarray]:
   return features, labels
 
 
+def cpu_seconds() -> float:
+  """What this process and its ended children have had of the processor."""
+  every = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+  return sum(usage.ru_utime + usage.ru_stime for usage in every)
+
+
 def run_side(side: str, size: str) -> dict:
   """Fits one side in this process."""
   features, labels = make_problem(size)
   if side == "newton":
     from rmam_jax.evaluation import svm
 
-    before = time.perf_counter()
+    before, cpu_before = time.perf_counter(), cpu_seconds()
     (machines,) = svm.fit(features, labels, [1.0])
     weights, classes = machines.weights, labels.shape[1]
   else:
@@ -56,7 +62,7 @@ def run_side(side: str, size: str) -> dict:
 
     classes, jobs = SAMPLES[size], int(side.split("-")[1])
     chosen = np.linspace(0, labels.shape[1] - 1, classes).astype(int)
-    before = time.perf_counter()
+    before, cpu_before = time.perf_counter(), cpu_seconds()
     model = OneVsRestClassifier(LinearSVC(dual="auto", random_state=0), n_jobs=jobs)
     model.fit(features, labels[:, chosen].astype(int))
     weights = np.stack([machine.coef_[0] for machine in model.estimators_])
@@ -66,7 +72,14 @@ def run_side(side: str, size: str) -> dict:
   # ru_maxrss is in KiB; of the children, the largest one's: with two, they are equal.
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   peak += (side == "liblinear-2") * 2 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-  return {"seconds": seconds, "classes": classes, "gigabytes": peak * 1024 / 1e9, "weights": weights.tolist()}
+  cpu = cpu_seconds() - cpu_before
+  return {
+    "seconds": seconds,
+    "cpu": cpu,
+    "classes": classes,
+    "gigabytes": peak * 1024 / 1e9,
+    "weights": weights.tolist(),
+  }
 
 
 def report(size: str, found: dict[str, dict]) -> str:
@@ -75,8 +88,8 @@ def report(size: str, found: dict[str, dict]) -> str:
   lines = [
     f"{images:,} x {width:,} features, {classes} classes, C = 1. {machine.describe('jax', 'scikit-learn', 'numpy')}.",
     "",
-    "| | all classes, s | ratio | peak memory, GB | classes fitted |",
-    "|-|-|-|-|-|",
+    "| | all classes, s | ratio | CPU, s | peak memory, GB | classes fitted |",
+    "|-|-|-|-|-|-|",
   ]
   first = None
   for side, result in found.items():
@@ -84,8 +97,9 @@ def report(size: str, found: dict[str, dict]) -> str:
     first = first or whole
     extrapolated = ", extrapolated" if result["classes"] < classes else ""
     name = "Newton, all classes at once" if side == "newton" else f"LinearSVC, n_jobs={side[-1]}"
+    cpu = result["cpu"] * classes / result["classes"]
     lines.append(
-      f"| {name} | {whole:,.1f}{extrapolated} | {whole / first:.1f} | {result['gigabytes']:.1f} |"
+      f"| {name} | {whole:,.1f}{extrapolated} | {whole / first:.1f} | {cpu:,.0f} | {result['gigabytes']:.1f} |"
       f" {result['classes']} in {result['seconds']:,.1f} s |"
     )
   if {"newton", "liblinear-1"} <= found.keys():

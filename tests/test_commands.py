@@ -83,7 +83,7 @@ def test_the_paper_s_values_are_the_default():
   assert (stage.epochs, stage.drop_epoch, stage.learning_rate, stage.schedule) == (45, 30, 1e-5, "step")
   assert (stage.beta_1, stage.beta_2, config.batch_size) == (0.9, 0.999, 16)
   assert stage.auxiliary_weight == 0
-  with pytest.raises(ValueError, match="512 or 640, got '500'"):
+  with pytest.raises(ValueError, match="'500' is none of 512, 640, recurrent"):
     voc.get_config("500")
 
 

@@ -360,6 +360,6 @@ def test_what_cannot_be_fused_is_refused(other, fusion, message):
 def test_the_table_names_classes_that_are_undefined_or_never_predicted():
   found = {"run": scores.measure(some_scores(network=np.array([[3.0, -1], [1, -2], [2, -3]])))}
   table = report.protocol_table(found, ["cat", "dog"])
-  assert "| run | csra | network | 83.3 | 33.3 | 50.0 | 40.0 | 66.7 | 100.0 | 80.0 |" in table
+  assert "| run | csra | network | 100.0 | 33.3 | 50.0 | 40.0 | 66.7 | 100.0 | 80.0 |" in table
   assert "run, csra: without positives, not in mAP: dog" in table
   assert "run, csra: never predicted, precision 0: dog" in table
