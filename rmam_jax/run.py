@@ -45,14 +45,17 @@ def train_and_evaluate(config: ml_collections.ConfigDict, folder: pathlib.Path) 
   Returns:
     What `results.json` holds.
   """
-  if config.data.final_train:
-    print(f"first phase: choosing on {config.data.validation}, in {folder / 'choose'}")
-    train_and_evaluate(choosing_config(config), folder / "choose")
-    config = final_config(config, loop.best_epochs(folder / "choose"))
+  first = folder / "choose" if config.data.final_train else None
+  if first is not None:
+    print(f"first phase: choosing on {config.data.validation}, in {first}")
+    train_and_evaluate(choosing_config(config), first)
+    config = final_config(config, loop.best_epochs(first))
     print(f"second phase: {config.data.train}, with the epochs, C and thresholds of the first")
+  elif not config.data.validation:
+    choosing.check(folder)  # now, and not when all is trained
   loop.train(config, folder)
-  if not config.data.validation:
-    shutil.copyfile(folder / "choose" / choosing.FILE, folder / choosing.FILE)
+  if first is not None:
+    shutil.copyfile(first / choosing.FILE, folder / choosing.FILE)
   results = evaluate(folder)
   for control in config.controls:
     print(f"control: {control}")

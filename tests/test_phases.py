@@ -67,3 +67,11 @@ def test_a_carried_epoch_ends_the_stage_but_not_its_schedule(data_root):
   config.stage_two.stop_epoch = 4
   with pytest.raises(ValueError, match=r"stage_two\.stop_epoch must be between 0 and its 3 epochs, got 4"):
     loop.build_stage(config, "stage_two", num_classes=10, num_records=160)
+
+
+def test_a_run_that_has_nothing_to_choose_on_says_so_before_it_trains(data_root, tmp_path):
+  config = tiny_config(data_root)
+  config.data.validation = ""
+  with pytest.raises(FileNotFoundError, match=r"data\.validation is empty and .* holds no choices\.json: copy the one"):
+    run.train_and_evaluate(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()

@@ -76,6 +76,19 @@ def choose(
   )
 
 
+def check(folder: pathlib.Path) -> None:
+  """Refuses a workdir without choices.
+
+  Raises:
+    FileNotFoundError: says where they could come from.
+  """
+  if not (folder / FILE).exists():
+    raise FileNotFoundError(
+      f"data.validation is empty and {folder} holds no {FILE}: copy the one of a run that had a validation split, or"
+      " name a split with --config.data.validation=SPLIT"
+    )
+
+
 def read(folder: pathlib.Path, class_names: Sequence[str]) -> Choices:
   """The choices that lie in a workdir.
 
@@ -83,12 +96,8 @@ def read(folder: pathlib.Path, class_names: Sequence[str]) -> Choices:
     FileNotFoundError: there are none.
     ValueError: not readable, or made for other classes.
   """
+  check(folder)
   path = folder / FILE
-  if not path.exists():
-    raise FileNotFoundError(
-      f"data.validation is empty and {folder} holds no {FILE}: copy the one of a run that had a validation split, or"
-      " name a split with --config.data.validation=SPLIT"
-    )
   try:
     choices = Choices(**json.loads(path.read_text()))
   except (json.JSONDecodeError, TypeError) as error:
