@@ -336,7 +336,7 @@ def test_a_workdir_of_another_version_says_so(finished, tmp_path, monkeypatch):
   config = json.loads((finished / "config.json").read_text())
   config["model"]["saliency"].pop("scale")
   workdir.write_json(tmp_path / "config.json", config)
-  with pytest.raises(ValueError, match=r"config.json lacks a field .*radius"):
+  with pytest.raises(ValueError, match=r"config.json lacks a field .*scale"):
     run.load_best(workdir.read_config(tmp_path), tmp_path, 10, mesh.make_mesh())
 
 
