@@ -171,20 +171,18 @@ def load_best(config: ml_collections.ConfigDict, folder: pathlib.Path, num_class
 
   Raises:
     FileNotFoundError: stage two has not finished an epoch there.
-    ValueError: the configuration or the checkpoint is that of another version.
+    ValueError: the checkpoint does not fit the configuration.
   """
-  other_version = f"train again into another folder, or use the version that made it; this is {rmam_jax.__version__}"
-  try:
-    model = loop.build_model(config, "stage_two", num_classes)
-  except (AttributeError, KeyError) as error:
-    raise ValueError(f"{folder / 'config.json'} lacks a field ({error}): {other_version}") from error
+  model = loop.build_model(config, "stage_two", num_classes)
   size = config.data.crop_size
   like = jax.eval_shape(lambda key: stepping.init_params(model, key, size), jax.random.key(0))
   saved = checkpoints.StageCheckpoints(folder / "checkpoints" / "stage_two")
   try:
     restored = saved.restore_best(checkpoints.abstract(like, meshes.replicated(mesh)))
   except (KeyError, ValueError) as error:
-    raise ValueError(f"the checkpoint in {folder} does not fit its config.json ({error}): {other_version}") from error
+    raise ValueError(
+      f"the checkpoint in {folder} does not fit its config.json ({error}): train again into another folder"
+    ) from error
   finally:
     saved.close()
   if restored is None:

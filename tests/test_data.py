@@ -282,7 +282,7 @@ def test_views_are_windows_of_the_resized_image():
 def test_evaluation_sees_each_record_once_and_masks_the_padding(data_root):
   split = tiny("test", data_root)
   seen = []
-  for batch, batch_records in batches.evaluation_batches(split, batch_size=16, image_size=72, crop_size=64):
+  for batch, batch_records in batches.evaluation_batches(split, range(len(split)), batch_size=16, image_size=72, crop_size=64):
     assert batch["image"].shape == (16, 64, 64, 3)
     np.testing.assert_array_equal(batch["mask"], np.arange(16) < len(batch_records))
     assert not batch["image"][len(batch_records) :].any()
@@ -314,7 +314,7 @@ def test_a_corrupt_image_is_named(train):
   with pytest.raises(ValueError, match=r"digits/tiny train \[\d+\], train_\d+\.png: not a readable image"):
     next(stream)
   with pytest.raises(ValueError, match=r"digits/tiny train \[0\], train_\d+\.png: not a readable image"):
-    next(batches.evaluation_batches(Broken(train, [0]), batch_size=4, image_size=72, crop_size=64))
+    next(batches.evaluation_batches(Broken(train, [0]), range(4), batch_size=4, image_size=72, crop_size=64))
 
 
 def test_corrupt_images_are_replaced_and_named_on_request(train):

@@ -215,8 +215,11 @@ def test_the_validation_command_says_that_all_is_well(tmp_path):
     f"--config.data.{split}={write_csv(tmp_path, name)}"
     for split, name in (("train", "train"), ("validation", "val"), ("test", "test"))
   ]
-  command = [sys.executable, "-m", "rmam_jax.data.validate", *flags]
-  found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  command = [sys.executable, "-m", "rmam_jax.data.validate"]
+  without_train = subprocess.run([*command, *flags[1:]], cwd=ROOT, capture_output=True, text=True)
+  assert without_train.returncode == 1
+  assert without_train.stderr.splitlines()[-1].startswith("data.train, data.validation and data.test must name")
+  found = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
   assert (found.returncode, found.stdout) == (0, "no problem found\n"), found.stderr
 
 
@@ -244,6 +247,12 @@ def problems(tmp_path, name, content):
       "a.json",
       '{"images": [{"id": 1}], "categories": [], "annotations": []}',
       "a.json images[0]: file_name is missing",
+    ),
+    (
+      "a.json",
+      '{"images": [{"id": 1, "file_name": "x.png"}, {"id": 1, "file_name": "y.png"}], "categories": [],'
+      ' "annotations": []}',
+      "a.json images[1]: id 1 is that of an image before it",
     ),
   ],
 )

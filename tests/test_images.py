@@ -100,6 +100,16 @@ def test_a_rotated_photograph_comes_upright(orientation, undo):
   np.testing.assert_array_equal(decode_image(encode(stored, exif=exif), "a"), COLOURS)
 
 
+def test_damage_in_another_exif_tag_is_no_damage_to_the_image():
+  exif = Image.Exif()
+  exif[0x0112], exif[0x011A] = 3, 300.0
+  stored = Image.fromarray(np.ascontiguousarray(COLOURS[::-1, ::-1]))
+  encoded = encode(stored, "WEBP", lossless=True, exif=exif)
+  damaged = encoded.replace(struct.pack(">HH", 0x011A, 5), struct.pack(">HH", 0x011A, 2))  # a resolution in letters
+  assert damaged != encoded
+  np.testing.assert_array_equal(decode_image(damaged, "a"), COLOURS)
+
+
 def test_of_an_animation_the_first_frame():
   first, second = Image.new("RGB", (4, 4), (255, 0, 0)), Image.new("RGB", (4, 4), (0, 0, 255))
   found = decode_image(encode(first, "GIF", save_all=True, append_images=[second]), "a")

@@ -1,6 +1,7 @@
 """The train step on one device, on two, by jit and by pmap; the loop that is stopped and goes on."""
 
 import functools
+import hashlib
 import json
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import digits, voc
+from configs import common, digits, voc
 from rmam_jax import mesh, run
 from rmam_jax.models import recognizer
 from rmam_jax.training import checkpoints, loop, step, workdir
@@ -334,10 +335,15 @@ def test_a_workdir_of_another_version_says_so(finished, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"the checkpoint in .* does not fit its config.json \(Requested shape"):
       run.load_best(workdir.read_config(finished), finished, 10, mesh.make_mesh())
   config = json.loads((finished / "config.json").read_text())
-  config["model"]["saliency"].pop("scale")
-  workdir.write_json(tmp_path / "config.json", config)
-  with pytest.raises(ValueError, match=r"config.json lacks a field .*scale"):
-    run.load_best(workdir.read_config(tmp_path), tmp_path, 10, mesh.make_mesh())
+  workdir.write_json(tmp_path / "config.json", config | {"format": 1})
+  with pytest.raises(ValueError, match=r"config.json is of format 1, of another version of rmam_jax.*train again into"):
+    run.evaluate(tmp_path)
+
+
+def test_another_set_of_fields_is_another_format():
+  fields = workdir.flatten(json.loads(common.get_config().to_json()))
+  found = hashlib.sha256(" ".join(sorted(fields)).encode()).hexdigest()[:8]
+  assert (workdir.FORMAT, found) == (2, "025736ad"), "fields came or went: raise workdir.FORMAT"
 
 
 def test_a_run_without_stage_two_says_so(tmp_path, data_root):

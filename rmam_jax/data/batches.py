@@ -167,16 +167,16 @@ def train_batches(
 
 
 def evaluation_batches(
-  split: Split, *, batch_size: int, image_size: int, crop_size: int
+  split: Split, positions: range, *, batch_size: int, image_size: int, crop_size: int
 ) -> Iterator[tuple[Batch, list[Record]]]:
-  """The centre view of each record once, in order, with the records; the last batch is padded and masked.
+  """The centre view of the records at these positions, in order, with the records; the last batch is padded and masked.
 
   Raises:
     ValueError, OSError: see `read_image`. Here nothing is skipped: figures without some images could not be compared.
   """
   offset = centre_offset(image_size, crop_size)
-  for start in range(0, len(split), batch_size):
-    read = [read_image(split, index) for index in range(start, min(start + batch_size, len(split)))]
+  for start in range(0, len(positions), batch_size):
+    read = [read_image(split, index) for index in positions[start : start + batch_size]]
     records = [record for _, record in read]
     images = [view(image, image_size, crop_size, offset, offset, False) for image, _ in read]
     yield _stack(images, records, batch_size), records

@@ -154,12 +154,19 @@ def _jsonl(path: pathlib.Path) -> Iterator[Entry | Problem]:
 def _coco(path: pathlib.Path) -> Iterator[Entry | Problem]:
   try:
     content = json.loads(path.read_bytes())
-    images = {image["id"]: image for image in content["images"]}
+    images: dict[Any, dict[str, Any]] = {}
+    doubled = []
+    for number, image in enumerate(content["images"]):
+      if images.setdefault(image["id"], image) is not image:
+        doubled.append(Problem(f"{path} images[{number}]", f"id {image['id']} is that of an image before it"))
     categories = {category["id"]: str(category["name"]) for category in content["categories"]}
     found: dict[Any, list[tuple[str, tuple[float, ...]]]] = {image: [] for image in images}
     annotations = content["annotations"]
   except (ValueError, KeyError, TypeError) as error:
     yield Problem(str(path), f"not as COCO has it: images, annotations and categories with ids ({error!r})")
+    return
+  if doubled:  # whose annotations are whose cannot be known
+    yield from doubled
     return
   for number, annotation in enumerate(annotations):
     place = f"{path} annotations[{number}]"

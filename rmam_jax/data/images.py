@@ -6,12 +6,22 @@ import numpy as np
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 MOST_PIXELS = 89_478_485  # 256 MB as red, green and blue; Pillow warns from here on
+ORIENTATION = 0x0112  # the EXIF tag; from its value to what puts the image upright
+UPRIGHT = {
+  2: "FLIP_LEFT_RIGHT",
+  3: "ROTATE_180",
+  4: "FLIP_TOP_BOTTOM",
+  5: "TRANSPOSE",
+  6: "ROTATE_270",
+  7: "TRANSVERSE",
+  8: "ROTATE_90",
+}
 
 
 def decode_image(encoded: bytes, name: str) -> np.ndarray:
   """An encoded image as uint8 [height, width, 3], upright.
 
-  EXIF orientation is applied, transparency laid over white, 16 bits a channel are scaled to 8, and of an animation the
+  EXIF orientation is applied where it can be read, transparency laid over white, 16 bits a channel are scaled to 8, and of an animation the
   first frame is taken.
 
   Args:
@@ -22,20 +32,29 @@ def decode_image(encoded: bytes, name: str) -> np.ndarray:
     ValueError: names the image if its bytes are no image, are cut short, or hold more than `MOST_PIXELS`, which is
       refused before it is decoded.
   """
-  from PIL import Image, ImageOps, UnidentifiedImageError
+  from PIL import Image, UnidentifiedImageError
 
   try:
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
       width, height = image.size
       if width * height > MOST_PIXELS:
         raise ValueError(f"{width} x {height} pixels, of which {MOST_PIXELS:,} are allowed: make it smaller")
-      return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+      return np.asarray(_to_rgb(_upright(image)))
   except UnidentifiedImageError as error:  # its own words hold an address in memory
     raise ValueError(f"{name}: not a readable image (none of {', '.join(FORMATS)})") from error
   except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
     raise ValueError(f"{name}: not a readable image ({error})") from error
   except Image.DecompressionBombWarning as error:  # only where warnings are errors
     raise ValueError(f"{name}: not a readable image ({error})") from error
+
+
+def _upright(image):
+  """Not by Pillow's exif_transpose: it also writes the other tags anew, and fails on damaged ones."""
+  from PIL import Image
+
+  image.load()  # a TIFF file is put upright here
+  method = UPRIGHT.get(image.getexif().get(ORIENTATION))
+  return image.transpose(Image.Transpose[method]) if method else image
 
 
 def _to_rgb(image):

@@ -30,7 +30,7 @@ def validate(data: Any) -> list[Problem]:
   Raises:
     FileNotFoundError, ValueError: a manifest that is not there or has no known form.
   """
-  manifests = {split: data[split] for split in SPLITS if data[split]}
+  manifests = {split: data[split] for split in SPLITS if data[split] or split == "train"}
   parsed = {split: files.parse(manifest, data.images) for split, manifest in manifests.items()}
   names = files.class_names(data, parsed["train"][0])
   problems: list[Problem] = []

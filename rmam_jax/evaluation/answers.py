@@ -111,13 +111,13 @@ def make_forward(
 
 
 def _answer_batches(
-  forward: Forward, params: Any, split: Split, data: Any, batch_size: int
+  forward: Forward, params: Any, split: Split, positions: range, data: Any, batch_size: int
 ) -> Iterator[tuple[dict[str, np.ndarray], list[Record]]]:
   """The answers of the real examples of each batch; the next batch is decoded while the devices work on this one."""
   side = forward.views.pixels(data)
   pending = None
   for batch, records in batches.evaluation_batches(
-    split, batch_size=batch_size, image_size=data.image_size, crop_size=side
+    split, positions, batch_size=batch_size, image_size=data.image_size, crop_size=side
   ):
     dispatched = forward(params, batch["image"]), records
     if pending:
@@ -132,16 +132,16 @@ def _fetch(answer: Mapping[str, jax.Array], records: list[Record]) -> tuple[dict
 
 
 def answer_arrays(
-  forward: Forward, params: Any, split: Split, *, data: Any, batch_size: int, bar: tqdm.tqdm
+  forward: Forward, params: Any, split: Split, positions: range, *, data: Any, batch_size: int, bar: tqdm.tqdm
 ) -> dict[str, np.ndarray]:
-  """Runs every record of a split once: `Answers` as plain arrays, each with a leading dimension of images or boxes.
+  """Runs the records at these positions of a split once: `Answers` as plain arrays, each with a leading dimension of images or boxes.
 
   Raises:
     FloatingPointError: a score that is not finite, with the first record it belongs to.
   """
   parts: list[dict[str, np.ndarray]] = []
   records: list[Record] = []
-  for answer, answered in _answer_batches(forward, params, split, data, batch_size):
+  for answer, answered in _answer_batches(forward, params, split, positions, data, batch_size):
     parts.append(answer)
     records += answered
     bar.update(len(answered))
@@ -190,4 +190,5 @@ def answer_split(forward: Forward, params: Any, split: Split, *, data: Any, batc
     FloatingPointError: see `answer_arrays`.
   """
   with tqdm.tqdm(disable=True) as bar:
-    return from_arrays(answer_arrays(forward, params, split, data=data, batch_size=batch_size, bar=bar))
+    positions = range(len(split))
+    return from_arrays(answer_arrays(forward, params, split, positions, data=data, batch_size=batch_size, bar=bar))

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import tqdm
 
-from rmam_jax.data.records import Record, Split
+from rmam_jax.data.records import Split
 from rmam_jax.evaluation import answers as answering
 from rmam_jax.evaluation.answers import Answers, Forward
 
@@ -68,19 +68,6 @@ def make_key(config: Any, split: Split, params: str) -> Key:
     "feature": section.feature,
     "model": json.loads(config.model.to_json()),
   }
-
-
-class _Part:
-  """Records start ... stop - 1 of a split."""
-
-  def __init__(self, split: Split, start: int, stop: int):
-    self.name, self._split, self._start, self._length = split.name, split, start, stop - start
-
-  def __len__(self) -> int:
-    return self._length
-
-  def __getitem__(self, index: int) -> Record:
-    return self._split[self._start + index]
 
 
 def folder_of(workdir_folder: pathlib.Path, split_name: str) -> pathlib.Path:
@@ -173,8 +160,8 @@ def extract(
   with tqdm.tqdm(total=len(split), initial=start, desc=progress, unit=" images", leave=False) as bar:
     while start < len(split):
       stop = min(start + size, len(split))
-      part = _Part(split, start, stop)
-      arrays = answering.answer_arrays(forward, params, part, data=data, batch_size=batch_size, bar=bar)
+      positions = range(start, stop)
+      arrays = answering.answer_arrays(forward, params, split, positions, data=data, batch_size=batch_size, bar=bar)
       path = folder / f"{start:08d}-{stop:08d}.npz"
       _save(path, arrays)
       chunks.append((start, stop, path))

@@ -8,16 +8,20 @@ from typing import Any
 
 import ml_collections
 
+from rmam_jax.version import __version__
+
+FORMAT = 2  # of a workdir: one more when a field of the configuration comes or goes or a parameter changes its shape
 # Fields that change where and how fast, never what: a run may go on with others. (What lies at `weights` is told by
 # `weights_digest`.)
 FREE_FIELDS = ("data.root", "data.threads", "data.workers", "weights")
 
 
-def _flatten(config: dict, prefix: str = "") -> dict[str, Any]:
+def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
+  """A nested configuration's values by their dotted names."""
   flat = {}
   for name, value in config.items():
     if isinstance(value, dict):
-      flat |= _flatten(value, f"{prefix}{name}.")
+      flat |= flatten(value, f"{prefix}{name}.")
     else:
       flat[prefix + name] = value
   return flat
@@ -32,14 +36,14 @@ def check(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
   """
   path = folder / "config.json"
   try:
-    theirs = _flatten(json.loads(path.read_text()))
+    theirs = flatten(json.loads(path.read_text()))
   except FileNotFoundError:
     return
   except OSError as error:
     raise _unusable(folder, error) from error
   except json.JSONDecodeError as error:
     raise ValueError(f"{path} is not JSON ({error}). Name another folder with --workdir=DIR.") from error
-  mine = _flatten(json.loads(config.to_json()))
+  mine = flatten({"format": FORMAT, **json.loads(config.to_json())})
   differing = [
     f"{name} ({theirs.get(name, 'absent')} there, {mine.get(name, 'absent')} now)"
     for name in sorted(mine | theirs)
@@ -68,7 +72,7 @@ def claim(folder: pathlib.Path, config: ml_collections.ConfigDict, class_names: 
   try:
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-      write_json(path, json.loads(config.to_json()))
+      write_json(path, {"format": FORMAT, **json.loads(config.to_json())})
     if not classes.exists():
       write_json(classes, list(class_names))
   except OSError as error:
@@ -104,11 +108,18 @@ def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
 
   Raises:
     FileNotFoundError: the folder holds none.
+    ValueError: it is no JSON, or another version's.
   """
   path = folder / "config.json"
   if not path.exists():
     raise FileNotFoundError(f"{folder} holds no config.json: it is no workdir of train.py")
-  return ml_collections.ConfigDict(read_json(path)).lock()
+  content = read_json(path)
+  if (found := content.pop("format", 1)) != FORMAT:
+    raise ValueError(
+      f"{path} is of format {found}, of another version of rmam_jax, and this one, {__version__}, reads format"
+      f" {FORMAT}: train again into another folder, or use the version that made it"
+    )
+  return ml_collections.ConfigDict(content).lock()
 
 
 def read_class_names(folder: pathlib.Path) -> tuple[str, ...]:
