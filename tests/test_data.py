@@ -282,7 +282,9 @@ def test_views_are_windows_of_the_resized_image():
 def test_evaluation_sees_each_record_once_and_masks_the_padding(data_root):
   split = tiny("test", data_root)
   seen = []
-  for batch, batch_records in batches.evaluation_batches(split, range(len(split)), batch_size=16, image_size=72, crop_size=64):
+  for batch, batch_records in batches.evaluation_batches(
+    split, range(len(split)), batch_size=16, image_size=72, crop_size=64
+  ):
     assert batch["image"].shape == (16, 64, 64, 3)
     np.testing.assert_array_equal(batch["mask"], np.arange(16) < len(batch_records))
     assert not batch["image"][len(batch_records) :].any()

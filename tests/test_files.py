@@ -218,7 +218,7 @@ def test_the_validation_command_says_that_all_is_well(tmp_path):
   command = [sys.executable, "-m", "rmam_jax.data.validate"]
   without_train = subprocess.run([*command, *flags[1:]], cwd=ROOT, capture_output=True, text=True)
   assert without_train.returncode == 1
-  assert without_train.stderr.splitlines()[-1].startswith("data.train, data.validation and data.test must name")
+  assert without_train.stderr.splitlines()[-1].startswith("error: data.train, data.validation and data.test must name")
   found = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
   assert (found.returncode, found.stdout) == (0, "no problem found\n"), found.stderr
 
