@@ -20,10 +20,12 @@ their solver 3.5.
 
 from configs import common
 
+SCALES = common.SCALES
+
 
 def get_config(variant: str = ""):
   """The configuration of `SCALE:HEAD`, either of which may be left out: 512, recurrent."""
-  config = common.paper_config(*common.parse(variant, "configs/coco.py", common.SCALES, common.HEADS))
+  config = common.paper_config(*common.parse(variant, "configs/coco.py", SCALES, common.HEADS))
   config.data.name = "coco/2014"
   config.data.train, config.data.validation, config.data.test = "train:rest-4000", "train:held-4000", "validation"
   config.data.expected = (("train", 82_081), ("validation", 40_137))

@@ -10,11 +10,17 @@ HEADS = ("recurrent", "saliency", "fixed_grid", "whole_image", *POOLS)
 
 
 def parse(variant: str, file: str, *choices: Sequence[str]) -> list[str]:
-  """`A:B` -> one of each list of choices, in their order; what is left out is the first of its list."""
+  """`A:B` -> one of each list of choices, in any order; what is left out is the first of its list."""
   names = [name for name in variant.split(":") if name]
-  found = [names.pop(0) if names and names[0] in each else each[0] for each in choices]
-  if names:
-    raise ValueError(f"{file}: {names[0]!r} is none of {', '.join(name for each in choices for name in each)}")
+  found = []
+  for each in choices:
+    chosen = [name for name in names if name in each]
+    if len(chosen) > 1:
+      raise ValueError(f"{file}: only one of {', '.join(chosen)} can be")
+    found += chosen or [each[0]]
+  unknown = [name for name in names if name not in found]
+  if unknown:
+    raise ValueError(f"{file}: {unknown[0]!r} is none of {', '.join(name for each in choices for name in each)}")
   return found
 
 

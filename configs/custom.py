@@ -14,12 +14,13 @@ of images; --config.stage_one.epochs and --config.stage_two.epochs shorten it.
 
 from configs import common
 
+SCALES = common.SCALES
 HEADS = ("saliency", *(head for head in common.HEADS if head != "saliency"))
 
 
 def get_config(variant: str = ""):
   """The configuration of `SCALE:HEAD`, either of which may be left out: 512, saliency."""
-  config = common.paper_config(*common.parse(variant, "configs/custom.py", common.SCALES, HEADS))
+  config = common.paper_config(*common.parse(variant, "configs/custom.py", SCALES, HEADS))
   config.data.name = "custom"
   config.data.train = config.data.validation = config.data.test = ""  # to be given
   return config

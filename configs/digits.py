@@ -4,6 +4,8 @@ python train.py                                               the saliency local
 python train.py --config=configs/digits.py:recurrent          the paper's rule
 python train.py --config=configs/digits.py:mean_pool          a control; also max_pool, score_map, whole_image, fixed_grid
 python train.py --config=configs/digits.py:hard               harder scenes; also hard:mean_pool, ...
+python train.py --config=configs/digits.py:long               three times as many steps of stage two
+python train.py --config=configs/digits.py:1.25x              larger images
 
 Expected of the default on two cores of an EPYC: about five minutes with the mean-pool control, 1.1 GB; test mAP 0.977
 and 0.985 for seeds 0 and 1, coverage 0.994 and 0.998; mean pool 0.82. The README's results table has the other heads.
@@ -12,16 +14,18 @@ and 0.985 for seeds 0 and 1, coverage 0.994 and 0.998; mean pool 0.82. The READM
 from configs import common
 
 SETTINGS = ("easy", "hard", "tiny")
+SCALES = ("1x", "1.25x")  # of the images, as 512 and 640 are in the paper
+LENGTHS = ("short", "long")  # "long": three times as many steps of stage two
 HEADS = ("saliency", *(head for head in common.HEADS if head != "saliency"))
 
 
 def get_config(variant: str = ""):
-  """The configuration of `SETTING:HEAD`, either of which may be left out: easy, saliency."""
-  setting, head = common.parse(variant, "configs/digits.py", SETTINGS, HEADS)
+  """The configuration of `SETTING:SCALE:LENGTH:HEAD`, each of which may be left out: easy, 1x, short, saliency."""
+  setting, scale, length, head = common.parse(variant, "configs/digits.py", SETTINGS, SCALES, LENGTHS, HEADS)
   config = common.get_config()
   config.data.name = f"digits/{setting}"
-  config.data.image_size = 104 if setting == "hard" else 72
-  config.data.crop_size = config.data.image_size - 8
+  config.data.crop_size = (96 if setting == "hard" else 64) * (5 if scale == "1.25x" else 4) // 4
+  config.data.image_size = config.data.crop_size + 8
   config.data.flip = False  # a mirrored digit is another sign
 
   model = config.model
@@ -40,7 +44,7 @@ def get_config(variant: str = ""):
   config.loss.anchor_weight = 0.0
   config.batch_size = 16
   config.epoch_size = 6_400  # 400 steps
-  for stage, epochs, rate in ((config.stage_one, 3, 3e-3), (config.stage_two, 4, 2e-3)):
+  for stage, epochs, rate in ((config.stage_one, 3, 3e-3), (config.stage_two, 12 if length == "long" else 4, 2e-3)):
     stage.epochs = epochs
     stage.learning_rate = rate
     stage.schedule = "cosine"

@@ -19,10 +19,12 @@ of an EFLOP, a day at a sustained 3 TFLOP/s; 1.65 times that at 640. Nothing for
 
 from configs import common
 
+SCALES = common.SCALES
+
 
 def get_config(variant: str = ""):
   """The configuration of `SCALE:HEAD`, either of which may be left out: 512, recurrent."""
-  config = common.paper_config(*common.parse(variant, "configs/voc.py", common.SCALES, common.HEADS))
+  config = common.paper_config(*common.parse(variant, "configs/voc.py", SCALES, common.HEADS))
   config.data.name = "voc/2007"
   config.data.final_train = "train+validation"
   config.data.expected = (("train", 2_501), ("validation", 2_510), ("train+validation", 5_011), ("test", 4_952))

@@ -1,0 +1,48 @@
+"""The paper's tables by one command, ours beside theirs, with the controls that it lacks.
+
+    python reproduce.py                                             digit scenes, one seed: about an hour on two cores
+    python reproduce.py --config=configs/digits.py:hard --seeds=3 --tables=4,6,controls
+    python reproduce.py --config=configs/voc.py --config.weights=FILE --dry_run
+
+Trains and evaluates what the tables need, each cell once, in OUT/cells/, and writes OUT/tables.md with its pictures. The
+same command again goes on where it stopped; more seeds, or more tables, add to what is there. Two processes started in
+one folder share the work.
+"""
+
+import pathlib
+
+from absl import app, flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", "configs/digits.py", "Configuration; --config.FIELD=VALUE sets a field for all cells."
+)
+_TABLES = flags.DEFINE_list("tables", None, "Which: 1 to 6, controls; by default all.")
+_SEEDS = flags.DEFINE_integer("seeds", 1, "How many seeds: 0, 1, ...", lower_bound=1)
+_RATES = flags.DEFINE_list(
+  "rates", [], "Learning rates of stage two to try for every head on the first seed; by default the configuration's."
+)
+_OUT = flags.DEFINE_string("out", None, "Folder of all results; by default runs/tables-DATA.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be done and the time that it is expected to take.")
+
+
+def main(argv: list[str]) -> None:
+  from rmam_jax import command
+  from rmam_jax.reproduction import reproduce
+
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected argument {argv[1]!r}")
+  with command.speaking(interrupted="the same command goes on with the cell that it was at"):
+    reproduce.reproduce(
+      config_flags.get_config_filename(flags.FLAGS["config"]),
+      config_flags.get_override_values(flags.FLAGS["config"]),
+      out=_OUT.value and pathlib.Path(_OUT.value),
+      tables_chosen=_TABLES.value,
+      seeds=_SEEDS.value,
+      rates=list(map(float, _RATES.value)),
+      dry_run=_DRY_RUN.value,
+    )
+
+
+if __name__ == "__main__":
+  app.run(main)

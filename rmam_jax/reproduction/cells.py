@@ -1,0 +1,186 @@
+"""Cells: the trainings that tables are made of, each in a folder that is named by all that it depends on.
+
+A finished cell is never trained again; one that was stopped goes on. Two processes share the work of one folder: a cell
+that another process holds is left to it.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import pathlib
+import shutil
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+
+import rmam_jax
+from rmam_jax import run
+from rmam_jax.data.records import open_split
+from rmam_jax.evaluation import features
+from rmam_jax.evaluation import scores as scoring
+from rmam_jax.training import workdir
+
+# The paper's losses, where a data set's configuration takes others: Eq. 7-8 and Eq. 10-14, nothing beside.
+PRINTED: Mapping[str, Any] = types.MappingProxyType(
+  {
+    "loss.classification": "euclidean",
+    "loss.localization_weight": 0.1,
+    "loss.anchor_weight": 0.01,
+    "loss.scale_weight": 1.0,
+    "loss.positive_weight": 0.1,
+    "stage_two.auxiliary_weight": 0.0,
+  }
+)
+
+
+class Spec(NamedTuple):
+  """What a row of a table trains: a head at one of the two scales, and fields that differ from its configuration."""
+
+  head: str
+  scale: int = 0
+  changes: Mapping[str, Any] = types.MappingProxyType({})
+  tuned_as: str = ""  # the spec whose learning rate it takes over; empty: its own
+
+
+def _rmam(scale: int = 0, **changes: Any) -> Spec:
+  fields = {f"loss.{name}": value for name, value in changes.items()}
+  return Spec("recurrent", scale, {**PRINTED, **fields}, "rmam" if scale or changes else "")
+
+
+SPECS: Mapping[str, Spec] = {
+  "rmam": _rmam(),
+  "rmam-large": _rmam(scale=1),
+  "rmam-null": _rmam(localization_weight=0.0),
+  "rmam-S+P": _rmam(anchor_weight=0.0),
+  "rmam-A+S": _rmam(positive_weight=0.0),
+  "rmam-A+P": _rmam(scale_weight=0.0),
+  **{
+    head: Spec(head)
+    for head in ("saliency", "recurrent", "fixed_grid", "whole_image", "score_map", "max_pool", "mean_pool")
+  },
+}
+
+RATE = "stage_two.learning_rate"  # what the trials vary
+
+
+class Cell(NamedTuple):
+  """One training."""
+
+  name: str  # of the spec
+  config: ml_collections.ConfigDict
+  digest: str
+
+  @property
+  def label(self) -> str:
+    return f"{self.name}, seed {self.config.seed}, rate {self.config.stage_two.learning_rate:g}"
+
+  def folder(self, root: pathlib.Path) -> pathlib.Path:
+    return root / "cells" / f"{self.name}-{self.config.seed}-{self.digest[:10]}"
+
+
+class Maker:
+  """Makes cells from a configuration file.
+
+  Attributes:
+    get_config: the file's; it takes SETTING:SCALE:HEAD in any order.
+    scales: the names of its two scales.
+    variant: what the user wrote behind the file's name.
+    changes: fields that the user set for all cells.
+  """
+
+  def __init__(
+    self,
+    get_config: Callable[[str], ml_collections.ConfigDict],
+    scales: Sequence[str],
+    variant: str = "",
+    changes: Mapping[str, Any] = types.MappingProxyType({}),
+  ):
+    self.get_config, self.scales, self.variant, self.changes = get_config, scales, variant, changes
+    self._data: dict[str, str] = {}
+
+  def cell(self, name: str, seed: int, rate: float | None = None) -> Cell:
+    """The cell of a spec.
+
+    Args:
+      name: of `SPECS`.
+      seed: the run's.
+      rate: of stage two; None: the configuration's.
+    """
+    spec = SPECS[name]
+    config = self.get_config(":".join(filter(None, [self.variant, self.scales[spec.scale], spec.head])))
+    config.update_from_flattened_dict({**spec.changes, **self.changes})
+    config.seed, config.controls, config.evaluation.pictures = seed, (), 0
+    if rate is not None:
+      config.stage_two.learning_rate = rate
+    return Cell(name, config, self._digest(config))
+
+  def _digest(self, config: ml_collections.ConfigDict) -> str:
+    fields = workdir.flatten(json.loads(config.to_json()))
+    kept = {field: value for field, value in fields.items() if field not in workdir.FREE_FIELDS}
+    data = config.data.to_json()
+    if data not in self._data:
+      self._data[data] = features.digest_split(open_split(config.data, config.data.test))
+    content = [rmam_jax.__version__, workdir.FORMAT, self._data[data], kept]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def holding(cell: Cell, root: pathlib.Path) -> Iterator[bool]:
+  """Within, the cell is this process's, if no other holds it: yields which. A dead holder frees it."""
+  folder = cell.folder(root)
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / "lock").open("w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      yield False
+      return
+    yield True
+
+
+class Measured(NamedTuple):
+  """What a finished cell answered from one kind of views."""
+
+  results: dict[str, Any]  # results.json
+  scores: scoring.Scores  # of the test split
+
+
+def _place(cell: Cell, root: pathlib.Path, views: str) -> pathlib.Path:
+  return cell.folder(root) / "measured" / views
+
+
+def is_measured(cell: Cell, root: pathlib.Path, views: str) -> bool:
+  """Whether a cell has been trained and evaluated from these views."""
+  return _place(cell, root, views).is_dir()
+
+
+def measure(cell: Cell, root: pathlib.Path, views: str) -> None:
+  """Trains a cell, as far as it is not trained yet, and evaluates it from these views."""
+  folder, place = cell.folder(root), _place(cell, root, views)
+  if not (folder / "results.json").exists():
+    run.train_and_evaluate(cell.config, folder)
+  run.evaluate(folder, {"views": views})
+  draft = place.with_name(views + ".draft")
+  shutil.rmtree(draft, ignore_errors=True)
+  draft.mkdir(parents=True)
+  for name in ("results.json", scoring.FILE):
+    shutil.copyfile(folder / name, draft / name)
+  draft.rename(place)
+
+
+def load(cell: Cell, root: pathlib.Path, views: str) -> Measured:
+  """What `measure` left."""
+  place = _place(cell, root, views)
+  return Measured(workdir.read_json(place / "results.json"), scoring.load(place))
+
+
+def validation_map(cell: Cell, root: pathlib.Path) -> float:
+  """mAP on the validation split at the best epoch of stage two, by which learning rates are chosen."""
+  folder = cell.folder(root)
+  chosen = folder / "choose" if (folder / "choose").exists() else folder  # of two phases, the one that chooses
+  best = workdir.read_json(chosen / "results.json")["best_epoch"]
+  lines = map(json.loads, (chosen / "metrics.jsonl").read_text().splitlines())
+  return next(line["validation_mAP"] for line in lines if (line["stage"], line["epoch"]) == ("stage_two", best))

@@ -1,0 +1,87 @@
+"""How long a plan will take: by the cells that are finished, or by counting."""
+
+import functools
+import json
+import time
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from rmam_jax.data.records import open_split
+from rmam_jax.reproduction import cells
+from rmam_jax.reproduction.plan import Plan, work
+from rmam_jax.training import loop
+from rmam_jax.training import step as stepping
+
+SHARE = 0.25  # of the rate of a matrix product, that a training reaches where none has been measured
+
+
+@functools.cache
+def _matmul_rate() -> float:
+  """Floating-point operations a second of a matrix product on this machine's devices."""
+  side = 2_048
+  matrix = jnp.ones((side, side))
+  product = jax.jit(lambda a: a @ a)
+  product(matrix).block_until_ready()
+  started, times = time.monotonic(), 0
+  while time.monotonic() - started < 0.5:
+    product(matrix).block_until_ready()
+    times += 1
+  return times * 2 * side**3 / (time.monotonic() - started) * jax.device_count()
+
+
+def _operations(config: ml_collections.ConfigDict, num_classes: int, num_records: int) -> float:
+  """Of both stages, by the compiler's count of one step."""
+  total = 0.0
+  for name in loop.STAGES:
+    stage = loop.build_stage(config, name, num_classes=num_classes, num_records=num_records)
+    size, batch = config.data.crop_size, config.batch_size
+    state = jax.eval_shape(
+      lambda stage=stage, size=size: stepping.init_state(stage.model, stage.optimizer, jax.random.key(0), size)
+    )
+    example = {
+      "image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
+      "labels": jax.ShapeDtypeStruct((batch, num_classes), jnp.float32),
+      "ignore": jax.ShapeDtypeStruct((batch, num_classes), bool),
+      "mask": jax.ShapeDtypeStruct((batch,), jnp.float32),
+    }
+    step = jax.jit(stepping.make_train_step(stage.model, stage.optimizer, stage.objective))
+    total += step.lower(state, example).cost_analysis()["flops"] * stage.steps
+  return total
+
+
+def _seconds_known(plan: Plan) -> Mapping[str, float]:
+  """Wall seconds of the specs that have a finished cell."""
+  found = {}
+  for cell, _ in work(plan):
+    path = cell.folder(plan.root) / "results.json"
+    if path.exists():
+      found[cell.name] = json.loads(path.read_text())["wall_seconds"]
+  return found
+
+
+def describe(plan: Plan) -> str:
+  """A line for each cell that is left with the time that it is expected to take, and their sum."""
+  known = _seconds_known(plan)
+  lines, total = [], 0.0
+  split = None
+  pending: dict[str, tuple[cells.Cell, list[str]]] = {}
+  for cell, views in work(plan):
+    if not cells.is_measured(cell, plan.root, views):
+      pending.setdefault(str(cell.folder(plan.root)), (cell, []))[1].append(views)
+  for folder, (cell, views) in pending.items():
+    if (cell.folder(plan.root) / "results.json").exists():
+      seconds, source = 0.0, "trained already"
+    elif cell.name in known:
+      seconds, source = known[cell.name], "as another seed took"
+    else:
+      split = split or open_split(cell.config.data, cell.config.data.train)
+      counted = _operations(cell.config, len(split.class_names), len(split))
+      seconds, source = counted / (SHARE * _matmul_rate()), f"{counted / 1e12:,.1f} TFLOP counted"
+    total += seconds
+    lines.append(f"  {seconds / 60:7.1f} min  {cell.label}: {', '.join(views)} ({source}) {folder}")
+  unchosen = "; trials come first, the other seeds follow from them" if plan.rates else ""
+  lines.append(f"{len(pending)} cells are left, about {total / 60:,.0f} minutes{unchosen}")
+  return "\n".join(lines)

@@ -1,0 +1,51 @@
+"""What more looks bring: mAP and coverage of the first k regions of a trained recogniser, k beyond the K of training."""
+
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from rmam_jax import mesh as meshes
+from rmam_jax import metrics, run
+from rmam_jax.data.records import open_split
+from rmam_jax.evaluation import answers as answering
+from rmam_jax.evaluation import regions
+from rmam_jax.training import workdir
+
+MOST = 10
+
+
+class ByLooks(NamedTuple):
+  """Figures of the first 1, 2, ... looks, shares in [0, 1]."""
+
+  mAP: list[float]
+  coverage: list[float]
+
+
+def by_looks(folder: pathlib.Path, most: int = MOST) -> ByLooks:
+  """The network's own scores, Eq. 6 over the first k of `most` looks at the test split's centre views.
+
+  Args:
+    folder: a finished workdir; its head looks.
+    most: looks.
+  """
+  config = workdir.read_config(folder)
+  with config.unlocked():
+    config.model.num_regions = most
+  test = open_split(config.data, config.data.test)
+  mesh = meshes.make_mesh()
+  model, params, _ = run.load_best(config, folder, len(test.class_names), mesh)
+  forward = answering.make_forward(model, mesh)
+  found = answering.answer_split(forward, params, test, data=config.data, batch_size=config.evaluation.batch_size)
+  boxes = regions.region_boxes(found.thetas, config).transpose(1, 0, 2)
+
+  def precision(k):
+    scores = found.region_scores[:k].max(axis=0)
+    every = metrics.average_precisions(scores, found.labels, ignore=found.ignore, method=config.evaluation.ap_method)
+    return metrics.mean_average_precision(every)
+
+  def coverage(k):
+    return metrics.localization(boxes[:, :k], None, found.boxes, found.box_classes).coverage
+
+  numbers = np.arange(1, most + 1)
+  return ByLooks([precision(k) for k in numbers], [coverage(k) for k in numbers])
