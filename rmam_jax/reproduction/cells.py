@@ -1,7 +1,7 @@
 """Cells: the trainings that tables are made of, each in a folder that is named by all that it depends on.
 
-A finished cell is never trained again; one that was stopped goes on. Two processes share the work of one folder: a cell
-that another process holds is left to it.
+A finished cell is never trained again; one that was stopped goes on. Cells whose stage one is the same take it over from
+the first that has finished. Two processes share the work of one folder: a cell that another process holds is left to it.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from rmam_jax import run
 from rmam_jax.data.records import open_split
 from rmam_jax.evaluation import features
 from rmam_jax.evaluation import scores as scoring
+from rmam_jax.models import recognizer
 from rmam_jax.training import workdir
 
 # The paper's losses, where a data set's configuration takes others: Eq. 7-8 and Eq. 10-14, nothing beside.
@@ -111,6 +112,8 @@ class Maker:
     """
     spec = SPECS[name]
     config = self.get_config(":".join(filter(None, [self.variant, self.scales[spec.scale], spec.head])))
+    if spec.changes:  # they are stage two's: stage one is that of all rows
+      config.stage_one.classification = config.stage_one.classification or config.loss.classification
     config.update_from_flattened_dict({**spec.changes, **self.changes})
     config.seed, config.controls, config.evaluation.pictures = seed, (), 0
     if rate is not None:
@@ -118,13 +121,55 @@ class Maker:
     return Cell(name, config, self._digest(config))
 
   def _digest(self, config: ml_collections.ConfigDict) -> str:
-    fields = workdir.flatten(json.loads(config.to_json()))
-    kept = {field: value for field, value in fields.items() if field not in workdir.FREE_FIELDS}
     data = config.data.to_json()
     if data not in self._data:
       self._data[data] = features.digest_split(open_split(config.data, config.data.test))
-    content = [rmam_jax.__version__, workdir.FORMAT, self._data[data], kept]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return _digest([rmam_jax.__version__, workdir.FORMAT, self._data[data], _fields(config)])
+
+
+def _fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """All that can change what a run finds."""
+  fields = workdir.flatten(json.loads(config.to_json()))
+  return {field: value for field, value in fields.items() if field not in workdir.FREE_FIELDS}
+
+
+def _digest(content: Any) -> str:
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+# What stage one does not see: a pooling head in it has no regions to constrain.
+_AFTER_STAGE_ONE = ("stage_two.", "evaluation.", "controls", "model.head")
+_OF_REGIONS = ("localization_weight", "anchor_weight", "scale_weight", "positive_weight", "max_scale", "min_scale")
+
+
+def _stage_one(config: ml_collections.ConfigDict) -> str:
+  """A digest of all that stage one depends on; its data and version are those of the folder of all cells."""
+  left_out = _AFTER_STAGE_ONE
+  if not recognizer.looks(config.stage_one.head):
+    left_out += tuple(f"loss.{name}" for name in _OF_REGIONS)
+  fields = {field: value for field, value in _fields(config).items() if not field.startswith(left_out)}
+  kind = fields.pop("stage_one.classification") or fields["loss.classification"]
+  fields.pop("loss.classification")
+  return _digest([kind, fields])
+
+
+def _take_over_stage_one(cell: Cell, root: pathlib.Path) -> None:
+  """Gives a cell that has not begun the stage one of a finished cell, if there is one that is the same."""
+  folder = cell.folder(root)
+  if (folder / "config.json").exists():
+    return
+  for other in sorted((root / "cells").iterdir()):
+    if not (other / "results.json").exists() or (other / "choose").exists():
+      continue
+    if _stage_one(workdir.read_config(other)) == _stage_one(cell.config):
+      draft = folder / "draft"
+      shutil.rmtree(draft, ignore_errors=True)
+      shutil.copytree(other / "checkpoints" / "stage_one", draft / "stage_one")
+      lines = (other / "metrics.jsonl").read_text().splitlines(keepends=True)
+      (folder / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["stage"] == "stage_one"))
+      shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+      draft.rename(folder / "checkpoints")
+      return
 
 
 @contextlib.contextmanager
@@ -161,6 +206,7 @@ def measure(cell: Cell, root: pathlib.Path, views: str) -> None:
   """Trains a cell, as far as it is not trained yet, and evaluates it from these views."""
   folder, place = cell.folder(root), _place(cell, root, views)
   if not (folder / "results.json").exists():
+    _take_over_stage_one(cell, root)
     run.train_and_evaluate(cell.config, folder)
   run.evaluate(folder, {"views": views})
   draft = place.with_name(views + ".draft")
