@@ -6,7 +6,7 @@ import ml_collections
 
 SCALES = ("512", "640")  # the paper's N
 POOLS = ("mean_pool", "max_pool", "score_map")
-HEADS = ("recurrent", "saliency", "fixed_grid", "whole_image", *POOLS)
+HEADS = ("recurrent", "saliency", "fixed_grid", "proposals", "whole_image", *POOLS)
 
 
 def parse(variant: str, file: str, *choices: Sequence[str]) -> list[str]:
@@ -67,6 +67,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.classes = ()  # of "custom": the classes in order; empty: the training labels, sorted
   config.data.difficult = "ignore"  # labels that are neither: left out (VOC's rule), or "negative" or "positive"
   config.data.expected = ()  # pairs (split, its number of annotated images), checked
+  config.data.proposals = ""  # for the head "proposals": "jittered" or "selective_search" (rmam_jax/data/proposals.py)
+  config.data.num_proposals = 5  # as many as model.num_regions
   config.data.corrupt = "error"  # an image that cannot be read; or "skip": listed and replaced in training
   config.data.image_size = 512  # N: images are resized to N x N
   config.data.crop_size = 448  # N - 64

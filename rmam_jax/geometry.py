@@ -35,6 +35,32 @@ def to_cells(coordinate: jax.Array, length: int, *, align_corners: bool = True) 
   return ((coordinate + 1) * length - 1) * 0.5
 
 
+def from_cells(cell: jax.Array, length: int, *, align_corners: bool = True) -> jax.Array:
+  """Cell index to normalised coordinate: the inverse of `to_cells`. A map of one cell has no aligned coordinates."""
+  if align_corners:
+    return cell / (0.5 * max(length - 1, 1)) - 1
+  return (2 * cell + 1) / length - 1
+
+
+def boxes_to_thetas(boxes: jax.Array, cells: tuple[int, int], *, align_corners: bool = True) -> jax.Array:
+  """The regions that sample from edge to edge of boxes.
+
+  Args:
+    boxes: [..., 4] of (top, left, bottom, right) as shares of what the map shows.
+    cells: (H, W) of the map.
+    align_corners: the grid's convention.
+
+  Returns:
+    theta [..., 4].
+  """
+  lengths = jnp.asarray([*cells, *cells], boxes.dtype)
+  top, left, bottom, right = (
+    from_cells(edge, length, align_corners=align_corners)
+    for edge, length in zip(jnp.moveaxis(boxes * lengths - 0.5, -1, 0), (*cells, *cells), strict=True)
+  )
+  return jnp.stack([(right - left) / 2, (bottom - top) / 2, (right + left) / 2, (bottom + top) / 2], axis=-1)
+
+
 def map_to_pixels(points: jax.Array, cells: int, stride: int, *, align_corners: bool = True) -> jax.Array:
   """Places on a feature map -> places on the image it came from.
 

@@ -119,6 +119,8 @@ class Predictor:
     self._threads = threads
     head = config.stage_two.head or config.model.head
     self._looks = recognizer.looks(head)
+    if recognizer.GUIDES.get(head) == "boxes":
+      raise ValueError(f"head {head!r} looks at proposals, which images alone do not have: it can only be evaluated")
     model = loop.build_model(config, "stage_two", len(trained.class_names))
     self._params = jax.device_put(trained.params, meshes.replicated(mesh))
     self._forward = _make_forward(model, mesh)

@@ -71,6 +71,24 @@ def fixed_grid(params, feature_map, *, num_regions, scale=0.5):
   return (), choose
 
 
+def proposals(params, feature_map, *, boxes, align_corners=True):
+  """Looks at boxes that something else has proposed, in their order: the paper's comparison of Table 3. No parameters.
+
+  Args:
+    params: unused; every rule takes them.
+    feature_map: [B, H, W, C]; only its size is used.
+    boxes: [B, K, 4] of (top, left, bottom, right) as shares of what the map shows.
+    align_corners: where the map's cells lie, as in `attend`.
+  """
+  del params
+  thetas = geometry.boxes_to_thetas(boxes, feature_map.shape[1:3], align_corners=align_corners)
+
+  def choose(memory, z, k):
+    return memory, thetas[:, jnp.minimum(k, thetas.shape[1] - 1)].astype(z.dtype)
+
+  return (), choose
+
+
 def saliency(params, feature_map, *, dense_scores, scale=0.3, inhibition=1.2, peak_width=0.2, align_corners=True):
   """Looks where the classes score highest on the map, and never returns to a place.
 
@@ -118,6 +136,6 @@ def saliency(params, feature_map, *, dense_scores, scale=0.3, inhibition=1.2, pe
 
 
 def no_parameters(key, *, channels, z_width):
-  """The initialiser of rules that have nothing to learn: the fixed grid, and saliency beside its scores."""
+  """The initialiser of rules that have nothing to learn: the fixed grid, proposals, and saliency beside its scores."""
   del key, channels, z_width
   return {}

@@ -5,6 +5,7 @@ A batch is a dict of numpy arrays, B examples, L classes:
   labels  float32 [B, L] of 0 and 1
   ignore  bool [B, L]
   mask    float32 [B], 1 for examples and 0 for padding
+  proposals  float32 [B, K, 4] of (top, left, bottom, right) as shares of the crop, where the records have them
 
 Training batches of which corrupt images were left out name them, in `skipped`, str [n].
 """
@@ -52,7 +53,14 @@ def centre_offset(image_size: int, crop_size: int) -> int:
   return (image_size - crop_size) // 2
 
 
-def _stack(images: list[np.ndarray], records: list[Record], size: int) -> Batch:
+def view_boxes(boxes: np.ndarray, image_size: int, crop_size: int, top: int, left: int, flip: bool) -> np.ndarray:
+  """Boxes [..., 4], (top, left, bottom, right) as shares of the image, as shares of what `view` shows of it."""
+  corner = np.array([top, left, top, left])
+  shown = (boxes * image_size - corner) / crop_size
+  return np.stack([shown[..., 0], 1 - shown[..., 3], shown[..., 2], 1 - shown[..., 1]], -1) if flip else shown
+
+
+def _stack(images: list[np.ndarray], records: list[Record], proposals: list[np.ndarray], size: int) -> Batch:
   """Stacks examples and pads them to `size` with zeros, which the mask excludes."""
   padding = size - len(images)
 
@@ -65,7 +73,7 @@ def _stack(images: list[np.ndarray], records: list[Record], size: int) -> Batch:
     "labels": stack([record.labels for record in records], np.float32),
     "ignore": stack([record.ignore for record in records], bool),
     "mask": np.pad(np.ones(len(images), np.float32), (0, padding)),
-  }
+  } | ({"proposals": stack(proposals, np.float32)} if len(proposals[0]) else {})
 
 
 def check_batch(batch: Mapping[str, np.ndarray]) -> None:
@@ -134,14 +142,15 @@ def train_batches(
     raise ValueError(f"data.corrupt must be one of {', '.join(CORRUPT)}, got {corrupt!r}")
   share = batch_size // process_count
 
-  def load(position: int, index: int, skipped: list[str]) -> tuple[np.ndarray, Record]:
+  def load(position: int, index: int, skipped: list[str]) -> tuple[np.ndarray, Record, np.ndarray]:
     rng = np.random.default_rng([seed, position])
     top, left = rng.integers(0, image_size - crop_size + 1, 2)
     mirrored = flip and rng.random() < 0.5
     while True:
       try:
         image, record = read_image(split, index)
-        return view(image, image_size, crop_size, top, left, mirrored), record
+        shown = image_size, crop_size, top, left, mirrored
+        return view(image, *shown), record, view_boxes(record.proposals, *shown)
       except (ValueError, OSError) as error:
         skipped.append(str(error))
         if corrupt == "error" or len(skipped) > MOST_SKIPPED:
@@ -151,8 +160,8 @@ def train_batches(
   def collate(examples) -> Batch:
     mine = examples[process_index * share : (process_index + 1) * share]
     skipped: list[str] = []
-    images, records = zip(*(load(*example, skipped) for example in mine), strict=True)
-    return _stack(list(images), list(records), share) | ({"skipped": np.array(skipped)} if skipped else {})
+    read = zip(*(load(*example, skipped) for example in mine), strict=True)
+    return _stack(*map(list, read), share) | ({"skipped": np.array(skipped)} if skipped else {})
 
   order = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat()
   batches = (
@@ -178,5 +187,6 @@ def evaluation_batches(
   for start in range(0, len(positions), batch_size):
     read = [read_image(split, index) for index in positions[start : start + batch_size]]
     records = [record for _, record in read]
-    images = [view(image, image_size, crop_size, offset, offset, False) for image, _ in read]
-    yield _stack(images, records, batch_size), records
+    shown = image_size, crop_size, offset, offset, False
+    images = [view(image, *shown) for image, _ in read]
+    yield _stack(images, records, [view_boxes(record.proposals, *shown) for record in records], batch_size), records

@@ -15,6 +15,7 @@ class Record(NamedTuple):
   ignore: np.ndarray  # bool [L], where the label is neither; never where it is 1
   boxes: np.ndarray  # float32 [n, 4] of (top, left, bottom, right) as shares of the image; for measuring only
   box_classes: np.ndarray  # int32 [n]
+  proposals: np.ndarray = np.zeros((0, 4), np.float32)  # [K, 4] as the boxes, where `data.proposals` asks for them
 
 
 def multi_hot(classes: Sequence[int], num_classes: int) -> np.ndarray:

@@ -6,13 +6,14 @@ import os
 import pathlib
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tqdm
 
 from rmam_jax.data import digits, files
+from rmam_jax.data import proposals as proposing
 from rmam_jax.data.record import Record, multi_hot
 
 
@@ -209,6 +210,7 @@ class Split:
     difficult: str = "ignore",
     keep: np.ndarray | None = None,
     limit: int = 0,
+    propose: Callable[[Record], np.ndarray] | None = None,
   ):
     """Makes a split of what is stored.
 
@@ -219,13 +221,14 @@ class Split:
       difficult: see `resolve_difficult`.
       keep: bool [N]; the records that belong to the split; None: all.
       limit: take the first so many of them only; 0 takes all.
+      propose: from `proposals.make`.
 
     Raises:
       ValueError: no record has a positive label.
     """
     self.name = name
     self.class_names = source.class_names
-    self._source, self._difficult = source, difficult
+    self._source, self._difficult, self._propose = source, difficult, propose
     positions = np.arange(len(index.ids)) if keep is None else np.flatnonzero(keep)
     positions = positions[: limit or None]
     labels, _ = resolve_difficult(index.labels[positions], index.ignore[positions], difficult)
@@ -240,7 +243,8 @@ class Split:
   def __getitem__(self, index: int) -> Record:
     record = self._source[int(self._positions[index])]
     labels, ignore = resolve_difficult(record.labels, record.ignore, self._difficult)
-    return record._replace(labels=labels, ignore=ignore)
+    record = record._replace(labels=labels, ignore=ignore)
+    return record._replace(proposals=self._propose(record)) if self._propose else record
 
 
 _PART = re.compile(r"(?P<whole>.+):(?P<part>rest|held)-(?P<count>\d+)")
@@ -269,6 +273,8 @@ def open_split(data: Any, split: str, limit: int = 0) -> Split:
 def _open(data: Any, split: str, limit: int) -> Split:
   name = f"{data.name} {split}"
   if data.name == "custom":
+    if data.proposals:
+      raise ValueError("data.proposals is there for prepared data sets, not for custom images")
     source = files.open_manifest(split, data)
     index = Index(*(np.array(column) for column in source.index()))
     return Split(name, source, index, difficult=data.difficult, limit=limit)
@@ -287,4 +293,6 @@ def _open(data: Any, split: str, limit: int) -> Split:
     keep = index.annotated.copy()
     chosen = held_out(index.ids[index.annotated], int(part["count"]))
     keep[index.annotated] = chosen if part["part"] == "held" else ~chosen
-  return Split(name, source, index, difficult=data.difficult, keep=keep, limit=limit)
+  beside = source.index_path.with_name(source.index_path.name.replace("index", "proposals"))
+  propose = proposing.make(data.proposals, data.num_proposals, source, beside, source.made_by)
+  return Split(name, source, index, difficult=data.difficult, keep=keep, limit=limit, propose=propose)

@@ -68,9 +68,17 @@ class Forward:
   views: Views
   program: Callable[[Any, jax.Array], dict[str, jax.Array]]
 
-  def __call__(self, params: Any, images: jax.Array) -> dict[str, jax.Array]:
-    """Params, images [B, side, side, 3] of `views.pixels` -> scores, features, thetas, ... as `Answers` names them."""
-    return self.program(params, images)
+  def __call__(self, params: Any, images: jax.Array, boxes: jax.Array | None = None) -> dict[str, jax.Array]:
+    """Scores, features, thetas, ... as `Answers` names them.
+
+    Args:
+      params: the recogniser's.
+      images: [B, side, side, 3] of `views.pixels`.
+      boxes: [B, K, 4] for a head that looks at proposals, from the centre view alone.
+    """
+    if boxes is not None and self.views != viewing.CENTRE:
+      raise ValueError("proposals are seen from the centre view alone: set evaluation.views=centre")
+    return self.program(params, images, boxes)
 
 
 def make_forward(
@@ -87,9 +95,9 @@ def make_forward(
   if feature not in FEATURES:
     raise ValueError(f"evaluation.feature must be one of {', '.join(FEATURES)}, got {feature!r}")
 
-  def forward(params, images):
+  def forward(params, images, boxes):
     maps = viewing.feature_maps(model, params, images, views)
-    attention, auxiliary = model.apply({"params": params}, maps.reshape(-1, *maps.shape[2:]), method="recognize")
+    attention, auxiliary = model.apply({"params": params}, maps.reshape(-1, *maps.shape[2:]), boxes, method="recognize")
 
     def by_view(array_KVX):  # one row for every view of every image -> [K, B, V, X]
       return array_KVX.reshape(len(array_KVX), *maps.shape[:2], -1)
@@ -106,7 +114,8 @@ def make_forward(
     return answer if auxiliary is None else answer | {"auxiliary": pooled(auxiliary.scores)}
 
   replicated = meshes.replicated(mesh)
-  program = jax.jit(forward, in_shardings=(replicated, meshes.by_example(mesh)), out_shardings=replicated)
+  sharded = meshes.by_example(mesh)
+  program = jax.jit(forward, in_shardings=(replicated, sharded, sharded), out_shardings=replicated)
   return Forward(views, program)
 
 
@@ -119,7 +128,7 @@ def _answer_batches(
   for batch, records in batches.evaluation_batches(
     split, positions, batch_size=batch_size, image_size=data.image_size, crop_size=side
   ):
-    dispatched = forward(params, batch["image"]), records
+    dispatched = forward(params, batch["image"], batch.get("proposals")), records
     if pending:
       yield _fetch(*pending)
     pending = dispatched

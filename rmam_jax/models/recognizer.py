@@ -25,30 +25,41 @@ class Recognizer(nn.Module):
     backbone: normalised images -> feature map.
     head: feature map -> `Attention`.
     auxiliary: a second head beside it, or None. Its loss keeps the backbone learning densely.
-    guided: whether the head takes the auxiliary head's dense scores to look by.
+    guide: what the head is given to look by: "dense_scores" of the auxiliary head, "boxes" that come with the images, or
+      "" for nothing.
     pixel_mean, pixel_std: of red, green and blue in 0..255.
   """
 
   backbone: nn.Module
   head: nn.Module
   auxiliary: nn.Module | None = None
-  guided: bool = False
+  guide: str = ""
   pixel_mean: Sequence[float] = (0.0, 0.0, 0.0)
   pixel_std: Sequence[float] = (1.0, 1.0, 1.0)
 
-  def __call__(self, images: jax.Array) -> Recognition:
-    """[B, height, width, 3] of 0..255, red green blue, uint8 or float -> scores."""
-    return self.recognize(self.feature_map(images))
+  def __call__(self, images: jax.Array, boxes: jax.Array | None = None) -> Recognition:
+    """Images to scores.
+
+    Args:
+      images: [B, height, width, 3] of 0..255, red green blue, uint8 or float.
+      boxes: [B, K, 4] of (top, left, bottom, right) as shares of the image, for a head that is guided by them.
+    """
+    return self.recognize(self.feature_map(images), boxes)
 
   def feature_map(self, images: jax.Array) -> jax.Array:
     """Images as above -> f_I [B, H, W, C]."""
     pixels = (images.astype(jnp.float32) - jnp.asarray(self.pixel_mean)) / jnp.asarray(self.pixel_std)
     return self.backbone(pixels)
 
-  def recognize(self, feature_map: jax.Array) -> Recognition:
-    """f_I, or a window of it -> scores."""
+  def recognize(self, feature_map: jax.Array, boxes: jax.Array | None = None) -> Recognition:
+    """f_I, or a window of it, and boxes as above -> scores."""
     auxiliary = None if self.auxiliary is None else self.auxiliary(feature_map)
-    guide = {"dense_scores": auxiliary.memory} if self.guided else {}
+    guide = {}
+    if self.guide == "dense_scores":
+      guide["dense_scores"] = auxiliary.memory
+    elif self.guide == "boxes":
+      batch, _, _, _ = feature_map.shape  # without boxes, as in initialisation, the whole image
+      guide["boxes"] = jnp.broadcast_to(jnp.asarray([0.0, 0, 1, 1]), (batch, 1, 4)) if boxes is None else boxes
     return Recognition(self.head(feature_map, **guide), auxiliary)
 
 
@@ -81,6 +92,9 @@ RULES: Mapping[str, Callable[[Any], Rule]] = {
       align_corners=model.align_corners,
     ),
     update_rules.no_parameters,
+  ),
+  "proposals": lambda model: Rule(
+    functools.partial(update_rules.proposals, align_corners=model.align_corners), update_rules.no_parameters
   ),
   "fixed_grid": lambda model: Rule(
     functools.partial(update_rules.fixed_grid, num_regions=model.num_regions, scale=model.fixed_grid.scale),
@@ -127,8 +141,13 @@ HEADS: Mapping[str, Callable[[Any, int], nn.Module]] = {
   "score_map": lambda model, num_classes: heads.ScoreMap(num_classes, places=model.score_map.places),
 }
 
-# Heads that look by the dense scores of an auxiliary head.
-GUIDED = ("saliency",)
+# What heads are given to look by; see `Recognizer.guide`.
+GUIDES: Mapping[str, str] = {"saliency": "dense_scores", "proposals": "boxes"}
+
+
+def needs_scores(head: str) -> bool:
+  """Whether a head looks by the dense scores of an auxiliary head."""
+  return GUIDES.get(head) == "dense_scores"
 
 
 def looks(head: str) -> bool:
@@ -156,7 +175,7 @@ def build(model: Any, num_classes: int, *, head: str, auxiliary: str = "") -> Re
   for field, name in (("head", head), ("auxiliary", auxiliary or head)):
     if name not in HEADS:
       raise ValueError(f"{field} must be one of {', '.join(sorted(HEADS))}, got {name!r}")
-  if head in GUIDED and auxiliary != "score_map":
+  if needs_scores(head) and auxiliary != "score_map":
     raise ValueError(
       f"head {head!r} looks by the dense scores of an auxiliary 'score_map' (stage_one.head), got {auxiliary!r}"
     )
@@ -166,7 +185,7 @@ def build(model: Any, num_classes: int, *, head: str, auxiliary: str = "") -> Re
     backbone=vgg.VGG(stages=tuple(map(tuple, model.stages)), dtype=jnp.dtype(model.dtype)),
     head=HEADS[head](model, num_classes),
     auxiliary=HEADS[auxiliary](model, num_classes) if auxiliary else None,
-    guided=head in GUIDED,
+    guide=GUIDES.get(head, ""),
     pixel_mean=tuple(model.pixel_mean),
     pixel_std=tuple(model.pixel_std),
   )

@@ -37,6 +37,9 @@ PRINTED: Mapping[str, Any] = types.MappingProxyType(
 )
 
 
+LARGE = 200  # pixels of the images, from which on selective search means something
+
+
 class Spec(NamedTuple):
   """What a row of a table trains: a head at one of the two scales, and fields that differ from its configuration."""
 
@@ -58,6 +61,7 @@ SPECS: Mapping[str, Spec] = {
   "rmam-S+P": _rmam(anchor_weight=0.0),
   "rmam-A+S": _rmam(positive_weight=0.0),
   "rmam-A+P": _rmam(scale_weight=0.0),
+  "proposals": Spec("proposals", 0, {**PRINTED, "loss.localization_weight": 0.0}, "rmam"),
   **{
     head: Spec(head)
     for head in ("saliency", "recurrent", "fixed_grid", "whole_image", "score_map", "max_pool", "mean_pool")
@@ -114,6 +118,10 @@ class Maker:
     config = self.get_config(":".join(filter(None, [self.variant, self.scales[spec.scale], spec.head])))
     if spec.changes:  # they are stage two's: stage one is that of all rows
       config.stage_one.classification = config.stage_one.classification or config.loss.classification
+    if spec.head == "proposals":
+      config.data.proposals = "selective_search" if config.data.image_size >= LARGE else "jittered"
+      config.data.num_proposals = config.model.num_regions
+      config.evaluation.views = "centre"
     config.update_from_flattened_dict({**spec.changes, **self.changes})
     config.seed, config.controls, config.evaluation.pictures = seed, (), 0
     if rate is not None:

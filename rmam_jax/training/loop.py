@@ -51,9 +51,20 @@ def head_of(config: ml_collections.ConfigDict, name: str) -> str:
 
 
 def build_model(config: ml_collections.ConfigDict, name: str, num_classes: int) -> recognizer.Recognizer:
-  """The recogniser of a stage; stage two keeps stage one's head beside its own where the configuration says so."""
+  """The recogniser of a stage; stage two keeps stage one's head beside its own where the configuration says so.
+
+  Raises:
+    ValueError: a head that does not exist or lacks what it looks by.
+  """
   head = head_of(config, name)
-  auxiliary = config.stage_one.head if config[name].auxiliary_weight or head in recognizer.GUIDED else ""
+  if recognizer.GUIDES.get(head) == "boxes" and (
+    not config.data.proposals or config.data.num_proposals != config.model.num_regions
+  ):
+    raise ValueError(
+      f"head {head!r} looks at proposals: set data.proposals, and data.num_proposals to the {config.model.num_regions} of"
+      " model.num_regions"
+    )
+  auxiliary = config.stage_one.head if config[name].auxiliary_weight or recognizer.needs_scores(head) else ""
   return recognizer.build(config.model, num_classes, head=head, auxiliary=auxiliary)
 
 
@@ -320,6 +331,6 @@ def best_epochs(folder: pathlib.Path) -> dict[str, int]:
 def _kept_head(config: ml_collections.ConfigDict) -> str:
   """Where stage one's head goes on in stage two; see `take_over`."""
   head = head_of(config, "stage_two")
-  if config.stage_two.auxiliary_weight or head in recognizer.GUIDED:
+  if config.stage_two.auxiliary_weight or recognizer.needs_scores(head):
     return "auxiliary"
   return "head" if head == head_of(config, "stage_one") else ""

@@ -96,7 +96,7 @@ def make_train_step(
 
   def train_step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
     def loss_fn(params):
-      recognition = model.apply({"params": params}, batch["image"])
+      recognition = model.apply({"params": params}, batch["image"], batch.get("proposals"))
       return objective(recognition, batch["labels"], batch["ignore"], batch["mask"])
 
     gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.params)

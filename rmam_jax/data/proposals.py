@@ -1,0 +1,141 @@
+"""Object proposals, the rival that the paper removes the spatial transformer for (Sec. 5.3.1, Table 3).
+
+  jittered           the data set's own boxes, moved and resized, a stated share of them missing, among boxes of nothing:
+                     a stand-in where images are too small for a real method
+  selective_search   Uijlings et al. 2013, by OpenCV's contrib package (the extra `proposals`)
+
+Of either the first so many are taken that overlap none of those before by an IoU of more than 0.7. Boxes are
+(top, left, bottom, right) as shares of the image.
+"""
+
+import concurrent.futures
+import hashlib
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from rmam_jax import metrics
+from rmam_jax.data.images import decode_image
+from rmam_jax.data.record import Record
+
+OVERLAP = 0.7  # IoU
+RECALL = 0.8  # the share of the objects that `jittered` proposes, each with an IoU of at least 0.5
+_TRIES = 64
+_SIDE = 256  # pixels of the longer side that selective search sees
+
+
+def suppress(boxes: np.ndarray, count: int) -> np.ndarray:
+  """Non-maximum suppression: the first `count` of the boxes [n, 4] that overlap no kept one by more than `OVERLAP`."""
+  kept: list[np.ndarray] = []
+  for box in boxes:
+    if len(kept) == count:
+      break
+    if not kept or metrics.box_iou(box[None], np.array(kept)).max() <= OVERLAP:
+      kept.append(box)
+  return np.array(kept, np.float32).reshape(-1, 4)
+
+
+def _filled(boxes: np.ndarray, count: int) -> np.ndarray:
+  """Exactly `count` boxes: where there are fewer, the whole image in their place."""
+  missing = np.tile(np.array([[0, 0, 1, 1]], np.float32), (count - len(boxes), 1))
+  return np.concatenate([boxes, missing])
+
+
+def jittered(record: Record, count: int) -> np.ndarray:
+  """Proposals near `RECALL` of a record's boxes and, after them, as many of nothing as are wanted; by its id alone.
+
+  Args:
+    record: with boxes.
+    count: how many.
+
+  Returns:
+    float32 [count, 4].
+  """
+  rng = np.random.default_rng(np.frombuffer(hashlib.sha256(record.id.encode()).digest()[:8], np.uint64))
+  found = []
+  for box in record.boxes[rng.permutation(len(record.boxes))]:
+    if rng.random() < RECALL:
+      sides = np.tile(box[2:] - box[:2], 2)
+      near = box + rng.normal(0, 0.15, (_TRIES, 4)) * sides
+      fits = metrics.box_iou(near, box[None])[:, 0] >= 0.5
+      found.append(near[fits.argmax()] if fits.any() else box)
+  corners = np.sort(rng.random((_TRIES, 2, 2)), axis=1).reshape(_TRIES, 4)
+  every = np.concatenate([np.array(found).reshape(-1, 4), corners])
+  return _filled(suppress(metrics.clip_boxes(every), count), count)
+
+
+def selective_search(image: np.ndarray, count: int) -> np.ndarray:
+  """The first proposals of selective search in its fast mode, in its own order, which is partly random.
+
+  Args:
+    image: uint8 [height, width, 3].
+    count: how many.
+
+  Returns:
+    float32 [count, 4].
+
+  Raises:
+    ModuleNotFoundError: the extra is not installed.
+  """
+  try:
+    import cv2
+  except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("selective search needs OpenCV's contrib package: pip install '.[proposals]'") from error
+
+  scale = _SIDE / max(image.shape[:2])
+  small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+  height, width = small.shape[:2]
+  search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
+  search.setBaseImage(np.ascontiguousarray(small[:, :, ::-1]))
+  search.switchToSelectiveSearchFast()
+  left, top, wide, tall = search.process().astype(np.float32).T
+  boxes = np.stack([top / height, left / width, (top + tall) / height, (left + wide) / width], axis=1)
+  return _filled(suppress(boxes, count), count)
+
+
+def _stored(path: pathlib.Path, made_by: str, records: Any, count: int) -> dict[str, np.ndarray]:
+  """Selective search of every record, by id; from the file beside the data, or computed once and left there."""
+  if path.exists():
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+      if str(stored["made_by"]) == made_by:
+        return dict(zip(stored["ids"].tolist(), stored["boxes"], strict=True))
+
+  def propose(position: int) -> tuple[str, np.ndarray]:
+    record = records[position]
+    return record.id, selective_search(decode_image(record.image, record.id), count)
+
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    every = pool.map(propose, range(len(records)))
+    found = dict(tqdm.tqdm(every, f"selective search, kept in {path}", len(records), leave=False))
+  draft = path.with_name(path.name + ".draft")
+  with draft.open("wb") as file:
+    np.savez_compressed(file, made_by=made_by, ids=np.array(list(found)), boxes=np.stack(list(found.values())))
+  draft.replace(path)
+  return found
+
+
+def make(kind: str, count: int, source: Any, path: pathlib.Path, made_by: str) -> Callable[[Record], np.ndarray] | None:
+  """From a record to its proposals, float32 [count, 4].
+
+  Args:
+    kind: "jittered", "selective_search", or "" for none: returns None.
+    count: how many.
+    source: all records, by position.
+    path: where the results of a slow method are kept.
+    made_by: which data they belong to.
+
+  Raises:
+    ValueError: an unknown kind.
+  """
+  if not kind:
+    return None
+  if kind == "jittered":
+    return lambda record: jittered(record, count)
+  if kind == "selective_search":
+    found = _stored(path, f"{made_by} {count}", source, count)
+    return lambda record: found[record.id]
+  raise ValueError(f"data.proposals must be jittered, selective_search or empty, got {kind!r}")
