@@ -118,11 +118,11 @@ class Maker:
     config = self.get_config(":".join(filter(None, [self.variant, self.scales[spec.scale], spec.head])))
     if spec.changes:  # they are stage two's: stage one is that of all rows
       config.stage_one.classification = config.stage_one.classification or config.loss.classification
+    config.update_from_flattened_dict({**spec.changes, **self.changes})
     if spec.head == "proposals":
       config.data.proposals = "selective_search" if config.data.image_size >= LARGE else "jittered"
       config.data.num_proposals = config.model.num_regions
       config.evaluation.views = "centre"
-    config.update_from_flattened_dict({**spec.changes, **self.changes})
     config.seed, config.controls, config.evaluation.pictures = seed, (), 0
     if rate is not None:
       config.stage_two.learning_rate = rate
@@ -154,7 +154,7 @@ def _stage_one(config: ml_collections.ConfigDict) -> str:
   """A digest of all that stage one depends on; its data and version are those of the folder of all cells."""
   left_out = _AFTER_STAGE_ONE
   if not recognizer.looks(config.stage_one.head):
-    left_out += tuple(f"loss.{name}" for name in _OF_REGIONS)
+    left_out += ("data.proposals", "data.num_proposals", *(f"loss.{name}" for name in _OF_REGIONS))
   fields = {field: value for field, value in _fields(config).items() if not field.startswith(left_out)}
   kind = fields.pop("stage_one.classification") or fields["loss.classification"]
   fields.pop("loss.classification")

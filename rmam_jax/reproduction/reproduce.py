@@ -17,9 +17,12 @@ def load_maker(config: str, changes: Mapping[str, Any]) -> cells.Maker:
     changes: fields set for all cells.
 
   Raises:
-    ValueError: the file offers no two scales.
+    FileNotFoundError: there is no such file.
+    ValueError: it offers no two scales.
   """
   path, _, variant = config.partition(":")
+  if not pathlib.Path(path).is_file():
+    raise FileNotFoundError(f"there is no configuration {path}")
   spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)

@@ -1,0 +1,173 @@
+"""The paper's tables: how sure a difference is, which cells are trained, and that none is trained twice."""
+
+import pathlib
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
+from rmam_jax import run
+from rmam_jax.evaluation import bootstrap
+from rmam_jax.reproduction import cells, plan, reproduce, tables
+
+CONFIG = "configs/digits.py:tiny"
+
+
+def case(images=60, classes=4, seed=0):
+  rng = np.random.default_rng(seed)
+  labels = (rng.random((images, classes)) < 0.3).astype(np.float32)
+  scores = np.round(labels + rng.normal(0, 1, labels.shape), 1)  # many equal
+  return scores, labels, rng.random(labels.shape) < 0.1
+
+
+def test_weighted_average_precision_is_scikit_learn_s():
+  scores, labels, _ = case()
+  weights = bootstrap.resample_counts(len(scores), 20)
+  assert (weights.sum(axis=1) == len(scores)).all()
+  found = bootstrap.weighted_average_precisions(scores[:, 0], labels[:, 0], weights)
+  wanted = [average_precision_score(labels[:, 0], scores[:, 0], sample_weight=each) for each in weights]
+  np.testing.assert_allclose(found, wanted, rtol=1e-12)
+
+
+def test_resampled_map_leaves_out_ignored_labels_and_classes_that_were_not_drawn():
+  scores, labels, ignore = case()
+  labels[:, 3] = 0
+  once = np.ones((1, len(scores)), int)
+  wanted = [average_precision_score(labels[~ignore[:, c], c], scores[~ignore[:, c], c]) for c in range(3)]
+  np.testing.assert_allclose(bootstrap.resampled_maps(scores, labels, ignore, once), [np.mean(wanted)], rtol=1e-12)
+
+
+def test_an_interval_is_paired():
+  """Two methods that are equally far apart on every resample differ for sure, however much both vary."""
+  maps = np.linspace(0.2, 0.8, 101)
+  found = bootstrap.paired_interval([maps + 0.01, maps + 0.03], [maps, maps])
+  np.testing.assert_allclose(found, (0.02, 0.02, 0.02), atol=1e-12)
+  assert found.verdict == "holds"
+  assert bootstrap.paired_interval([maps], [maps + 0.01]).verdict == "reversed"
+  assert bootstrap.Interval(0.1, -0.1, 0.3).verdict == "open"
+
+
+def test_tables_hold_the_paper_s_figures():
+  found = tables.tables()
+  printed = {row.label: dict(row.paper) for row in found["4"].rows}
+  assert printed == {
+    label: {"mAP": value}
+    for label, value in (("null", 89.9), ("S+P", 90.2), ("A+S", 90.4), ("A+P", 90.3), ("A+S+P", 91.3))
+  }
+  assert found["1"].rows[2].paper["mAP"] == 91.9
+  assert found["2"].rows[2].paper["OF1"] == 72.0
+  assert {row.label: row.paper["mAP"] for row in found["6"].rows}["two scales ten-crop"] == 91.9
+  assert set(found) == set(tables.TABLES)
+
+
+def test_ablations_leave_out_what_they_name(data_root):
+  maker = reproduce.load_maker(CONFIG, {"data.root": str(data_root)})
+  loss = {name: maker.cell(name, 0).config.loss for name in cells.SPECS if name.startswith("rmam")}
+  weights = {
+    name: (each.anchor_weight, each.scale_weight, each.positive_weight, each.localization_weight)
+    for name, each in loss.items()
+  }
+  assert weights == {
+    "rmam": (0.01, 1.0, 0.1, 0.1),
+    "rmam-large": (0.01, 1.0, 0.1, 0.1),
+    "rmam-null": (0.01, 1.0, 0.1, 0.0),
+    "rmam-S+P": (0.0, 1.0, 0.1, 0.1),
+    "rmam-A+S": (0.01, 1.0, 0.0, 0.1),
+    "rmam-A+P": (0.01, 0.0, 0.1, 0.1),
+  }
+  assert {each.classification for each in loss.values()} == {"euclidean"}
+  sizes = [maker.cell(name, 0).config.data.crop_size for name in ("rmam", "rmam-large")]
+  assert sizes == [64, 80]
+
+
+def test_a_cell_is_named_by_what_it_depends_on(data_root):
+  maker = reproduce.load_maker(CONFIG, {"data.root": str(data_root)})
+  digest = maker.cell("saliency", 0).digest
+  assert digest == maker.cell("saliency", 0).digest
+  others = [
+    maker.cell("saliency", 1),
+    maker.cell("saliency", 0, 1e-4),
+    maker.cell("recurrent", 0),
+    reproduce.load_maker(CONFIG, {"data.root": str(data_root), "batch_size": 8}).cell("saliency", 0),
+    reproduce.load_maker("configs/digits.py:tiny:long", {"data.root": str(data_root)}).cell("saliency", 0),
+  ]
+  assert len({digest, *(cell.digest for cell in others)}) == 6
+  threads = reproduce.load_maker(CONFIG, {"data.root": str(data_root), "data.threads": 1})
+  assert threads.cell("saliency", 0).digest == digest
+
+
+THIN = {
+  "model.stages": ((4,), (8,), (8,)),
+  "model.x_width": 16,
+  "model.lstm_width": 16,
+  "model.z_width": 16,
+  "model.num_regions": 3,
+  "epoch_size": 32,
+  "stage_one.epochs": 1,
+  "stage_two.epochs": 1,
+  "evaluation.svm_images": 60,
+}
+
+
+@pytest.fixture
+def make_tables(data_root, tmp_path):
+  def make(**changes):
+    options = {"out": tmp_path, "tables_chosen": ["3"], "seeds": 1, "rates": (1e-3, 2e-3), "dry_run": False}
+    reproduce.reproduce(CONFIG, {**THIN, "data.root": str(data_root)}, **(options | changes))
+    return tmp_path
+
+  return make
+
+
+def test_tables_from_nothing_and_nothing_twice(make_tables, monkeypatch, capsys):
+  root = make_tables()
+  text = (root / "tables.md").read_text()
+  assert "| object proposals | ours |" in text
+  assert "|  | paper, voc2007 | 88.6 |" in text
+  assert "| attention against proposals |" in text
+  assert "| `rmam` |" in text  # the trials
+  trained = {path.parents[1].name: path.stat().st_mtime_ns for path in root.glob("cells/*/checkpoints/stage_two")}
+  assert len(trained) == 3  # two rates of rmam, and proposals at the better one
+  stage_ones = [
+    sorted((path.name, path.read_bytes()) for path in folder.rglob("*") if path.is_file())
+    for folder in root.glob("cells/*/checkpoints/stage_one")
+  ]
+  assert stage_ones[0] == stage_ones[1] == stage_ones[2]  # trained once, taken over twice
+
+  def train(*_):
+    raise AssertionError("trained again")
+
+  with monkeypatch.context() as patched:
+    patched.setattr(run, "train_and_evaluate", train)
+    (root / "tables.md").unlink()
+    make_tables()
+    assert (root / "tables.md").read_text() == text
+    capsys.readouterr()
+    make_tables(dry_run=True)
+    assert "0 cells are left" in capsys.readouterr().out
+    make_tables(dry_run=True, tables_chosen=["3", "4"])
+    out = capsys.readouterr().out
+    assert "5 cells are left" in out  # four ablations, and rmam, from ten views
+    assert "trained already" in out
+
+
+def test_a_cell_that_another_holds_is_left_to_it(data_root, tmp_path):
+  cell = reproduce.load_maker(CONFIG, {"data.root": str(data_root)}).cell("rmam", 0)
+  with cells.holding(cell, tmp_path) as mine:
+    assert mine
+    with cells.holding(cell, tmp_path) as other:
+      assert not other
+  with cells.holding(cell, tmp_path) as again:
+    assert again
+
+
+def test_what_cannot_be_made(data_root, tmp_path):
+  maker = reproduce.load_maker(CONFIG, {"data.root": str(data_root)})
+  with pytest.raises(ValueError, match="--tables must be some of 1, 2, 3, 4, 5, 6, controls, got '7'"):
+    plan.make(maker, tmp_path, ["1", "7"], 1, ())
+  (tmp_path / "one.py").write_text("def get_config(variant=''):\n  return None\n")
+  with pytest.raises(ValueError, match="names no SCALES"):
+    reproduce.load_maker(str(tmp_path / "one.py"), {})
+  with pytest.raises(FileNotFoundError, match=r"there is no configuration missing\.py"):
+    reproduce.load_maker("missing.py", {})
+  assert not list(pathlib.Path(tmp_path).glob("cells/*"))
