@@ -6,7 +6,7 @@ A batch is a dict of numpy arrays, B examples, L classes:
   ignore  bool [B, L]
   mask    float32 [B], 1 for examples and 0 for padding
 
-Training batches of which corrupt images were left out name them, in `skipped`, str [n].
+Training batches also have the records' `ids`, str [B], and name corrupt images that were left out in `skipped`, str [n].
 """
 
 from collections.abc import Iterator, Mapping
@@ -152,7 +152,8 @@ def train_batches(
     mine = examples[process_index * share : (process_index + 1) * share]
     skipped: list[str] = []
     images, records = zip(*(load(*example, skipped) for example in mine), strict=True)
-    return _stack(list(images), list(records), share) | ({"skipped": np.array(skipped)} if skipped else {})
+    batch = _stack(list(images), list(records), share) | {"ids": np.array([record.id for record in records])}
+    return batch | ({"skipped": np.array(skipped)} if skipped else {})
 
   order = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat()
   batches = (

@@ -6,7 +6,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 
 import flax.linen as nn
 import jax
@@ -243,24 +243,23 @@ class _Trainer:
     label = f"{stage.name} ({head_of(self.config, stage.name)})"
     with tqdm.tqdm(total=stage.steps, initial=step, desc=label, unit=" steps", dynamic_ncols=True) as bar:
       while step < stage.steps:
-        totals: list[Mapping[str, jax.Array]] = []
-        for _ in range(stage.steps_per_epoch):
+        totals: list[dict[str, float]] = []
+        running = None
+        for done in range(stage.steps_per_epoch):
           batch = next(stream)
-          self.note_skipped(batch.pop("skipped", ()), step + len(totals), bar)
+          self.note_skipped(batch.pop("skipped", ()), step + done, bar)
+          ids = batch.pop("ids")
           batches.check_batch(batch)
           on_devices = {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
           state, step_metrics = train_step(state, on_devices)
-          totals.append(step_metrics)
-          if len(totals) > 1:  # the step before, so that the host never waits for the one it has just started
-            bar.set_postfix(loss=f"{float(totals[-2]['loss']):.3f}", refresh=False)
+          if running:  # the step before, so that the host never waits for the one it has just started
+            totals.append(_settle(*running))
+            bar.set_postfix(loss=f"{totals[-1]['loss']:.3f}", refresh=False)
+          running = f"{stage.name}, step {step + done + 1}", step_metrics, ids
           bar.update()
+        totals.append(_settle(*running))
         step += stage.steps_per_epoch
-        means = {name: float(np.mean([float(m[name]) for m in totals])) for name in totals[0]}
-        if not math.isfinite(means["loss"]):
-          raise FloatingPointError(
-            f"{stage.name}: the loss is not finite in the epoch that ends at step {step}; the checkpoint before it"
-            " stays. Lower the learning rate or look at the data."
-          )
+        means = {name: float(np.mean([values[name] for values in totals])) for name in totals[0]}
         found = self.validate(stage, forward, state.params)
         epoch = step // stage.steps_per_epoch
         # Without a validation split nothing is chosen: the last epoch is the one that counts.
@@ -273,6 +272,23 @@ class _Trainer:
         validated = "validation loss {validation_loss:.3f}, mAP {validation_mAP:.1%}".format(**found) if found else ""
         bar.write(f"{label} epoch {epoch}/{stage.epochs}: loss {means['loss']:.3f}, {validated}".rstrip(", "))
     log.close()
+
+
+def _settle(place: str, step_metrics: stepping.Metrics, ids: Sequence[str]) -> dict[str, float]:
+  """A step's metrics on the host.
+
+  Raises:
+    FloatingPointError: one is not finite; names the step, the terms and the records.
+  """
+  values = {name: float(value) for name, value in step_metrics.items()}
+  broken = [name for name, value in values.items() if not math.isfinite(value)]
+  if broken:
+    raise FloatingPointError(
+      f"{place}: {', '.join(broken)} not finite, with the records {', '.join(ids)}. Nothing of this step was taken over"
+      " or saved, and the checkpoint before it stays. Look at these records, or lower the learning rate in another"
+      " --workdir."
+    )
+  return values
 
 
 def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> stepping.Params:
