@@ -1,5 +1,6 @@
 """What `train.py` and `eval.py` call: a whole run, and the evaluation that ends it."""
 
+import contextlib
 import json
 import pathlib
 import shutil
@@ -44,7 +45,15 @@ def train_and_evaluate(config: ml_collections.ConfigDict, folder: pathlib.Path) 
 
   Returns:
     What `results.json` holds.
+
+  Raises:
+    ValueError, OSError, FloatingPointError: with what to do about it; another process that trains there, among them.
   """
+  with workdir.locked(folder) if jax.process_index() == 0 else contextlib.nullcontext():
+    return _train_and_evaluate(config, folder)
+
+
+def _train_and_evaluate(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
   first = folder / "choose" if config.data.final_train else None
   if first is not None:
     print(f"first phase: choosing on {config.data.validation}, in {first}")

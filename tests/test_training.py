@@ -401,7 +401,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(
   monkeypatch.setattr(batches, "train_batches", broken_batches)
   with pytest.raises(FloatingPointError) as raised:
     loop.train(config, folder)
-  assert re.search(r"^stage_one, step 3: classification, gradient_norm, loss not finite, with the records ", str(raised.value))
+  assert re.search(
+    r"^stage_one, step 3: classification, gradient_norm, loss not finite, with the records ", str(raised.value)
+  )
   assert ", ".join(seen[2]) in str(raised.value)
   assert len(set(seen[2])) == 16
   assert [line["step"] for line in lines(folder)] == [2]
