@@ -1,13 +1,18 @@
 """Faults, made to happen: a run that is killed, locked out or fed what is damaged goes on or says what to do."""
 
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from rmam_jax.training import workdir
+from rmam_jax.training import checkpoints, step, workdir
 
 HOLD = """
 import pathlib, sys
@@ -39,3 +44,96 @@ def test_a_lock_leaves_no_folder_behind_in_which_nothing_was_done(tmp_path):
   with pytest.raises(ZeroDivisionError), workdir.locked(tmp_path / "run"):
     raise ZeroDivisionError
   assert not (tmp_path / "run").exists()
+
+
+def state(number, dtype=jnp.float32):
+  values = np.random.default_rng(number).normal(size=(64, 64))
+  return step.TrainState(jnp.int32(number), {"one": jnp.asarray(values, dtype), "two": jnp.asarray(values[0])}, ())
+
+
+@pytest.fixture
+def saved(tmp_path):
+  """Checkpoints of two steps, 1 and 2, and one of the best."""
+  found = checkpoints.StageCheckpoints(tmp_path, writing=True)
+  for number in (1, 2):
+    found.save_last(state(number), {"epoch": number})
+  found.save_best(2, state(2).params, {"epoch": 2})
+  yield found
+  found.close()
+
+
+def same(one, other):
+  return jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), one, other))
+
+
+def largest(folder):
+  return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip(path, place=0.5):
+  content = bytearray(path.read_bytes())
+  content[int(len(content) * place)] ^= 1
+  path.write_bytes(content)
+
+
+def cut(path):
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES = {
+  "a flipped bit": lambda folder: flip(largest(folder / "arrays")),
+  "a truncated file": lambda folder: cut(largest(folder / "arrays")),
+  "arrays cannot be read": lambda folder: shutil.rmtree(folder / "arrays"),
+  "progress cannot be read": lambda folder: shutil.rmtree(folder / "progress"),
+  "digests cannot be read": lambda folder: shutil.rmtree(folder / "digests"),
+  "progress does not have its digest": lambda folder: change_progress(folder),
+}
+
+
+def change_progress(folder):
+  path = folder / "progress" / "metadata"
+  assert json.loads(path.read_text()) == {"epoch": 2}
+  path.write_text(json.dumps({"epoch": 3}))
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken_with_a_notice(damage, saved, tmp_path, capsys):
+  assert same(saved.restore_last(state(0))[0], state(2))
+  DAMAGES[damage](tmp_path / "last" / "2")
+  restored, progress = saved.restore_last(state(0))
+  assert same(restored, state(1))
+  assert progress == {"epoch": 1}
+  notice = capsys.readouterr().out
+  assert notice.startswith(f"{tmp_path}/last/2 is damaged: ")
+  assert notice.endswith(". Going on from the state before it.\n")
+  if damage.startswith("a "):
+    assert "/one does not have its digest" in notice or "arrays cannot be read" in notice
+  else:
+    assert damage in notice
+  DAMAGES[damage](tmp_path / "best" / "2")
+  with pytest.raises(ValueError, match=f"best/2 is damaged: .* Remove {tmp_path}: the command that trained it trains"):
+    saved.restore_best(state(0).params)
+  saved.save_last(state(2), {"epoch": 2})  # the epoch done again
+  assert same(saved.restore_last(state(0))[0], state(2))
+  for number in (1, 2):
+    flip(largest(tmp_path / "last" / str(number) / "arrays"))
+  with pytest.raises(ValueError, match=f"last/1 is damaged: .* Remove {tmp_path}"):
+    saved.restore_last(state(0))
+
+
+def test_another_type_in_a_checkpoint_is_named_and_not_cast(saved):
+  with pytest.raises(
+    ValueError, match=r"is of another model: params/one is float32\[64,64\] there and float16\[64,64\] in the config"
+  ):
+    saved.restore_last(state(0, jnp.float16))
+
+
+def test_two_last_states_are_kept_and_what_a_killed_save_left_is_removed(saved, tmp_path):
+  saved.save_last(state(3), {})
+  assert sorted(path.name for path in (tmp_path / "last").iterdir()) == ["2", "3"]
+  (tmp_path / "last" / "4.orbax-checkpoint-tmp").mkdir()
+  again = checkpoints.StageCheckpoints(tmp_path, writing=True)
+  again.save_last(state(5), {})
+  again.close()
+  assert sorted(path.name for path in (tmp_path / "last").iterdir()) == ["3", "5"]

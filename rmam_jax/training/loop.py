@@ -206,9 +206,9 @@ class _Trainer:
     init = functools.partial(stepping.init_state, stage.model, stage.optimizer, size=self.config.data.crop_size)
     shapes = checkpoints.abstract(jax.eval_shape(init, key), replicated)
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-    workdir.check_space(self.folder, 3 * size)
+    workdir.check_space(self.folder, 4 * size)
 
-    saved = checkpoints.StageCheckpoints(self.folder / "checkpoints" / stage.name)
+    saved = checkpoints.StageCheckpoints(self.folder / "checkpoints" / stage.name, writing=True)
     restored = saved.restore_last(shapes)
     if restored:
       state, progress = restored
