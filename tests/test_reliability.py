@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -11,8 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_training import best_params, lines, tiny_config
 
-from rmam_jax.training import checkpoints, step, workdir
+from rmam_jax import command
+from rmam_jax.data import batches
+from rmam_jax.training import checkpoints, loop, step, workdir
 
 HOLD = """
 import pathlib, sys
@@ -44,6 +48,69 @@ def test_a_lock_leaves_no_folder_behind_in_which_nothing_was_done(tmp_path):
   with pytest.raises(ZeroDivisionError), workdir.locked(tmp_path / "run"):
     raise ZeroDivisionError
   assert not (tmp_path / "run").exists()
+
+
+def small_config(data_root):
+  """Two stages of two epochs of four steps, quickly compiled."""
+  config = tiny_config(data_root, epoch_size=64)
+  config.model.head = config.stage_one.head = "mean_pool"
+  config.stage_two.auxiliary_weight = 0.0
+  config.stage_one.epochs = config.stage_two.epochs = 2
+  config.controls = ()
+  return config
+
+
+@pytest.fixture(scope="module")
+def whole(data_root, tmp_path_factory):
+  """A workdir that was trained in one piece."""
+  folder = tmp_path_factory.mktemp("whole") / "run"
+  loop.train(small_config(data_root), folder)
+  return folder
+
+
+def signal_at(monkeypatch, number, name, call):
+  """The process gets a signal when a function of the data or of the trainer is called for the `call`th time."""
+  owner, calls = {"train_batches": batches, "validate": loop._Trainer}[name], []
+  original = getattr(owner, name)
+
+  def counted(*arguments, **options):
+    calls.append(1)
+    if len(calls) == call:
+      os.kill(os.getpid(), number)
+    return original(*arguments, **options)
+
+  def counted_batches(*arguments, **options):
+    for batch in original(*arguments, **options):
+      calls.append(1)
+      if len(calls) == call:
+        os.kill(os.getpid(), number)
+      yield batch
+
+  monkeypatch.setattr(owner, name, counted_batches if name == "train_batches" else counted)
+
+
+def test_a_run_that_is_told_to_stop_finishes_its_step_and_goes_on_exactly_there(
+  whole, data_root, tmp_path, monkeypatch, capsys
+):
+  folder, config = tmp_path / "run", small_config(data_root)
+  last = folder / "checkpoints"
+  for number, status, place, call, wanted in (
+    (signal.SIGTERM, 143, "train_batches", 3, "stage_one/last/3"),  # within an epoch
+    (signal.SIGINT, 130, "train_batches", 1, "stage_one/last/4"),  # at its last step
+    (signal.SIGINT, 130, "validate", 2, "stage_one/last/8"),
+    (signal.SIGTERM, 143, "train_batches", 6, "stage_two/last/6"),
+  ):
+    with monkeypatch.context() as patched:
+      signal_at(patched, number, place, call)
+      with pytest.raises(SystemExit) as left, command.speaking():
+        loop.train(config, folder)
+    assert left.value.code == status
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert (last / wanted).is_dir()
+    assert not (last / wanted).with_name(str(int(wanted[-1]) + 1)).exists()
+  loop.train(config, folder)
+  assert lines(folder) == lines(whole)
+  assert same(best_params(config, folder), best_params(config, whole))
 
 
 def state(number, dtype=jnp.float32):

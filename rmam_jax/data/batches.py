@@ -9,6 +9,10 @@ A batch is a dict of numpy arrays, B examples, L classes:
 Training batches also have the records' `ids`, str [B], and name corrupt images that were left out in `skipped`, str [n].
 """
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -163,8 +167,27 @@ def train_batches(
   )[start_step:]
   stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
   if workers:
-    stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
-  yield from stream
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    stream = stream.mp_prefetch(options, worker_init_fn=_follow_the_trainer)
+  try:
+    yield from stream
+  except RuntimeError as error:  # grain's, of a worker that was killed; what a worker raises comes as it is
+    raise OSError(
+      f"reading {split.name} failed: {error} Where a worker was killed, memory may have run out: lower data.workers and"
+      " run the same command again."
+    ) from error
+
+
+def _follow_the_trainer(index: int, count: int) -> None:
+  """In a worker: ends it when the trainer has ended, however that was, and leaves Ctrl-C to the trainer."""
+  del index, count
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+  def follow() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=follow, daemon=True).start()
 
 
 def evaluation_batches(
