@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from test_training import best_params, lines, tiny_config
 
-from rmam_jax import command
+from benchmarks import crash
+from rmam_jax import command, run
 from rmam_jax.data import batches
 from rmam_jax.training import checkpoints, loop, step, workdir
 
@@ -111,6 +112,23 @@ def test_a_run_that_is_told_to_stop_finishes_its_step_and_goes_on_exactly_there(
   loop.train(config, folder)
   assert lines(folder) == lines(whole)
   assert same(best_params(config, folder), best_params(config, whole))
+
+
+def test_a_run_that_is_killed_at_any_operation_on_a_file_ends_bit_for_bit_where_an_uninterrupted_one_does(tmp_path):
+  whole, killed, cache = tmp_path / "whole", tmp_path / "killed", tmp_path / "cache"
+  operations = crash.train(whole, cache)
+  for operation in (25, 60, 150):  # preparing the scenes; saving the best of stage one, and the last state of stage two
+    assert crash.train(killed, cache, operation=operation) is None
+    assert operations > operation
+  crash.train(killed, cache)
+  wanted, found = crash.outcome(whole), crash.outcome(killed)
+  assert found.keys() == wanted.keys()
+  assert len([name for name in wanted if name.startswith("checkpoints/")]) == 6  # two last, one best of each stage
+  for name in wanted:
+    assert found[name] == wanted[name], name
+  results = json.loads((whole / "run" / "results.json").read_text())
+  with workdir.locked(whole / "run"):  # as while it is being trained
+    assert run.evaluate(whole / "run")["AP"] == results["AP"]
 
 
 def state(number, dtype=jnp.float32):
