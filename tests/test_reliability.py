@@ -1,7 +1,10 @@
 """Faults, made to happen: a run that is killed, locked out or fed what is damaged goes on or says what to do."""
 
+import itertools
 import json
 import os
+import pathlib
+import select
 import shutil
 import signal
 import socket
@@ -17,6 +20,7 @@ from test_training import best_params, lines, tiny_config
 from benchmarks import crash
 from rmam_jax import command, run
 from rmam_jax.data import batches
+from rmam_jax.data.records import open_split
 from rmam_jax.training import checkpoints, loop, step, workdir
 
 HOLD = """
@@ -222,3 +226,78 @@ def test_two_last_states_are_kept_and_what_a_killed_save_left_is_removed(saved, 
   again.save_last(state(5), {})
   again.close()
   assert sorted(path.name for path in (tmp_path / "last").iterdir()) == ["3", "5"]
+
+
+@pytest.fixture
+def reading(data_root):
+  """Starts `worker_faults` and waits for its first batch; gives the process and the line about that batch."""
+  processes = []
+
+  def start(*arguments):
+    command = [sys.executable, "-m", "tests.worker_faults", str(data_root), *arguments]
+    processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0))
+    return processes[-1], processes[-1].stdout.readline()
+
+  yield start
+  for process in processes:
+    process.kill()
+    process.communicate()
+
+
+def children(process):
+  tasks = pathlib.Path("/proc", str(process.pid), "task").glob("*/children")
+  return [int(pid) for task in tasks for pid in task.read_text().split()]
+
+
+def shared_memory(*pids):
+  maps = [pathlib.Path("/proc", str(pid), "maps").read_text() for pid in pids]
+  return {pathlib.Path(line.split()[-1]) for text in maps for line in text.splitlines() if "/dev/shm/psm" in line}
+
+
+def wait_for_end(pid_files):
+  for file in pid_files:
+    assert select.select([file], [], [], 60)[0], "a process is left behind"
+    os.close(file)
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+@linux
+def test_workers_and_shared_memory_end_with_a_trainer_that_is_killed(reading):
+  process, _ = reading()
+  pids = children(process)
+  assert len(pids) == 3  # and Python's own that removes shared memory
+  memory = shared_memory(process.pid, *pids)
+  assert memory
+  files = [os.pidfd_open(pid) for pid in pids]
+  process.kill()
+  wait_for_end(files)
+  assert not [path for path in memory if path.exists()]
+
+
+@linux
+def test_a_worker_that_is_killed_stops_training_with_the_cause(reading):
+  process, _ = reading()
+  workers = [pid for pid in children(process) if b"spawn_main" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()]
+  assert len(workers) == 2
+  os.kill(workers[1], signal.SIGKILL)
+  said = process.communicate(timeout=60)[1].decode()
+  assert process.returncode == 1
+  assert "error: reading digits/tiny train failed: Worker process was terminated unexpectedly with exit code -9" in said
+  assert "lower data.workers and run the same command again" in said
+
+
+def test_what_a_worker_raises_stops_training_and_no_batch_is_lost_or_doubled_before(reading, data_root):
+  process, first = reading("7")
+  out, said = process.communicate(timeout=60)
+  assert process.returncode == 1
+  assert "error: digits/tiny train [7], train_" in said.decode()
+  config = small_config(data_root)
+  split = open_split(config.data, "train")
+  sound = batches.train_batches(split, batch_size=16, image_size=72, crop_size=64, flip=True, seed=3)
+  read = (first + out).decode().splitlines()
+  assert read
+  wanted = [list(batch["ids"]) for batch in itertools.islice(sound, len(read) + 1)]
+  assert read == [" ".join([str(number), *ids]) for number, ids in enumerate(wanted[:-1])]
+  assert split[7].id in wanted[-1]
