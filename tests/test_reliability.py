@@ -301,3 +301,61 @@ def test_what_a_worker_raises_stops_training_and_no_batch_is_lost_or_doubled_bef
   wanted = [list(batch["ids"]) for batch in itertools.islice(sound, len(read) + 1)]
   assert read == [" ".join([str(number), *ids]) for number, ids in enumerate(wanted[:-1])]
   assert split[7].id in wanted[-1]
+
+
+SHARD = "digits-train.array_record-00000-of-00001"
+OTHER_DATA = {
+  "a missing shard": (
+    lambda folder: (folder / SHARD).unlink(),
+    rf"{SHARD}, of 160 records, cannot be read .*No such file",
+  ),
+  "an empty shard": (lambda folder: (folder / SHARD).write_bytes(b""), rf"{SHARD}, of 160 records, cannot be read"),
+  "a truncated shard": (lambda folder: cut(folder / SHARD), rf"{SHARD}, of 160 records, cannot be read"),
+  "another shard": (
+    lambda folder: shutil.copyfile(folder / SHARD.replace("train", "test"), folder / SHARD),
+    rf"{SHARD} holds 40 records, not 160",
+  ),
+  "a damaged record": (lambda folder: flip(folder / SHARD, 0.3), r"record \d+ of digits/tiny train is damaged"),
+  "no dataset_info.json": (
+    lambda folder: (folder / "dataset_info.json").unlink(),
+    r"holds no dataset_info\.json, so it is not whole",
+  ),
+  "half a dataset_info.json": (lambda folder: cut(folder / "dataset_info.json"), "its description is damaged"),
+  "no names of classes": (
+    lambda folder: (folder / "objects-label.labels.txt").unlink(),
+    r"objects-label\.labels\.txt is missing or does not name 10 classes",
+  ),
+  "tfrecord": (
+    lambda folder: (folder / "dataset_info.json").write_text(
+      (folder / "dataset_info.json").read_text().replace("array_record", "tfrecord")
+    ),
+    "is stored as tfrecord, and array_record is what is read here",
+  ),
+}
+
+
+@pytest.mark.parametrize("damage", OTHER_DATA)
+def test_prepared_data_that_are_not_whole_are_found_on_opening(damage, data_root, tmp_path):
+  folder = tmp_path / "digits" / "tiny" / "1.0.0"
+  shutil.copytree(data_root / "digits" / "tiny" / "1.0.0", folder, ignore=shutil.ignore_patterns("rmam-index-*"))
+  data = tiny_config(tmp_path).data
+  spoil, words = OTHER_DATA[damage]
+  spoil(folder)
+  with pytest.raises((ValueError, OSError), match=rf"{words}.* Remove {folder}: the same command makes it again"):
+    open_split(data, "train")
+  shutil.rmtree(folder)  # as it says
+  (folder.parent / "incomplete.ABC_1.0.0").mkdir()
+  assert len(open_split(data, "train")) == 160
+  assert not list(folder.parent.glob("incomplete.*"))
+
+
+def test_a_damaged_record_is_named_where_its_labels_are_known_already(data_root, tmp_path):
+  folder = tmp_path / "digits" / "tiny" / "1.0.0"
+  shutil.copytree(data_root / "digits" / "tiny" / "1.0.0", folder)
+  data = tiny_config(tmp_path).data
+  open_split(data, "train")
+  flip(folder / SHARD, 0.3)
+  split = open_split(tiny_config(tmp_path, **{"data.threads": 1}).data, "train")
+  stream = batches.train_batches(split, batch_size=16, image_size=72, crop_size=64, flip=False, seed=0)
+  with pytest.raises(ValueError, match=r"record \d+ of digits/tiny train is damaged"):
+    list(itertools.islice(stream, 10))
