@@ -1,5 +1,6 @@
 """What `train.py` and `eval.py` call: a whole run, and the evaluation that ends it."""
 
+import contextlib
 import json
 import pathlib
 import shutil
@@ -44,7 +45,15 @@ def train_and_evaluate(config: ml_collections.ConfigDict, folder: pathlib.Path) 
 
   Returns:
     What `results.json` holds.
+
+  Raises:
+    ValueError, OSError, FloatingPointError: with what to do about it; another process that trains there, among them.
   """
+  with workdir.locked(folder) if jax.process_index() == 0 else contextlib.nullcontext():
+    return _train_and_evaluate(config, folder)
+
+
+def _train_and_evaluate(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
   first = folder / "choose" if config.data.final_train else None
   if first is not None:
     print(f"first phase: choosing on {config.data.validation}, in {first}")
@@ -171,7 +180,7 @@ def load_best(config: ml_collections.ConfigDict, folder: pathlib.Path, num_class
 
   Raises:
     FileNotFoundError: stage two has not finished an epoch there.
-    ValueError: the checkpoint does not fit the configuration.
+    ValueError: the checkpoint is damaged, or of another model than the configuration's.
   """
   model = loop.build_model(config, "stage_two", num_classes)
   size = config.data.crop_size
@@ -179,10 +188,6 @@ def load_best(config: ml_collections.ConfigDict, folder: pathlib.Path, num_class
   saved = checkpoints.StageCheckpoints(folder / "checkpoints" / "stage_two")
   try:
     restored = saved.restore_best(checkpoints.abstract(like, meshes.replicated(mesh)))
-  except (KeyError, ValueError) as error:
-    raise ValueError(
-      f"the checkpoint in {folder} does not fit its config.json ({error}): train again into another folder"
-    ) from error
   finally:
     saved.close()
   if restored is None:

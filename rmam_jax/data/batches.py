@@ -7,9 +7,13 @@ A batch is a dict of numpy arrays, B examples, L classes:
   mask    float32 [B], 1 for examples and 0 for padding
   proposals  float32 [B, K, 4] of (top, left, bottom, right) as shares of the crop, where the records have them
 
-Training batches of which corrupt images were left out name them, in `skipped`, str [n].
+Training batches also have the records' `ids`, str [B], and name corrupt images that were left out in `skipped`, str [n].
 """
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -160,8 +164,9 @@ def train_batches(
   def collate(examples) -> Batch:
     mine = examples[process_index * share : (process_index + 1) * share]
     skipped: list[str] = []
-    read = zip(*(load(*example, skipped) for example in mine), strict=True)
-    return _stack(*map(list, read), share) | ({"skipped": np.array(skipped)} if skipped else {})
+    images, records, proposals = map(list, zip(*(load(*example, skipped) for example in mine), strict=True))
+    batch = _stack(images, records, proposals, share) | {"ids": np.array([record.id for record in records])}
+    return batch | ({"skipped": np.array(skipped)} if skipped else {})
 
   order = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat()
   batches = (
@@ -171,8 +176,27 @@ def train_batches(
   )[start_step:]
   stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
   if workers:
-    stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
-  yield from stream
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    stream = stream.mp_prefetch(options, worker_init_fn=_follow_the_trainer)
+  try:
+    yield from stream
+  except RuntimeError as error:  # grain's, of a worker that was killed; what a worker raises comes as it is
+    raise OSError(
+      f"reading {split.name} failed: {error} Where a worker was killed, memory may have run out: lower data.workers and"
+      " run the same command again."
+    ) from error
+
+
+def _follow_the_trainer(index: int, count: int) -> None:
+  """In a worker: ends it when the trainer has ended, however that was, and leaves Ctrl-C to the trainer."""
+  del index, count
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+  def follow() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=follow, daemon=True).start()
 
 
 def evaluation_batches(

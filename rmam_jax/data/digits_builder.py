@@ -1,11 +1,13 @@
 """TFDS builder of the digit scenes: made locally, stored in array_record, features named as in `voc`."""
 
 import contextlib
+import fcntl
 import functools
 import io
 import itertools
 import multiprocessing
 import pathlib
+import shutil
 from concurrent import futures
 from typing import ClassVar
 
@@ -100,6 +102,16 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(setting: str, root: pathlib.Path) -> None:
-  """Draws and stores the scenes of one setting below `root`, unless they are there; in seconds, without a download."""
+  """Draws and stores the scenes of one setting below `root`, unless they are there; in seconds, without a download.
+
+  What a killed process left half made is removed, and a process that is at it waited for.
+  """
   tfds.disable_progress_bar()  # `_generate_examples` shows its own
-  Digits(data_dir=root, config=setting, file_format="array_record").download_and_prepare()
+  builder = Digits(data_dir=root, config=setting, file_format="array_record")
+  folder = pathlib.Path(builder.data_dir).parent
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / "lock").open("w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    for half_made in folder.glob("incomplete.*"):
+      shutil.rmtree(half_made)
+    builder.download_and_prepare()

@@ -102,7 +102,8 @@ def prepare(name: str, *, root: str = "", archives: str = "") -> pathlib.Path:
 
   Raises:
     ValueError: an unknown name, or an archive whose checksum is not the official one.
-    FileNotFoundError: archives that are missing or have another size; names them all.
+    FileNotFoundError: archives that are missing or have another size, all named; or something is left only of data
+      prepared before.
     OSError: no space, or no network.
     ModuleNotFoundError: tensorflow is missing.
   """
@@ -111,6 +112,7 @@ def prepare(name: str, *, root: str = "", archives: str = "") -> pathlib.Path:
   folder = pathlib.Path(builder.data_dir)
   if (folder / "dataset_info.json").exists():
     return folder
+  records.refuse_remains(name, folder)
   sizes = _sizes(builder, name)
   if archives:
     _check_archives(pathlib.Path(archives).expanduser(), sizes)

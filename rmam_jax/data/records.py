@@ -92,7 +92,7 @@ def prepare(name: str, root: str = "") -> pathlib.Path:
 
   Raises:
     ValueError: an unknown name.
-    FileNotFoundError: a data set that has to be prepared elsewhere first.
+    FileNotFoundError: a data set that has to be prepared elsewhere first, or of which something is left only.
     OSError: the folder cannot be written.
   """
   if name not in DATA_SETS:
@@ -100,6 +100,7 @@ def prepare(name: str, root: str = "") -> pathlib.Path:
   folder = data_root(root) / DATA_SETS[name].directory
   if (folder / "dataset_info.json").exists():
     return folder
+  refuse_remains(name, folder)
   family, setting = name.split("/")
   if family != "digits":
     raise FileNotFoundError(
@@ -119,6 +120,58 @@ def prepare(name: str, root: str = "") -> pathlib.Path:
   return folder
 
 
+def refuse_remains(name: str, folder: pathlib.Path) -> None:
+  """Refuses a folder of prepared data without the file that preparing writes last."""
+  if folder.exists():
+    raise FileNotFoundError(f"{folder} holds no dataset_info.json, so it is not whole. {_remedy(name, folder)}")
+
+
+def _remedy(name: str, folder: pathlib.Path) -> str:
+  command = "the same command" if name.startswith("digits/") else f"python -m rmam_jax.data.prepare {name}"
+  return f"Remove {folder}: {command} makes it again."
+
+
+def _open_builder(name: str, folder: pathlib.Path):
+  """The TFDS builder of prepared data, as far as it can be judged without reading the records.
+
+  Raises:
+    ValueError: its description is damaged, or it is not stored as array_record.
+  """
+  import tensorflow_datasets as tfds
+
+  try:
+    builder = tfds.builder_from_directory(folder)
+    label = builder.info.features["objects"].feature["label"]
+  except Exception as error:  # whatever a damaged description leads to
+    raise ValueError(f"{folder}: its description is damaged ({error}). {_remedy(name, folder)}") from error
+  kind = builder.info.file_format.value
+  if kind != "array_record":
+    raise ValueError(f"{folder} is stored as {kind}, and array_record is what is read here. {_remedy(name, folder)}")
+  names = folder / "objects-label.labels.txt"  # without it TFDS names the classes by numbers
+  if not names.exists() or len(label.names) != label.num_classes:
+    raise ValueError(f"{names} is missing or does not name {label.num_classes} classes. {_remedy(name, folder)}")
+  return builder
+
+
+def _check_shards(name: str, folder: pathlib.Path, instructions: Sequence[Any]) -> None:
+  """Compares the records of each file of a split with what the description promises.
+
+  Raises:
+    ValueError: a file is missing, empty, truncated or holds another number of records; names it.
+  """
+  from array_record.python import array_record_module
+
+  for path, wanted in {each.filename: each.examples_in_shard for each in instructions}.items():
+    try:
+      reader = array_record_module.ArrayRecordReader(str(path))
+      found = reader.num_records()
+      reader.close()
+    except RuntimeError as error:
+      raise ValueError(f"{path}, of {wanted} records, cannot be read ({error}). {_remedy(name, folder)}") from error
+    if found != wanted:
+      raise ValueError(f"{path} holds {found} records, not {wanted}. {_remedy(name, folder)}")
+
+
 class _Stored:
   """The records of a TFDS split in array_record format, by position, read from disk each time."""
 
@@ -127,10 +180,13 @@ class _Stored:
 
     data_set = DATA_SETS[name]
     folder = prepare(name, root)
-    builder = tfds.builder_from_directory(folder)
+    builder = _open_builder(name, folder)
     self.class_names = tuple(builder.info.features["objects"].feature["label"].names)
     self._adapter = data_set.adapter
     self._examples = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    _check_shards(name, folder, builder.info.splits[split].file_instructions)
+    self._place = f"{name} {split}"
+    self._remedy = _remedy(name, folder)
     self.index_path = folder / f"rmam-index-{re.sub('[^a-z0-9]+', '-', split)}.npz"
     self.made_by = hashlib.sha256((folder / "dataset_info.json").read_bytes() + split.encode()).hexdigest()
 
@@ -138,7 +194,12 @@ class _Stored:
     return len(self._examples)
 
   def __getitem__(self, position: int) -> Record:
-    return self._adapter(self._examples[position], len(self.class_names))
+    """Raises ValueError if the record is damaged: each is stored with a checksum."""
+    try:
+      example = self._examples[position]
+    except RuntimeError as error:
+      raise ValueError(f"record {position} of {self._place} is damaged ({error}). {self._remedy}") from error
+    return self._adapter(example, len(self.class_names))
 
 
 class Index(NamedTuple):
@@ -261,7 +322,8 @@ def open_split(data: Any, split: str, limit: int = 0) -> Split:
     limit: take the first so many records only; 0 takes all.
 
   Raises:
-    ValueError: an unknown data set or split, or another number of annotated images than `data.expected` has for it.
+    ValueError: an unknown data set or split; another number of annotated images than `data.expected` has for it; or
+      prepared data that are damaged.
     FileNotFoundError: a data set that has to be prepared first.
   """
   key = json.dumps([json.loads(data.to_json()), split, limit])

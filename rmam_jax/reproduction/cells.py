@@ -166,6 +166,7 @@ def _take_over_stage_one(cell: Cell, root: pathlib.Path) -> None:
   folder = cell.folder(root)
   if (folder / "config.json").exists():
     return
+  folder.mkdir(parents=True, exist_ok=True)
   for other in sorted((root / "cells").iterdir()):
     if not (other / "results.json").exists() or (other / "choose").exists():
       continue
@@ -183,9 +184,9 @@ def _take_over_stage_one(cell: Cell, root: pathlib.Path) -> None:
 @contextlib.contextmanager
 def holding(cell: Cell, root: pathlib.Path) -> Iterator[bool]:
   """Within, the cell is this process's, if no other holds it: yields which. A dead holder frees it."""
-  folder = cell.folder(root)
-  folder.mkdir(parents=True, exist_ok=True)
-  with (folder / "lock").open("w") as file:
+  path = cell.folder(root).with_suffix(".lock")  # the workdir's own says that it is being trained
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open("w") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

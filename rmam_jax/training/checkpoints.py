@@ -1,31 +1,59 @@
-"""Checkpoints by Orbax: the last state of a stage, to go on from, and the parameters of its best epoch."""
+"""Checkpoints by Orbax: the last states of a stage, to go on from, and the parameters of its best epoch.
 
+Orbax commits a checkpoint by renaming it, so that there is no half of one, but checks none when it reads it: a flipped
+bit is restored in silence and another type cast. So each holds the digests of its leaves, which are compared.
+"""
+
+import hashlib
+import json
 import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from rmam_jax.training.step import Params, TrainState
+from rmam_jax.weights import tensors
+
+KEPT = {"last": 2, "best": 1}  # steps of each kind
+
+
+class Damaged(ValueError):
+  """A checkpoint is not what was saved."""
 
 
 class StageCheckpoints:
   """The checkpoints of one stage, `folder/last` and `folder/best`.
 
-  Each is one step with two items: arrays, and a JSON record `progress` of what the host knows.
+  Each has steps with three items: arrays; a JSON record `progress` of what the host knows; and `digests`, what both hold.
   """
 
-  def __init__(self, folder: pathlib.Path):
-    options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-    self._managers = {
-      name: ocp.CheckpointManager((folder / name).absolute(), options=options) for name in ("last", "best")
-    }
+  def __init__(self, folder: pathlib.Path, *, writing: bool = False):
+    """Opens or makes them.
+
+    Args:
+      folder: of the stage.
+      writing: whether this is the process that saves: it removes what a killed one left half written.
+    """
+    self._managers = {}
+    for name, kept in KEPT.items():
+      options = ocp.CheckpointManagerOptions(
+        max_to_keep=kept, enable_async_checkpointing=False, cleanup_tmp_directories=writing
+      )
+      self._managers[name] = ocp.CheckpointManager((folder / name).absolute(), options=options)
 
   def _save(self, name: str, step: int, arrays: Any, progress: dict) -> None:
     manager = self._managers[name]
     if step in manager.all_steps():  # an epoch done again after an interruption
       manager.delete(step)
-    args = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(progress))
+    described = _describe(arrays)
+    digests = {"arrays": described, "whole": _digest_json([described, progress])}
+    args = ocp.args.Composite(
+      arrays=ocp.args.StandardSave(arrays),
+      progress=ocp.args.JsonSave(progress),
+      digests=ocp.args.JsonSave(digests),
+    )
     try:
       manager.save(step, args=args, force=True)
       manager.wait_until_finished()
@@ -35,16 +63,45 @@ class StageCheckpoints:
         " or open the folder and run the same command again."
       ) from error
 
-  def _restore(self, name: str, like: Any) -> tuple[Any, dict] | None:
+  def _restore_step(self, name: str, step: int, like: Any) -> tuple[Any, dict]:
+    """A step, compared with its digests.
+
+    Raises:
+      Damaged: names the item or the leaf.
+      ValueError: it is of another model than `like`; names the leaf.
+    """
     manager = self._managers[name]
-    if manager.latest_step() is None:
-      return None
-    args = ocp.args.Composite(arrays=ocp.args.StandardRestore(like), progress=ocp.args.JsonRestore())
-    restored = manager.restore(manager.latest_step(), args=args)
-    return restored["arrays"], restored["progress"]
+    folder = manager.directory / str(step)
+    progress, digests = self._read_json(name, step, "progress"), self._read_json(name, step, "digests")
+    if not isinstance(digests, dict) or digests.get("whole") != _digest_json([digests.get("arrays"), progress]):
+      raise Damaged(f"{folder} is damaged: progress does not have its digest")
+    described, wanted = digests["arrays"], {name: _kind(leaf) for name, leaf in tensors.flatten(like).items()}
+    for leaf in sorted(wanted | described):
+      there, here = described.get(leaf, ["absent"])[0], wanted.get(leaf, "absent")
+      if there != here:
+        raise ValueError(
+          f"{folder} is of another model: {leaf} is {there} there and {here} in the configuration. Go on with the one"
+          " that it was trained with, or train again into another folder."
+        )
+    try:
+      arrays = manager.restore(step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(like)))["arrays"]
+    except Exception as error:  # Orbax's own are bare ones
+      raise Damaged(f"{folder} is damaged: its arrays cannot be read ({_brief(error)})") from error
+    for leaf, found in _describe(arrays).items():
+      if found != described[leaf]:
+        raise Damaged(f"{folder} is damaged: {leaf} does not have its digest")
+    return arrays, progress
+
+  def _read_json(self, name: str, step: int, item: str) -> Any:
+    manager = self._managers[name]
+    try:
+      return manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.JsonRestore()}))[item]
+    except Exception as error:  # as above
+      folder = manager.directory / str(step)
+      raise Damaged(f"{folder} is damaged: {item} cannot be read ({_brief(error)})") from error
 
   def save_last(self, state: TrainState, progress: dict) -> None:
-    """Saves what the stage needs to go on; the one before it is removed once this one is complete."""
+    """Saves what the stage needs to go on; the one but one before it is removed once this one is complete."""
     self._save("last", int(state.step), state._asdict(), progress)
 
   def save_best(self, step: int, params: Params, progress: dict) -> None:
@@ -52,20 +109,44 @@ class StageCheckpoints:
     self._save("best", step, params, progress)
 
   def restore_last(self, like: TrainState) -> tuple[TrainState, dict] | None:
-    """The last state, placed and sharded as `like` (arrays or shapes with shardings), or None."""
-    restored = self._restore("last", like._asdict())
-    return restored and (TrainState(**restored[0]), restored[1])
+    """The last state, placed and sharded as `like` (arrays or shapes with shardings), or None.
+
+    If the last one is damaged, that is said and the one before it taken.
+
+    Raises:
+      ValueError: all are damaged, or the last is of another model.
+    """
+    steps = sorted(self._managers["last"].all_steps(), reverse=True)
+    for step in steps:
+      try:
+        arrays, progress = self._restore_step("last", step, like._asdict())
+      except Damaged as error:
+        if step == steps[-1]:
+          raise ValueError(f"{error}. {self._remedy()}") from error
+        print(f"{error}. Going on from the state before it.")
+      else:
+        return TrainState(**arrays), progress
+    return None
 
   def restore_best(self, like: Params) -> tuple[Params, dict] | None:
-    """The best epoch's parameters, placed and sharded as `like`, or None."""
-    return self._restore("best", like)
+    """The best epoch's parameters, placed and sharded as `like`, or None.
+
+    Raises:
+      ValueError: they are damaged or of another model.
+    """
+    step = self.best_step()
+    try:
+      return None if step is None else self._restore_step("best", step, like)
+    except Damaged as error:
+      raise ValueError(f"{error}. {self._remedy()}") from error
+
+  def _remedy(self) -> str:
+    return f"Remove {self._managers['last'].directory.parent}: the command that trained it trains this stage again."
 
   def best_progress(self) -> dict | None:
     """What the host knew at the best epoch, or None."""
-    manager = self._managers["best"]
-    if manager.latest_step() is None:
-      return None
-    return manager.restore(manager.latest_step(), args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
+    step = self.best_step()
+    return None if step is None else self._read_json("best", step, "progress")
 
   def best_step(self) -> int | None:
     """The step of the best epoch, or None."""
@@ -74,6 +155,26 @@ class StageCheckpoints:
   def close(self) -> None:
     for manager in self._managers.values():
       manager.close()
+
+
+def _brief(error: Exception) -> str:
+  """The first line of what may be pages."""
+  return f"{error} ".splitlines()[0].strip()[:300] or type(error).__name__
+
+
+def _kind(leaf: Any) -> str:
+  """E.g. float32[3,3,3,64]."""
+  return f"{np.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
+
+
+def _describe(arrays: Any) -> dict[str, list[str]]:
+  """Each leaf's type and shape, and the SHA-256 of its name, type, shape and bytes."""
+  leaves = tensors.flatten(arrays)
+  return {name: [_kind(leaf), tensors.digest({name: np.asarray(leaf)})] for name, leaf in leaves.items()}
+
+
+def _digest_json(value: Any) -> str:
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def abstract(tree: Any, sharding: jax.sharding.Sharding) -> Any:

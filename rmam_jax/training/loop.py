@@ -1,12 +1,13 @@
 """A run from nothing to results: stage one, stage two, evaluation, pictures. It goes on where it stopped."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import math
 import pathlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 
 import flax.linen as nn
 import jax
@@ -22,7 +23,7 @@ from rmam_jax.data import batches
 from rmam_jax.data.records import open_split
 from rmam_jax.evaluation import answers as answering
 from rmam_jax.models import recognizer
-from rmam_jax.training import checkpoints, workdir
+from rmam_jax.training import checkpoints, stopping, workdir
 from rmam_jax.training import step as stepping
 from rmam_jax.weights import start
 
@@ -217,9 +218,9 @@ class _Trainer:
     init = functools.partial(stepping.init_state, stage.model, stage.optimizer, size=self.config.data.crop_size)
     shapes = checkpoints.abstract(jax.eval_shape(init, key), replicated)
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-    workdir.check_space(self.folder, 3 * size)
+    workdir.check_space(self.folder, 4 * size)
 
-    saved = checkpoints.StageCheckpoints(self.folder / "checkpoints" / stage.name)
+    saved = checkpoints.StageCheckpoints(self.folder / "checkpoints" / stage.name, writing=True)
     restored = saved.restore_last(shapes)
     if restored:
       state, progress = restored
@@ -232,7 +233,7 @@ class _Trainer:
         params = take_over(params, previous, kept_head)
       state = state._replace(params=jax.device_put(params, replicated))
       progress = {"best_loss": math.inf, "best_epoch": 0, "seconds": 0.0}
-    if int(state.step) < stage.steps:
+    if int(state.step) < stage.steps or progress.get("unfinished"):
       self._train(stage, state, progress, saved)
     best, _ = saved.restore_best(shapes.params)
     saved.close()
@@ -247,32 +248,56 @@ class _Trainer:
       donate_argnums=0,
     )
     forward = answering.make_forward(stage.model, self.mesh)
-    step = int(state.step)
+    step, totals = int(state.step), list(progress.pop("unfinished", ()))  # metrics of the steps of an unfinished epoch
     log = workdir.MetricsLog(self.folder, stage.name, step)
-    stream = self.batches(stage, step)
     started = time.monotonic() - progress["seconds"]
     label = f"{stage.name} ({head_of(self.config, stage.name)})"
-    with tqdm.tqdm(total=stage.steps, initial=step, desc=label, unit=" steps", dynamic_ncols=True) as bar:
-      while step < stage.steps:
-        totals: list[Mapping[str, jax.Array]] = []
-        for _ in range(stage.steps_per_epoch):
-          batch = next(stream)
-          self.note_skipped(batch.pop("skipped", ()), step + len(totals), bar)
+
+    def save_unfinished() -> None:
+      seconds = time.monotonic() - started
+      saved.save_last(state, {**progress, "unfinished": totals, "seconds": seconds})
+      bar.write(f"{label}: stopped after step {step} and saved")
+
+    with (
+      contextlib.closing(self.batches(stage, step)) as stream,
+      contextlib.closing(log),
+      tqdm.tqdm(total=stage.steps, initial=step, desc=label, unit=" steps", dynamic_ncols=True) as bar,
+      # Several processes cannot agree on a step: there, signals act at once and the last epoch's checkpoint counts.
+      stopping.Deferred(active=jax.process_count() == 1) as stop,
+    ):
+      while step < stage.steps or totals:
+        running = None
+        while len(totals) + bool(running) < stage.steps_per_epoch and not stop.asked:
+          try:
+            batch = next(stream)
+          except Exception:
+            if not stop.asked:
+              raise
+            break  # a signal to all processes has ended the workers, too
+          self.note_skipped(batch.pop("skipped", ()), step, bar)
+          ids = batch.pop("ids")
           batches.check_batch(batch)
           on_devices = {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
           state, step_metrics = train_step(state, on_devices)
-          totals.append(step_metrics)
-          if len(totals) > 1:  # the step before, so that the host never waits for the one it has just started
-            bar.set_postfix(loss=f"{float(totals[-2]['loss']):.3f}", refresh=False)
+          step += 1
+          if running:  # the step before, so that the host never waits for the one it has just started
+            totals.append(_settle(*running))
+            bar.set_postfix(loss=f"{totals[-1]['loss']:.3f}", refresh=False)
+          running = f"{stage.name}, step {step}", step_metrics, ids
           bar.update()
-        step += stage.steps_per_epoch
-        means = {name: float(np.mean([float(m[name]) for m in totals])) for name in totals[0]}
-        if not math.isfinite(means["loss"]):
-          raise FloatingPointError(
-            f"{stage.name}: the loss is not finite in the epoch that ends at step {step}; the checkpoint before it"
-            " stays. Lower the learning rate or look at the data."
-          )
-        found = self.validate(stage, forward, state.params)
+        if running:
+          totals.append(_settle(*running))
+        if stop.asked:
+          save_unfinished()
+          return
+        try:
+          with stop.suspended():
+            found = self.validate(stage, forward, state.params)
+        except KeyboardInterrupt:
+          save_unfinished()
+          raise
+        means = {name: float(np.mean([values[name] for values in totals])) for name in totals[0]}
+        totals = []
         epoch = step // stage.steps_per_epoch
         # Without a validation split nothing is chosen: the last epoch is the one that counts.
         if not found or found["validation_loss"] < progress["best_loss"]:
@@ -283,7 +308,23 @@ class _Trainer:
         saved.save_last(state, progress)
         validated = "validation loss {validation_loss:.3f}, mAP {validation_mAP:.1%}".format(**found) if found else ""
         bar.write(f"{label} epoch {epoch}/{stage.epochs}: loss {means['loss']:.3f}, {validated}".rstrip(", "))
-    log.close()
+
+
+def _settle(place: str, step_metrics: stepping.Metrics, ids: Sequence[str]) -> dict[str, float]:
+  """A step's metrics on the host.
+
+  Raises:
+    FloatingPointError: one is not finite; names the step, the terms and the records.
+  """
+  values = {name: float(value) for name, value in step_metrics.items()}
+  broken = [name for name, value in values.items() if not math.isfinite(value)]
+  if broken:
+    raise FloatingPointError(
+      f"{place}: {', '.join(broken)} not finite, with the records {', '.join(ids)}. Nothing of this step was taken over"
+      " or saved, and the checkpoint before it stays. Look at these records, or lower the learning rate in another"
+      " --workdir."
+    )
+  return values
 
 
 def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> stepping.Params:

@@ -1,5 +1,6 @@
 """One pure train step, for `jax.jit` over a mesh and, with an axis name, for `jax.pmap`."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -85,6 +86,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]:
   """Builds the step: state, batch -> state, metrics. Pure; neither jitted nor donated.
 
+  A step whose loss or gradient is not finite changes nothing of the state; its metrics say so.
+
   Args:
     model: a `Recognizer`.
     optimizer: its updates.
@@ -105,7 +108,9 @@ def make_train_step(
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics["gradient_norm"] = optax.tree.norm(gradients)
-    return TrainState(state.step + 1, params, opt_state), metrics
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+    after = TrainState(state.step + 1, params, opt_state)
+    return jax.tree.map(functools.partial(jnp.where, finite), after, state), metrics
 
   return train_step
 

@@ -1,9 +1,13 @@
 """The folder of a run: whose configuration it belongs to, its metrics, its files."""
 
+import contextlib
+import fcntl
 import json
+import os
 import pathlib
 import shutil
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_collections
@@ -77,6 +81,46 @@ def claim(folder: pathlib.Path, config: ml_collections.ConfigDict, class_names: 
       write_json(classes, list(class_names))
   except OSError as error:
     raise _unusable(folder, error) from error
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+  """Within, no other process trains in this folder. The operating system frees it when its holder ends, however that is.
+
+  Args:
+    folder: the workdir; made. If nothing but the lock is in it afterwards, it is removed.
+
+  Raises:
+    OSError: another process holds it; names that process. Or the folder cannot be made or locked.
+  """
+  path = folder / "lock"
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+")
+  except OSError as error:
+    raise _unusable(folder, error) from error
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      file.seek(0)
+      holder = file.read().strip() or "another process"
+      raise OSError(
+        f"{folder} is being trained by {holder}: wait for it, stop it, or name another folder with --workdir=DIR"
+      ) from error
+    except OSError as error:
+      raise OSError(
+        f"{path} cannot be locked ({error.strerror}): name a folder on another disk with --workdir=DIR"
+      ) from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    try:
+      yield
+    finally:
+      if folder.is_dir() and not any(other.name != path.name for other in folder.iterdir()):
+        path.unlink()
+        folder.rmdir()
 
 
 def _unusable(folder: pathlib.Path, error: OSError) -> OSError:

@@ -1,0 +1,361 @@
+"""Faults, made to happen: a run that is killed, locked out or fed what is damaged goes on or says what to do."""
+
+import itertools
+import json
+import os
+import pathlib
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_training import best_params, lines, tiny_config
+
+from benchmarks import crash
+from rmam_jax import command, run
+from rmam_jax.data import batches
+from rmam_jax.data.records import open_split
+from rmam_jax.training import checkpoints, loop, step, workdir
+
+HOLD = """
+import pathlib, sys
+from rmam_jax.training import workdir
+with workdir.locked(pathlib.Path(sys.argv[1])):
+  (pathlib.Path(sys.argv[1]) / "config.json").touch()
+  print("locked", flush=True)
+  sys.stdin.read()
+"""
+
+
+def test_a_second_job_is_refused_and_told_who_holds_the_folder_until_the_holder_dies(tmp_path):
+  folder = tmp_path / "run"
+  command = [sys.executable, "-c", HOLD, str(folder)]
+  with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    assert holder.stdout.readline() == "locked\n"
+    wanted = (
+      f"{folder} is being trained by process {holder.pid} on {socket.gethostname()}: wait for it, stop it, or name"
+    )
+    with pytest.raises(OSError, match=wanted), workdir.locked(folder):
+      pass
+    holder.kill()
+    holder.wait()
+    with workdir.locked(folder):
+      assert (folder / "lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_lock_leaves_no_folder_behind_in_which_nothing_was_done(tmp_path):
+  with pytest.raises(ZeroDivisionError), workdir.locked(tmp_path / "run"):
+    raise ZeroDivisionError
+  assert not (tmp_path / "run").exists()
+
+
+def small_config(data_root):
+  """Two stages of two epochs of four steps, quickly compiled."""
+  config = tiny_config(data_root, epoch_size=64)
+  config.model.head = config.stage_one.head = "mean_pool"
+  config.stage_two.auxiliary_weight = 0.0
+  config.stage_one.epochs = config.stage_two.epochs = 2
+  config.controls = ()
+  return config
+
+
+@pytest.fixture(scope="module")
+def whole(data_root, tmp_path_factory):
+  """A workdir that was trained in one piece."""
+  folder = tmp_path_factory.mktemp("whole") / "run"
+  loop.train(small_config(data_root), folder)
+  return folder
+
+
+def signal_at(monkeypatch, number, name, call):
+  """The process gets a signal when a function of the data or of the trainer is called for the `call`th time."""
+  owner, calls = {"train_batches": batches, "validate": loop._Trainer}[name], []
+  original = getattr(owner, name)
+
+  def counted(*arguments, **options):
+    calls.append(1)
+    if len(calls) == call:
+      os.kill(os.getpid(), number)
+    return original(*arguments, **options)
+
+  def counted_batches(*arguments, **options):
+    for batch in original(*arguments, **options):
+      calls.append(1)
+      if len(calls) == call:
+        os.kill(os.getpid(), number)
+      yield batch
+
+  monkeypatch.setattr(owner, name, counted_batches if name == "train_batches" else counted)
+
+
+def test_a_run_that_is_told_to_stop_finishes_its_step_and_goes_on_exactly_there(
+  whole, data_root, tmp_path, monkeypatch, capsys
+):
+  folder, config = tmp_path / "run", small_config(data_root)
+  last = folder / "checkpoints"
+  for number, status, place, call, wanted in (
+    (signal.SIGTERM, 143, "train_batches", 3, "stage_one/last/3"),  # within an epoch
+    (signal.SIGINT, 130, "train_batches", 1, "stage_one/last/4"),  # at its last step
+    (signal.SIGINT, 130, "validate", 2, "stage_one/last/8"),
+    (signal.SIGTERM, 143, "train_batches", 6, "stage_two/last/6"),
+  ):
+    with monkeypatch.context() as patched:
+      signal_at(patched, number, place, call)
+      with pytest.raises(SystemExit) as left, command.speaking():
+        loop.train(config, folder)
+    assert left.value.code == status
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert (last / wanted).is_dir()
+    assert not (last / wanted).with_name(str(int(wanted[-1]) + 1)).exists()
+  loop.train(config, folder)
+  assert lines(folder) == lines(whole)
+  assert same(best_params(config, folder), best_params(config, whole))
+
+
+def test_a_run_that_is_killed_at_any_operation_on_a_file_ends_bit_for_bit_where_an_uninterrupted_one_does(tmp_path):
+  whole, killed, cache = tmp_path / "whole", tmp_path / "killed", tmp_path / "cache"
+  operations = crash.train(whole, cache)
+  for operation in (25, 60, 150):  # preparing the scenes; saving the best of stage one, and the last state of stage two
+    assert crash.train(killed, cache, operation=operation) is None
+    assert operations > operation
+  crash.train(killed, cache)
+  wanted, found = crash.outcome(whole), crash.outcome(killed)
+  assert found.keys() == wanted.keys()
+  assert len([name for name in wanted if name.startswith("checkpoints/")]) == 6  # two last, one best of each stage
+  for name in wanted:
+    assert found[name] == wanted[name], name
+  results = json.loads((whole / "run" / "results.json").read_text())
+  with workdir.locked(whole / "run"):  # as while it is being trained
+    assert run.evaluate(whole / "run")["AP"] == results["AP"]
+
+
+def state(number, dtype=jnp.float32):
+  values = np.random.default_rng(number).normal(size=(64, 64))
+  return step.TrainState(jnp.int32(number), {"one": jnp.asarray(values, dtype), "two": jnp.asarray(values[0])}, ())
+
+
+@pytest.fixture
+def saved(tmp_path):
+  """Checkpoints of two steps, 1 and 2, and one of the best."""
+  found = checkpoints.StageCheckpoints(tmp_path, writing=True)
+  for number in (1, 2):
+    found.save_last(state(number), {"epoch": number})
+  found.save_best(2, state(2).params, {"epoch": 2})
+  yield found
+  found.close()
+
+
+def same(one, other):
+  return jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), one, other))
+
+
+def largest(folder):
+  return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip(path, place=0.5):
+  content = bytearray(path.read_bytes())
+  content[int(len(content) * place)] ^= 1
+  path.write_bytes(content)
+
+
+def cut(path):
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES = {
+  "a flipped bit": lambda folder: flip(largest(folder / "arrays")),
+  "a truncated file": lambda folder: cut(largest(folder / "arrays")),
+  "arrays cannot be read": lambda folder: shutil.rmtree(folder / "arrays"),
+  "progress cannot be read": lambda folder: shutil.rmtree(folder / "progress"),
+  "digests cannot be read": lambda folder: shutil.rmtree(folder / "digests"),
+  "progress does not have its digest": lambda folder: change_progress(folder),
+}
+
+
+def change_progress(folder):
+  path = folder / "progress" / "metadata"
+  assert json.loads(path.read_text()) == {"epoch": 2}
+  path.write_text(json.dumps({"epoch": 3}))
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken_with_a_notice(damage, saved, tmp_path, capsys):
+  assert same(saved.restore_last(state(0))[0], state(2))
+  DAMAGES[damage](tmp_path / "last" / "2")
+  restored, progress = saved.restore_last(state(0))
+  assert same(restored, state(1))
+  assert progress == {"epoch": 1}
+  notice = capsys.readouterr().out
+  assert notice.startswith(f"{tmp_path}/last/2 is damaged: ")
+  assert notice.endswith(". Going on from the state before it.\n")
+  if damage.startswith("a "):
+    assert "/one does not have its digest" in notice or "arrays cannot be read" in notice
+  else:
+    assert damage in notice
+  DAMAGES[damage](tmp_path / "best" / "2")
+  with pytest.raises(ValueError, match=f"best/2 is damaged: .* Remove {tmp_path}: the command that trained it trains"):
+    saved.restore_best(state(0).params)
+  saved.save_last(state(2), {"epoch": 2})  # the epoch done again
+  assert same(saved.restore_last(state(0))[0], state(2))
+  for number in (1, 2):
+    flip(largest(tmp_path / "last" / str(number) / "arrays"))
+  with pytest.raises(ValueError, match=f"last/1 is damaged: .* Remove {tmp_path}"):
+    saved.restore_last(state(0))
+
+
+def test_another_type_in_a_checkpoint_is_named_and_not_cast(saved):
+  with pytest.raises(
+    ValueError, match=r"is of another model: params/one is float32\[64,64\] there and float16\[64,64\] in the config"
+  ):
+    saved.restore_last(state(0, jnp.float16))
+
+
+def test_two_last_states_are_kept_and_what_a_killed_save_left_is_removed(saved, tmp_path):
+  saved.save_last(state(3), {})
+  assert sorted(path.name for path in (tmp_path / "last").iterdir()) == ["2", "3"]
+  (tmp_path / "last" / "4.orbax-checkpoint-tmp").mkdir()
+  again = checkpoints.StageCheckpoints(tmp_path, writing=True)
+  again.save_last(state(5), {})
+  again.close()
+  assert sorted(path.name for path in (tmp_path / "last").iterdir()) == ["3", "5"]
+
+
+@pytest.fixture
+def reading(data_root):
+  """Starts `worker_faults` and waits for its first batch; gives the process and the line about that batch."""
+  processes = []
+
+  def start(*arguments):
+    command = [sys.executable, "-m", "tests.worker_faults", str(data_root), *arguments]
+    processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0))
+    return processes[-1], processes[-1].stdout.readline()
+
+  yield start
+  for process in processes:
+    process.kill()
+    process.communicate()
+
+
+def children(process):
+  tasks = pathlib.Path("/proc", str(process.pid), "task").glob("*/children")
+  return [int(pid) for task in tasks for pid in task.read_text().split()]
+
+
+def shared_memory(*pids):
+  maps = [pathlib.Path("/proc", str(pid), "maps").read_text() for pid in pids]
+  return {pathlib.Path(line.split()[-1]) for text in maps for line in text.splitlines() if "/dev/shm/psm" in line}
+
+
+def wait_for_end(pid_files):
+  for file in pid_files:
+    assert select.select([file], [], [], 60)[0], "a process is left behind"
+    os.close(file)
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+@linux
+def test_workers_and_shared_memory_end_with_a_trainer_that_is_killed(reading):
+  process, _ = reading()
+  pids = children(process)
+  assert len(pids) == 3  # and Python's own that removes shared memory
+  memory = shared_memory(process.pid, *pids)
+  assert memory
+  files = [os.pidfd_open(pid) for pid in pids]
+  process.kill()
+  wait_for_end(files)
+  assert not [path for path in memory if path.exists()]
+
+
+@linux
+def test_a_worker_that_is_killed_stops_training_with_the_cause(reading):
+  process, _ = reading()
+  workers = [pid for pid in children(process) if b"spawn_main" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()]
+  assert len(workers) == 2
+  os.kill(workers[1], signal.SIGKILL)
+  said = process.communicate(timeout=60)[1].decode()
+  assert process.returncode == 1
+  assert "error: reading digits/tiny train failed: Worker process was terminated unexpectedly with exit code -9" in said
+  assert "lower data.workers and run the same command again" in said
+
+
+def test_what_a_worker_raises_stops_training_and_no_batch_is_lost_or_doubled_before(reading, data_root):
+  process, first = reading("7")
+  out, said = process.communicate(timeout=60)
+  assert process.returncode == 1
+  assert "error: digits/tiny train [7], train_" in said.decode()
+  config = small_config(data_root)
+  split = open_split(config.data, "train")
+  sound = batches.train_batches(split, batch_size=16, image_size=72, crop_size=64, flip=True, seed=3)
+  read = (first + out).decode().splitlines()
+  assert read
+  wanted = [list(batch["ids"]) for batch in itertools.islice(sound, len(read) + 1)]
+  assert read == [" ".join([str(number), *ids]) for number, ids in enumerate(wanted[:-1])]
+  assert split[7].id in wanted[-1]
+
+
+SHARD = "digits-train.array_record-00000-of-00001"
+OTHER_DATA = {
+  "a missing shard": (
+    lambda folder: (folder / SHARD).unlink(),
+    rf"{SHARD}, of 160 records, cannot be read .*No such file",
+  ),
+  "an empty shard": (lambda folder: (folder / SHARD).write_bytes(b""), rf"{SHARD}, of 160 records, cannot be read"),
+  "a truncated shard": (lambda folder: cut(folder / SHARD), rf"{SHARD}, of 160 records, cannot be read"),
+  "another shard": (
+    lambda folder: shutil.copyfile(folder / SHARD.replace("train", "test"), folder / SHARD),
+    rf"{SHARD} holds 40 records, not 160",
+  ),
+  "a damaged record": (lambda folder: flip(folder / SHARD, 0.3), r"record \d+ of digits/tiny train is damaged"),
+  "no dataset_info.json": (
+    lambda folder: (folder / "dataset_info.json").unlink(),
+    r"holds no dataset_info\.json, so it is not whole",
+  ),
+  "half a dataset_info.json": (lambda folder: cut(folder / "dataset_info.json"), "its description is damaged"),
+  "no names of classes": (
+    lambda folder: (folder / "objects-label.labels.txt").unlink(),
+    r"objects-label\.labels\.txt is missing or does not name 10 classes",
+  ),
+  "tfrecord": (
+    lambda folder: (folder / "dataset_info.json").write_text(
+      (folder / "dataset_info.json").read_text().replace("array_record", "tfrecord")
+    ),
+    "is stored as tfrecord, and array_record is what is read here",
+  ),
+}
+
+
+@pytest.mark.parametrize("damage", OTHER_DATA)
+def test_prepared_data_that_are_not_whole_are_found_on_opening(damage, data_root, tmp_path):
+  folder = tmp_path / "digits" / "tiny" / "1.0.0"
+  shutil.copytree(data_root / "digits" / "tiny" / "1.0.0", folder, ignore=shutil.ignore_patterns("rmam-index-*"))
+  data = tiny_config(tmp_path).data
+  spoil, words = OTHER_DATA[damage]
+  spoil(folder)
+  with pytest.raises((ValueError, OSError), match=rf"{words}.* Remove {folder}: the same command makes it again"):
+    open_split(data, "train")
+  shutil.rmtree(folder)  # as it says
+  (folder.parent / "incomplete.ABC_1.0.0").mkdir()
+  assert len(open_split(data, "train")) == 160
+  assert not list(folder.parent.glob("incomplete.*"))
+
+
+def test_a_damaged_record_is_named_where_its_labels_are_known_already(data_root, tmp_path):
+  folder = tmp_path / "digits" / "tiny" / "1.0.0"
+  shutil.copytree(data_root / "digits" / "tiny" / "1.0.0", folder)
+  data = tiny_config(tmp_path).data
+  open_split(data, "train")
+  flip(folder / SHARD, 0.3)
+  split = open_split(tiny_config(tmp_path, **{"data.threads": 1}).data, "train")
+  stream = batches.train_batches(split, batch_size=16, image_size=72, crop_size=64, flip=False, seed=0)
+  with pytest.raises(ValueError, match=r"record \d+ of digits/tiny train is damaged"):
+    list(itertools.islice(stream, 10))
