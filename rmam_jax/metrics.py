@@ -176,13 +176,16 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
+DIFFICULT = ("ignore", "negative", "positive")
+
+
 def resolve_difficult(labels: np.ndarray, ignore: np.ndarray, rule: str) -> tuple[np.ndarray, np.ndarray]:
-  """Labels and ignore [N, L] under "ignore", "negative" or "positive", what ignored labels count as."""
+  """What labels that are neither count as: labels and ignore [..., L] under one of `DIFFICULT`."""
+  if rule not in DIFFICULT:
+    raise ValueError(f"difficult must be one of {', '.join(DIFFICULT)}, got {rule!r}")
   if rule == "ignore":
     return labels, ignore
-  if rule not in ("negative", "positive"):
-    raise ValueError(f"difficult must be ignore, negative or positive, got {rule!r}")
-  return np.where(ignore, float(rule == "positive"), labels), np.zeros_like(ignore)
+  return np.where(ignore, np.float32(rule == "positive"), labels), np.zeros_like(ignore)
 
 
 def measure(protocol: Protocol, scores: np.ndarray, labels: np.ndarray, ignore: np.ndarray) -> dict[str, Any]:

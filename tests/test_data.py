@@ -161,7 +161,7 @@ def test_what_difficult_labels_count_as(difficult, ids, first, ignored):
 
 
 def test_unknown_policy_for_difficult_labels():
-  with pytest.raises(ValueError, match=r"data\.difficult must be one of ignore, negative, positive, got 'hard'"):
+  with pytest.raises(ValueError, match=r"difficult must be one of ignore, negative, positive, got 'hard'"):
     records.Split("three", Source(), Source.index, difficult="hard")
 
 

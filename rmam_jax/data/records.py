@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import tqdm
 
+from rmam_jax import metrics
 from rmam_jax.data import digits, files
 from rmam_jax.data import proposals as proposing
 from rmam_jax.data.record import Record, multi_hot
@@ -47,18 +48,6 @@ def adapt_voc(example: Mapping[str, Any], num_classes: int) -> Record:
   labels = multi_hot(example["labels_no_difficult"], num_classes)
   ignore = (multi_hot(example["labels"], num_classes) == 1) & (labels == 0)
   return Record(_name(example), example["image"], labels, ignore, boxes, classes)
-
-
-DIFFICULT = ("ignore", "negative", "positive")
-
-
-def resolve_difficult(labels: np.ndarray, ignore: np.ndarray, difficult: str) -> tuple[np.ndarray, np.ndarray]:
-  """What labels that are neither count as: labels and ignore [..., L] under one of `DIFFICULT`."""
-  if difficult not in DIFFICULT:
-    raise ValueError(f"data.difficult must be one of {', '.join(DIFFICULT)}, got {difficult!r}")
-  if difficult == "ignore":
-    return labels, ignore
-  return (np.where(ignore, np.float32(1), labels) if difficult == "positive" else labels), np.zeros_like(ignore)
 
 
 class DataSet(NamedTuple):
@@ -279,7 +268,7 @@ class Split:
       name: for people.
       source: `class_names`, and a `Record` for each position.
       index: of the source.
-      difficult: see `resolve_difficult`.
+      difficult: see `metrics.resolve_difficult`.
       keep: bool [N]; the records that belong to the split; None: all.
       limit: take the first so many of them only; 0 takes all.
       propose: from `proposals.make`.
@@ -292,7 +281,7 @@ class Split:
     self._source, self._difficult, self._propose = source, difficult, propose
     positions = np.arange(len(index.ids)) if keep is None else np.flatnonzero(keep)
     positions = positions[: limit or None]
-    labels, _ = resolve_difficult(index.labels[positions], index.ignore[positions], difficult)
+    labels, _ = metrics.resolve_difficult(index.labels[positions], index.ignore[positions], difficult)
     self._positions = positions[labels.any(axis=1)]
     self.dropped = len(positions) - len(self._positions)
     if not len(self._positions):
@@ -303,7 +292,7 @@ class Split:
 
   def __getitem__(self, index: int) -> Record:
     record = self._source[int(self._positions[index])]
-    labels, ignore = resolve_difficult(record.labels, record.ignore, self._difficult)
+    labels, ignore = metrics.resolve_difficult(record.labels, record.ignore, self._difficult)
     record = record._replace(labels=labels, ignore=ignore)
     return record._replace(proposals=self._propose(record)) if self._propose else record
 
