@@ -27,6 +27,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unexpected argument {argv[1]!r}")
   config = _CONFIG.value
   workdir = _WORKDIR.value or run.default_workdir(config)
+  command.keep_compiled()
   with command.speaking():
     run.train_and_evaluate(config, pathlib.Path(workdir))
 
