@@ -12,7 +12,7 @@ import jax
 import ml_collections
 
 import rmam_jax
-from rmam_jax import exhibits
+from rmam_jax import exhibits, processes
 from rmam_jax import mesh as meshes
 from rmam_jax.data.records import Split, open_split
 from rmam_jax.evaluation import answers as answering
@@ -43,7 +43,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, folder: pathlib.Path) 
     folder: the workdir; made, or gone on with if it belongs to the same configuration.
 
   Returns:
-    What `results.json` holds.
+    What `results.json` holds; in another process than the first, nothing.
   """
   first = folder / "choose" if config.data.final_train else None
   if first is not None:
@@ -54,7 +54,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, folder: pathlib.Path) 
   elif not config.data.validation:
     choosing.check(folder)  # now, and not when all is trained
   loop.train(config, folder)
-  if first is not None:
+  if first is not None and processes.is_first():
     shutil.copyfile(first / choosing.FILE, folder / choosing.FILE)
   results = evaluate(folder)
   for control in config.controls:
@@ -62,9 +62,10 @@ def train_and_evaluate(config: ml_collections.ConfigDict, folder: pathlib.Path) 
     control_folder = folder / "controls" / control
     loop.train(control_config(config, control), control_folder)
     evaluate(control_folder)
-  results["controls"] = _controls(config, folder)
-  workdir.write_json(folder / "results.json", results)
-  _print(results, folder)
+  if processes.is_first():
+    results["controls"] = _controls(config, folder)
+    workdir.write_json(folder / "results.json", results)
+    _print(results, folder)
   return results
 
 
@@ -211,7 +212,7 @@ def evaluate(
     figure_folder: a folder to make, with figures like the paper's; None draws none.
 
   Returns:
-    What `results.json` holds.
+    What `results.json` holds; in another process than the first, nothing.
 
   Raises:
     ValueError, OSError, FloatingPointError: with what to do about it.
@@ -248,22 +249,27 @@ def evaluate(
       progress=label,
     )
 
-  train = None
+  train = validation = None
+  validation_split = open_split(data, data.validation) if data.validation else None
   if section.svm_solver:
     train = answers(open_split(data, data.train, section.svm_images), "images for the SVMs")
+  if validation_split is not None:
+    validation = answers(validation_split, "validation images")
+  test_answers = answers(test, "test images")
+  best_step = _best_step(folder)
+  if not processes.is_first():  # from here on the answers are there and the devices of one process are enough
+    return {}
   head, kind = loop.head_of(config, "stage_two"), classification_of(config)
-  if data.validation:
-    validation = open_split(data, data.validation)
-    chosen = choosing.choose(config, kind, names, validation.name, train, answers(validation, "validation images"))
+  if validation is not None:
+    chosen = choosing.choose(config, kind, names, validation_split.name, train, validation)
     workdir.write_json(folder / choosing.FILE, chosen._asdict())
   else:
     chosen = choosing.read(folder, names)
 
-  test_answers = answers(test, "test images")
   margins = None
   if train is not None:
     margins = _fit_svms(config, folder, names, train, chosen.svm_c).margins(choosing.prepare(test_answers, config))
-  scoring.save(folder, test_answers, names, margins, step=_best_step(folder))
+  scoring.save(folder, test_answers, names, margins, step=best_step)
   results = report.evaluate(config, (head, kind), names, test_answers, margins, chosen)
   results |= {
     "data": test.name,

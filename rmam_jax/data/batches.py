@@ -9,7 +9,7 @@ A batch is a dict of numpy arrays, B examples, L classes:
 Training batches of which corrupt images were left out name them, in `skipped`, str [n].
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -52,19 +52,12 @@ def centre_offset(image_size: int, crop_size: int) -> int:
   return (image_size - crop_size) // 2
 
 
-def _stack(images: list[np.ndarray], records: list[Record], size: int) -> Batch:
-  """Stacks examples and pads them to `size` with zeros, which the mask excludes."""
-  padding = size - len(images)
-
-  def stack(arrays, dtype):
-    array = np.stack(arrays).astype(dtype)
-    return np.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1))
-
+def _stack(images: Sequence[np.ndarray], records: Sequence[Record]) -> Batch:
   return {
-    "image": stack(images, np.uint8),
-    "labels": stack([record.labels for record in records], np.float32),
-    "ignore": stack([record.ignore for record in records], bool),
-    "mask": np.pad(np.ones(len(images), np.float32), (0, padding)),
+    "image": np.stack(images).astype(np.uint8),
+    "labels": np.stack([record.labels for record in records]).astype(np.float32),
+    "ignore": np.stack([record.ignore for record in records]).astype(bool),
+    "mask": np.ones(len(images), np.float32),
   }
 
 
@@ -152,7 +145,7 @@ def train_batches(
     mine = examples[process_index * share : (process_index + 1) * share]
     skipped: list[str] = []
     images, records = zip(*(load(*example, skipped) for example in mine), strict=True)
-    return _stack(list(images), list(records), share) | ({"skipped": np.array(skipped)} if skipped else {})
+    return _stack(images, records) | ({"skipped": np.array(skipped)} if skipped else {})
 
   order = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat()
   batches = (
@@ -167,16 +160,43 @@ def train_batches(
 
 
 def evaluation_batches(
-  split: Split, positions: range, *, batch_size: int, image_size: int, crop_size: int
-) -> Iterator[tuple[Batch, list[Record]]]:
-  """The centre view of the records at these positions, in order, with the records; the last batch is padded and masked.
+  split: Split,
+  positions: range,
+  *,
+  batch_size: int,
+  image_size: int,
+  crop_size: int,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Iterator[tuple[np.ndarray, list[Record]]]:
+  """The centre view of the records at these positions, in order, with the records.
+
+  Args:
+    split: the records.
+    positions: in it.
+    batch_size: of all processes together.
+    image_size, crop_size: N and the side of the view, in pixels.
+    process_index, process_count: this process decodes its equal share of each batch.
+
+  Yields:
+    Images uint8 [batch_size / process_count, crop_size, crop_size, 3], the last batch padded with zeros, and the
+    records of the whole batch.
 
   Raises:
     ValueError, OSError: see `read_image`. Here nothing is skipped: figures without some images could not be compared.
   """
+  if batch_size % process_count:
+    raise ValueError(f"batch_size {batch_size} is no multiple of the {process_count} processes")
+  share = batch_size // process_count
+  mine = range(process_index * share, (process_index + 1) * share)
   offset = centre_offset(image_size, crop_size)
   for start in range(0, len(positions), batch_size):
-    read = [read_image(split, index) for index in positions[start : start + batch_size]]
-    records = [record for _, record in read]
-    images = [view(image, image_size, crop_size, offset, offset, False) for image, _ in read]
-    yield _stack(images, records, batch_size), records
+    images, records = np.zeros((share, crop_size, crop_size, 3), np.uint8), []
+    for place, index in enumerate(positions[start : start + batch_size]):
+      if place in mine:
+        image, record = read_image(split, index)
+        images[place - mine.start] = view(image, image_size, crop_size, offset, offset, False)
+      else:
+        record = split[index]
+      records.append(record)
+    yield images, records

@@ -63,10 +63,12 @@ class Forward:
   Attributes:
     views: what it looks at.
     program: the jitted function.
+    sharding: of its images.
   """
 
   views: Views
   program: Callable[[Any, jax.Array], dict[str, jax.Array]]
+  sharding: jax.sharding.NamedSharding
 
   def __call__(self, params: Any, images: jax.Array) -> dict[str, jax.Array]:
     """Params, images [B, side, side, 3] of `views.pixels` -> scores, features, thetas, ... as `Answers` names them."""
@@ -106,8 +108,9 @@ def make_forward(
     return answer if auxiliary is None else answer | {"auxiliary": pooled(auxiliary.scores)}
 
   replicated = meshes.replicated(mesh)
-  program = jax.jit(forward, in_shardings=(replicated, meshes.by_example(mesh)), out_shardings=replicated)
-  return Forward(views, program)
+  by_example = meshes.by_example(mesh)
+  program = jax.jit(forward, in_shardings=(replicated, by_example), out_shardings=replicated)
+  return Forward(views, program, by_example)
 
 
 def _answer_batches(
@@ -116,10 +119,17 @@ def _answer_batches(
   """The answers of the real examples of each batch; the next batch is decoded while the devices work on this one."""
   side = forward.views.pixels(data)
   pending = None
-  for batch, records in batches.evaluation_batches(
-    split, positions, batch_size=batch_size, image_size=data.image_size, crop_size=side
+  for images, records in batches.evaluation_batches(
+    split,
+    positions,
+    batch_size=batch_size,
+    image_size=data.image_size,
+    crop_size=side,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
   ):
-    dispatched = forward(params, batch["image"]), records
+    on_devices = jax.make_array_from_process_local_data(forward.sharding, images)
+    dispatched = forward(params, on_devices), records
     if pending:
       yield _fetch(*pending)
     pending = dispatched

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import tqdm
 
-from rmam_jax import losses, metrics
+from rmam_jax import losses, metrics, processes
 from rmam_jax import mesh as meshes
 from rmam_jax.data import batches
 from rmam_jax.data.records import open_split
@@ -126,7 +126,8 @@ class _Trainer:
     self.first = first
     self.folder = folder
     data = config.data
-    self.train = open_split(data, data.train)
+    with processes.first_before_others("open"):  # digit scenes may have to be made
+      self.train = open_split(data, data.train)
     self.validation = open_split(data, data.validation) if data.validation else None
     for split in (self.train, self.validation):
       if split is not None and split.dropped:
@@ -237,11 +238,13 @@ class _Trainer:
     )
     forward = answering.make_forward(stage.model, self.mesh)
     step = int(state.step)
-    log = workdir.MetricsLog(self.folder, stage.name, step)
+    log = workdir.MetricsLog(self.folder, stage.name, step) if processes.is_first() else None
     stream = self.batches(stage, step)
     started = time.monotonic() - progress["seconds"]
     label = f"{stage.name} ({head_of(self.config, stage.name)})"
-    with tqdm.tqdm(total=stage.steps, initial=step, desc=label, unit=" steps", dynamic_ncols=True) as bar:
+    with tqdm.tqdm(
+      total=stage.steps, initial=step, desc=label, unit=" steps", dynamic_ncols=True, disable=not processes.is_first()
+    ) as bar:
       while step < stage.steps:
         totals: list[Mapping[str, jax.Array]] = []
         for _ in range(stage.steps_per_epoch):
@@ -268,11 +271,13 @@ class _Trainer:
           progress = {**progress, "best_loss": found.get("validation_loss", math.inf), "best_epoch": epoch}
           saved.save_best(step, state.params, progress)
         progress["seconds"] = time.monotonic() - started
-        log.write(step, {"epoch": epoch, **means, **found, "seconds": progress["seconds"]})
+        if log is not None:
+          log.write(step, {"epoch": epoch, **means, **found, "seconds": progress["seconds"]})
         saved.save_last(state, progress)
         validated = "validation loss {validation_loss:.3f}, mAP {validation_mAP:.1%}".format(**found) if found else ""
         bar.write(f"{label} epoch {epoch}/{stage.epochs}: loss {means['loss']:.3f}, {validated}".rstrip(", "))
-    log.close()
+    if log is not None:
+      log.close()
 
 
 def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> stepping.Params:
@@ -290,14 +295,16 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> stepping.P
   """
   # Preprocessing travels with the weights: from here on the configuration has theirs, and so has all that reads it,
   # config.json, the checkpoints' owner, evaluation and prediction.
-  config, first = start.resolve(config, folder)
+  with processes.first_before_others("weights"):  # the first one leaves their conversion in the cache
+    config, first = start.resolve(config, folder)
   workdir.check(folder, config)
   trainer = _Trainer(config, folder, first)
   stages = [
     build_stage(config, name, num_classes=trainer.num_classes, num_records=len(trainer.train)) for name in STAGES
   ]
   # Only now: a configuration that cannot run leaves nothing behind.
-  workdir.claim(folder, config, trainer.train.class_names)
+  with processes.first_before_others("claim"):
+    workdir.claim(folder, config, trainer.train.class_names)
   params, kept_head = None, ""
   for stage in stages:
     if stage.epochs:
