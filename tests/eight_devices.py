@@ -1,5 +1,6 @@
 """What a step, an evaluation, SVMs and checkpoints give on all devices of this process; run by `test_devices.py`."""
 
+import functools
 import pathlib
 import sys
 
@@ -33,7 +34,7 @@ def parts(config):
 
 def fresh_state(config):
   model, optimizer, _ = parts(config)
-  return step.init_state(model, optimizer, jax.random.key(0), 64)
+  return jax.jit(functools.partial(step.init_state, model, optimizer, size=64))(jax.random.key(0))
 
 
 def batch_of(real):

@@ -62,7 +62,8 @@ def test_eight_devices_agree_with_one(data_root, tmp_path, monkeypatch):
   found = np.load(tmp_path / "eight.npz")
   assert set(found) == set(wanted)
   for name, value in wanted.items():
-    np.testing.assert_allclose(found[name], value, atol=1e-6 * max(1, np.abs(value).max()), err_msg=name)
+    tolerance = 1e-6 if name[0].isdigit() else 1e-5  # losses and gradients; answers and machines
+    np.testing.assert_allclose(found[name], value, atol=tolerance * max(1, np.abs(value).max()), err_msg=name)
   assert (
     abs(wanted["16 loss"] - wanted["13 loss"]) > 1e-3
   )  # the three examples that the mask takes out were not nothing
@@ -127,38 +128,45 @@ def assert_same_log(found, wanted):
       np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_two_processes_agree_with_one_and_only_the_first_speaks(data_root, tmp_path):
-  config = tiny_config(data_root, **{"stage_one.epochs": 1, "stage_two.epochs": 2, "controls": ()})
-  processes = two_processes(config, tmp_path / "two")
-  wanted = run.train_and_evaluate(config, tmp_path / "one")
+def small_config(data_root):
+  return tiny_config(data_root, **{"stage_one.epochs": 0, "stage_two.epochs": 3, "controls": ()})
+
+
+@pytest.fixture(scope="module")
+def alone(data_root, tmp_path_factory):
+  """The workdir of one process."""
+  folder = tmp_path_factory.mktemp("one") / "run"
+  run.train_and_evaluate(small_config(data_root), folder)
+  return folder
+
+
+def test_two_processes_agree_with_one_and_only_the_first_speaks(alone, data_root, tmp_path):
+  processes = two_processes(small_config(data_root), tmp_path / "two")
   (first, said), (second, nothing) = map(end, processes)
   assert (first, second) == (0, 0), said + nothing
   assert "wrote" in said
   assert [line for line in nothing.splitlines() if not line.startswith("[Gloo]")] == []
-  assert_same_log(log_of(tmp_path / "two"), log_of(tmp_path / "one"))
-  found = json.loads((tmp_path / "two" / "results.json").read_text())
+  assert_same_log(log_of(tmp_path / "two"), log_of(alone))
+  found, wanted = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "two", alone))
   np.testing.assert_allclose(found["mAP"], wanted["mAP"], atol=1e-3)
   np.testing.assert_allclose(found["svm_mAP"], wanted["svm_mAP"], atol=1e-3)
   assert len(list((tmp_path / "two" / "pictures").iterdir())) == 3
 
 
-def test_a_lost_process_ends_the_run_which_goes_on_with_one(data_root, tmp_path):
-  config = tiny_config(
-    data_root, **{"stage_one.epochs": 0, "stage_two.epochs": 4, "controls": (), "evaluation.svm_solver": ""}
-  )
+def test_a_lost_process_ends_the_run_which_goes_on_with_one(alone, data_root, tmp_path):
+  config = small_config(data_root)
   first, second = two_processes(config, tmp_path / "two")
   for line in first.stdout:
-    if "epoch 1/4" in line:
+    if "epoch 1/3" in line:
       break
   second.send_signal(signal.SIGKILL)
   second.communicate()
   status, said = end(first, timeout=60)
   assert status == 1, said
   assert "error: another process of the run has ended or cannot be reached" in said
-  assert len(log_of(tmp_path / "two")) < 4
+  assert len(log_of(tmp_path / "two")) < 3
   loop.train(config, tmp_path / "two")
-  loop.train(config, tmp_path / "one")
-  assert_same_log(log_of(tmp_path / "two"), log_of(tmp_path / "one"))
+  assert_same_log(log_of(tmp_path / "two"), log_of(alone))
 
 
 def test_processes_without_a_coordinator_are_refused():
@@ -182,5 +190,4 @@ def test_the_paper_s_train_step_lowers_for_tpus(head):
   train_step = jax.jit(step.make_train_step(stage.model, stage.optimizer, stage.objective), donate_argnums=0)
   exported = jax.export.export(train_step, platforms=["tpu"])(state, batch)
   assert exported.platforms == ("tpu",)
-  assert exported.out_avals[1].shape == ()
   assert "stablehlo.convolution" in exported.mlir_module()

@@ -90,9 +90,12 @@ def build_stage(config: ml_collections.ConfigDict, name: str, *, num_classes: in
       field: loss[field] for field in ("scale_weight", "anchor_weight", "positive_weight", "max_scale", "min_scale")
     },
   )
+  model = build_model(config, name, num_classes)
+  if config.remat:
+    model = model.clone(backbone=model.backbone.clone(remat=True))
   return Stage(
     name=name,
-    model=build_model(config, name, num_classes),
+    model=model,
     optimizer=optax.adam(schedule, b1=section.beta_1, b2=section.beta_2),
     objective=objective,
     epochs=section.stop_epoch or section.epochs,
@@ -138,6 +141,11 @@ class _Trainer:
       raise ValueError(
         f"batch_size {config.batch_size} and evaluation.batch_size {config.evaluation.batch_size} must be multiples of"
         f" the {self.mesh.size} devices"
+      )
+    if config.accumulate < 1 or config.batch_size % (config.accumulate * self.mesh.size):
+      raise ValueError(
+        f"accumulate must be at least 1 and cut batch_size {config.batch_size} into equal parts, multiples of the"
+        f" {self.mesh.size} devices, got {config.accumulate}"
       )
 
   def batches(self, stage: Stage, start: int):
@@ -231,7 +239,7 @@ class _Trainer:
   def _train(self, stage: Stage, state: stepping.TrainState, progress: dict, saved) -> None:
     sharding, replicated = meshes.by_example(self.mesh), meshes.replicated(self.mesh)
     train_step = jax.jit(
-      stepping.make_train_step(stage.model, stage.optimizer, stage.objective),
+      stepping.make_train_step(stage.model, stage.optimizer, stage.objective, accumulate=self.config.accumulate),
       in_shardings=(replicated, sharding),
       out_shardings=replicated,
       donate_argnums=0,
