@@ -1,11 +1,13 @@
-"""What the compiler plans to have in memory for a training step of VGG-16 with the paper's module; nothing is run.
+"""What a training step of VGG-16 with the paper's module has in memory, by counting and compiling; nothing is run.
 
     python -m benchmarks.memory
     python -m benchmarks.memory --sides=448 --batch=8 --head=saliency
 
-`state`: parameters, Adam's two moments and the batch, which the step takes and gives back in place. `beside`: what it
-needs on top, activations and gradients above all. On a CPU the libraries' own scratch memory is not in it, and another
-platform's compiler plans anew.
+`kept`: what the forward pass keeps for the backward pass, counted from the shapes of autodiff's residuals without the
+parameters; the same on any platform. `state`: parameters, Adam's two moments and the batch, which the step takes and
+gives back in place. `beside`: what the compiler plans on top, gradients above all. XLA's CPU compiler undoes
+rematerialisation (it merges equal operations again), so that there `beside` is the same with and without; libraries' own
+scratch memory is in none of the figures.
 """
 
 import argparse
@@ -27,8 +29,13 @@ WAYS = {
 CLASSES = 20
 
 
-def compiled_step(config, side: int) -> jax.stages.Compiled:
-  """The train step of stage two for images of this side, compiled from shapes alone."""
+def size_of(tree) -> int:
+  """Bytes of all arrays or shapes in a tree."""
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def count_and_compile(config, side: int) -> tuple[int, jax.stages.Compiled]:
+  """What the backward pass keeps of one part of a batch, in bytes, and the train step of stage two, from shapes alone."""
   stage = loop.build_stage(config, "stage_two", num_classes=CLASSES, num_records=5_011)
   init = functools.partial(step.init_state, stage.model, stage.optimizer, size=side)
   state = jax.eval_shape(init, jax.random.key(0))
@@ -38,8 +45,22 @@ def compiled_step(config, side: int) -> jax.stages.Compiled:
     "ignore": jax.ShapeDtypeStruct((config.batch_size, CLASSES), jnp.bool_),
     "mask": jax.ShapeDtypeStruct((config.batch_size,), jnp.float32),
   }
+
+  def pull(params, part):
+    def loss(params):
+      recognition = stage.model.apply({"params": params}, part["image"])
+      return stage.objective(recognition, part["labels"], part["ignore"], part["mask"])[0]
+
+    return jax.vjp(loss, params)[1]  # a tree, whose leaves are what it has kept
+
+  def kept_for(examples):
+    part = {name: jax.ShapeDtypeStruct((examples, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+    return size_of(jax.eval_shape(pull, state.params, part))
+
+  per_example = kept_for(2) - kept_for(1)  # the rest are parameters and constants
   train_step = step.make_train_step(stage.model, stage.optimizer, stage.objective, accumulate=config.accumulate)
-  return jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()
+  kept = per_example * config.batch_size // config.accumulate
+  return kept, jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()
 
 
 def main() -> None:
@@ -51,16 +72,17 @@ def main() -> None:
   arguments = parser.parse_args()
   print(f"Compiled for {jax.devices()[0].device_kind}, not run; batch {arguments.batch}, head {arguments.head!r}.")
   print(f"{machine.describe('jax', 'flax', 'optax')}.\n")
-  print(machine.header("crop", "backbone", "", "state, GB", "beside, GB", "together, GB"))
+  print(machine.header("crop", "backbone", "", "kept, GB", "state, GB", "beside, GB"))
   for side in map(int, arguments.sides.split(",")):
     for dtype in arguments.dtypes.split(","):
       for title, changes in WAYS.items():
         config = voc.get_config(f"512:{arguments.head}")
         config.batch_size, config.model.dtype = arguments.batch, dtype
         config.update_from_flattened_dict(changes)
-        planned = compiled_step(config, side).memory_analysis()
-        sizes = planned.argument_size_in_bytes, planned.temp_size_in_bytes
-        cells = (f"{size / 1e9:.2f}" for size in (*sizes, sum(sizes)))
+        kept, compiled = count_and_compile(config, side)
+        planned = compiled.memory_analysis()
+        sizes = kept, planned.argument_size_in_bytes, planned.temp_size_in_bytes
+        cells = (f"{size / 1e9:.2f}" for size in sizes)
         print(machine.row(side, dtype, title, *cells), flush=True)
 
 
