@@ -40,6 +40,7 @@ def main(argv: list[str]) -> None:
   if (_PROTOCOL.value or len(folders) > 1) and (_GALLERY.value or _FIGURES.value):
     raise app.UsageError("--gallery and --figures show one --workdir and no --protocol")
   changes = config_flags.get_override_values(flags.FLAGS["evaluation"])
+  command.keep_compiled()
   with command.speaking():
     if _PROTOCOL.value or len(folders) > 1:
       names = [name for name in _PROTOCOL.value or () if name != "all"]

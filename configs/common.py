@@ -114,6 +114,8 @@ def get_config() -> ml_collections.ConfigDict:
   loss.min_scale = 0.1  # beta
 
   config.batch_size = 16
+  config.accumulate = 1  # parts that a batch is trained in, one after the other, where memory is short; the same result
+  config.remat = False  # or the backward pass computes each stage of the backbone again: less memory, a third more work
   config.epoch_size = 0  # records in an epoch; 0: as many as the training split has
 
   # Stage one fine-tunes the backbone under a control's head; stage two trains all of it with Eq. 14.

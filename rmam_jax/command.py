@@ -1,4 +1,4 @@
-"""How the commands speak: one sentence for an error, silence from the libraries, an exit status for each signal."""
+"""What the commands have in common: a sentence for an error, a status for each signal, compiled programs kept."""
 
 import contextlib
 import signal
@@ -8,6 +8,8 @@ from typing import NoReturn
 
 from absl import logging
 
+KEPT_BYTES = 2**30
+KEPT_SECONDS = 0.1  # what compiles faster is compiled again
 # Exit statuses, as shells have them.
 INTERRUPTED = 130  # Ctrl-C
 TERMINATED = 143  # SIGTERM
@@ -46,3 +48,18 @@ def speaking(*, interrupted: str = "the same command goes on from there") -> Ite
     sys.exit(TERMINATED if terminated else INTERRUPTED)
   finally:
     signal.signal(signal.SIGTERM, before)
+
+
+def keep_compiled() -> None:
+  """Keeps compiled programs in the user's cache folder, up to a gigabyte, so that the next command need not compile.
+
+  A folder that the user has given JAX, JAX_COMPILATION_CACHE_DIR, stands; JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
+  """
+  import jax
+
+  from rmam_jax.weights import files
+
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update("jax_compilation_cache_dir", str(files.cache_folder() / "jit"))
+    jax.config.update("jax_compilation_cache_max_size", KEPT_BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", KEPT_SECONDS)

@@ -170,13 +170,95 @@ def _hat(position: jax.Array, length: int) -> jax.Array:
   return jnp.where(falling, 1 - distance, 0) + jnp.where(rising, 1 + distance, 0)
 
 
+def _by_products(map_BHWC: jax.Array, y_Bh: jax.Array, x_Bw: jax.Array) -> jax.Array:
+  """f = A_y F A_x^T: two small matrix products, whose gradients are matrix products again."""
+  rows, columns = (
+    _hat(position, length).astype(map_BHWC.dtype)
+    for position, length in zip((y_Bh, x_Bw), map_BHWC.shape[1:3], strict=True)
+  )
+  highest = jax.lax.Precision.HIGHEST
+  return jnp.einsum("BhH,BHWC,BwW->BhwC", rows, map_BHWC, columns, precision=highest)
+
+
+def _neighbours(position: jax.Array, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Of cell positions [n]: the two cells around each, their weights, and 1 where they are cells of the map; [2, n] each."""
+  below = jnp.floor(position)
+  cells = jnp.stack([below, below + 1])
+  inside = (cells >= 0) & (cells < length)
+  weights = jnp.stack([1 - (position - below), position - below])
+  return jnp.where(inside, cells, 0).astype(jnp.int32), jnp.where(inside, weights, 0), inside.astype(position.dtype)
+
+
+_CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
+
+
+@jax.vmap
+def _by_gather(map_HWC: jax.Array, y_h: jax.Array, x_w: jax.Array) -> jax.Array:
+  """The weighted sum of the four cells around each sample."""
+  rows, weights_y, _ = _neighbours(y_h, map_HWC.shape[0])
+  columns, weights_x, _ = _neighbours(x_w, map_HWC.shape[1])
+  total = 0
+  for a, b in _CORNERS:
+    cells = map_HWC.at[rows[a][:, None], columns[b]].get(mode="promise_in_bounds")
+    total += (weights_y[a][:, None] * weights_x[b])[..., None] * cells
+  return total.astype(map_HWC.dtype)
+
+
+@jax.vmap
+def _by_gather_gradients(
+  map_HWC: jax.Array, y_h: jax.Array, x_w: jax.Array, gradient_hwC: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The gradients of `_by_gather`: one buffer for the map, added to in place, where autodiff would make four."""
+  rows, weights_y, inside_y = _neighbours(y_h, map_HWC.shape[0])
+  columns, weights_x, inside_x = _neighbours(x_w, map_HWC.shape[1])
+  gradient_hwC = gradient_hwC.astype(jnp.promote_types(map_HWC.dtype, weights_y.dtype))
+  to_map = jnp.zeros_like(map_HWC, gradient_hwC.dtype)
+  to_weight = {}  # [h, w] for each corner
+  for a, b in _CORNERS:
+    place = rows[a][:, None], columns[b]
+    weighted = (weights_y[a][:, None] * weights_x[b])[..., None] * gradient_hwC
+    to_map = to_map.at[place].add(weighted, mode="promise_in_bounds")
+    cells = map_HWC.at[place].get(mode="promise_in_bounds")
+    to_weight[a, b] = (gradient_hwC * cells).sum(axis=-1) * inside_y[a][:, None] * inside_x[b]
+  to_y = sum(weights_x[b] * (to_weight[1, b] - to_weight[0, b]) for b in (0, 1)).sum(axis=1)
+  to_x = sum(weights_y[a][:, None] * (to_weight[a, 1] - to_weight[a, 0]) for a in (0, 1)).sum(axis=0)
+  return to_map.astype(map_HWC.dtype), to_y.astype(y_h.dtype), to_x.astype(x_w.dtype)
+
+
+def _by_products_gradients(map_BHWC, y_Bh, x_Bw, gradient_BhwC):
+  return jax.vjp(_by_products, map_BHWC, y_Bh, x_Bw)[1](gradient_BhwC)
+
+
+@jax.custom_vjp
+@jax.jit
+def _sample_rectangle(map_BHWC: jax.Array, y_Bh: jax.Array, x_Bw: jax.Array) -> jax.Array:
+  """Bilinear samples [B, h, w, C] at all pairs of the cell positions y and x, in the form that suits the platform.
+
+  Both forms are exact. On a CPU the gather takes the least work (`python -m benchmarks.sampler`); elsewhere matrix
+  products, which no scatter slows down, are the choice until they have been measured there.
+  """
+  return jax.lax.platform_dependent(map_BHWC, y_Bh, x_Bw, cpu=_by_gather, default=_by_products)
+
+
+def _sample_rectangle_forward(map_BHWC, y_Bh, x_Bw):
+  return _sample_rectangle(map_BHWC, y_Bh, x_Bw), (map_BHWC, y_Bh, x_Bw)
+
+
+@jax.jit
+def _sample_rectangle_backward(inputs, gradient):
+  return jax.lax.platform_dependent(*inputs, gradient, cpu=_by_gather_gradients, default=_by_products_gradients)
+
+
+_sample_rectangle.defvjp(_sample_rectangle_forward, _sample_rectangle_backward)
+
+
 def spatial_transform(
   feature_map: jax.Array, theta: jax.Array, size: tuple[int, int], *, align_corners: bool = True
 ) -> jax.Array:
   """The features of a region: f_k = st(f_I, M_k) (Eq. 2).
 
-  Equals `grid_sample(feature_map, affine_grid(theta, size))`. M has no rotation (Eq. 1), so the bilinear weights are
-  separable, f_k = A_y F A_x^T: two small matrix products, whose gradients are matrix products again.
+  Equals `grid_sample(feature_map, affine_grid(theta, size))`, and is faster: M has no rotation (Eq. 1), so that the
+  bilinear weights are separable. Its gradient is written out, for reverse mode only.
 
   Args:
     feature_map: [..., H, W, C].
@@ -189,17 +271,17 @@ def spatial_transform(
   """
   feature_map, theta = jnp.asarray(feature_map), jnp.asarray(theta)
   _check_with_map(feature_map, "theta", theta, 1, 4)
-  theta = theta.astype(_coordinate_dtype(theta))
+  *lead, height, width, channels = feature_map.shape
+  theta = theta.astype(_coordinate_dtype(theta)).reshape(-1, 4)
   s_x, s_y, t_x, t_y = jnp.moveaxis(theta[..., None], -2, 0)
 
-  def weights(scale, offset, cells, samples):
+  def positions(scale, offset, cells, samples):
     points = scale * _axis_points(samples, align_corners, theta.dtype) + offset
-    return _hat(to_cells(points, cells, align_corners=align_corners), cells).astype(feature_map.dtype)
+    return to_cells(points, cells, align_corners=align_corners)
 
-  rows = weights(s_y, t_y, feature_map.shape[-3], size[0])
-  columns = weights(s_x, t_x, feature_map.shape[-2], size[1])
-  highest = jax.lax.Precision.HIGHEST
-  return jnp.einsum("...hH,...HWC,...wW->...hwC", rows, feature_map, columns, precision=highest)
+  y, x = positions(s_y, t_y, height, size[0]), positions(s_x, t_x, width, size[1])
+  sampled = _sample_rectangle(feature_map.reshape(-1, height, width, channels), y, x)
+  return sampled.reshape(*lead, *sampled.shape[1:])
 
 
 def anchor_points(num_regions: int) -> np.ndarray:

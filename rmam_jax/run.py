@@ -13,7 +13,7 @@ import jax
 import ml_collections
 
 import rmam_jax
-from rmam_jax import exhibits
+from rmam_jax import exhibits, processes
 from rmam_jax import mesh as meshes
 from rmam_jax.data.records import Split, open_split
 from rmam_jax.evaluation import answers as answering
@@ -44,7 +44,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, folder: pathlib.Path) 
     folder: the workdir; made, or gone on with if it belongs to the same configuration.
 
   Returns:
-    What `results.json` holds.
+    What `results.json` holds; in another process than the first, nothing.
 
   Raises:
     ValueError, OSError, FloatingPointError: with what to do about it; another process that trains there, among them.
@@ -63,7 +63,7 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, folder: pathlib.Path)
   elif not config.data.validation:
     choosing.check(folder)  # now, and not when all is trained
   loop.train(config, folder)
-  if first is not None:
+  if first is not None and processes.is_first():
     shutil.copyfile(first / choosing.FILE, folder / choosing.FILE)
   results = evaluate(folder)
   for control in config.controls:
@@ -71,9 +71,10 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, folder: pathlib.Path)
     control_folder = folder / "controls" / control
     loop.train(control_config(config, control), control_folder)
     evaluate(control_folder)
-  results["controls"] = _controls(config, folder)
-  workdir.write_json(folder / "results.json", results)
-  _print(results, folder)
+  if processes.is_first():
+    results["controls"] = _controls(config, folder)
+    workdir.write_json(folder / "results.json", results)
+    _print(results, folder)
   return results
 
 
@@ -216,7 +217,7 @@ def evaluate(
     figure_folder: a folder to make, with figures like the paper's; None draws none.
 
   Returns:
-    What `results.json` holds.
+    What `results.json` holds; in another process than the first, nothing.
 
   Raises:
     ValueError, OSError, FloatingPointError: with what to do about it.
@@ -253,22 +254,27 @@ def evaluate(
       progress=label,
     )
 
-  train = None
+  train = validation = None
+  validation_split = open_split(data, data.validation) if data.validation else None
   if section.svm_solver:
     train = answers(open_split(data, data.train, section.svm_images), "images for the SVMs")
+  if validation_split is not None:
+    validation = answers(validation_split, "validation images")
+  test_answers = answers(test, "test images")
+  best_step = _best_step(folder)
+  if not processes.is_first():  # from here on the answers are there and the devices of one process are enough
+    return {}
   head, kind = loop.head_of(config, "stage_two"), classification_of(config)
-  if data.validation:
-    validation = open_split(data, data.validation)
-    chosen = choosing.choose(config, kind, names, validation.name, train, answers(validation, "validation images"))
+  if validation is not None:
+    chosen = choosing.choose(config, kind, names, validation_split.name, train, validation)
     workdir.write_json(folder / choosing.FILE, chosen._asdict())
   else:
     chosen = choosing.read(folder, names)
 
-  test_answers = answers(test, "test images")
   margins = None
   if train is not None:
     margins = _fit_svms(config, folder, names, train, chosen.svm_c).margins(choosing.prepare(test_answers, config))
-  scoring.save(folder, test_answers, names, margins, step=_best_step(folder))
+  scoring.save(folder, test_answers, names, margins, step=best_step)
   results = report.evaluate(config, (head, kind), names, test_answers, margins, chosen)
   results |= {
     "data": test.name,

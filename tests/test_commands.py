@@ -1,5 +1,6 @@
 """What a newcomer types: configurations, flags, help and errors; and what importing the package loads."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -11,9 +12,15 @@ from configs import common, digits, voc
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def call(*arguments):
+def call(*arguments, **environment):
   return subprocess.run(
-    [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    [sys.executable, *arguments],
+    cwd=ROOT,
+    env={**os.environ, **environment},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
   )
 
 
@@ -98,3 +105,28 @@ def test_digits_variants(variant):
 def test_an_unknown_variant_is_refused():
   with pytest.raises(ValueError, match="'medium' is none of easy, hard"):
     digits.get_config("medium")
+
+
+def test_compiled_programs_are_kept_and_a_damaged_one_is_compiled_again(tmp_path):
+  cache = tmp_path / "cache"
+
+  def predict():
+    found = call("predict.py", "docs/predicted.png", XDG_CACHE_HOME=str(cache))
+    assert found.returncode == 0, found.stderr
+    return found.stdout, {path: path.read_bytes() for path in (cache / "rmam_jax" / "jit").glob("*-cache")}
+
+  first, kept = predict()
+  assert kept
+  assert predict() == (first, kept)
+  for path in kept:
+    path.write_bytes(b"damaged")
+  assert predict()[0] == first
+
+
+def test_a_cache_folder_of_the_user_s_own_stands(tmp_path):
+  code = (
+    "from rmam_jax import command; command.keep_compiled(); import jax; print(jax.config.jax_compilation_cache_dir)"
+  )
+  mine = str(tmp_path / "mine")
+  assert call("-c", code, JAX_COMPILATION_CACHE_DIR=mine).stdout.strip() == mine
+  assert call("-c", code, XDG_CACHE_HOME=mine).stdout.strip() == f"{mine}/rmam_jax/jit"

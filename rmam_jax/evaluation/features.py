@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import tqdm
 
+from rmam_jax import processes
 from rmam_jax.data.records import Split
 from rmam_jax.evaluation import answers as answering
 from rmam_jax.evaluation.answers import Answers, Forward
@@ -153,19 +154,24 @@ def extract(
     OSError: a chunk that cannot be written.
     FloatingPointError: see `answers.answer_arrays`.
   """
-  claim(folder, key)
+  with processes.first_before_others(f"claim {folder}"):
+    claim(folder, key)
   chunks = _finished(folder)
   start = chunks[-1][1] if chunks else 0
   size = max(CHUNK // batch_size, 1) * batch_size
-  with tqdm.tqdm(total=len(split), initial=start, desc=progress, unit=" images", leave=False) as bar:
+  with tqdm.tqdm(
+    total=len(split), initial=start, desc=progress, unit=" images", leave=False, disable=not processes.is_first()
+  ) as bar:
     while start < len(split):
       stop = min(start + size, len(split))
       positions = range(start, stop)
       arrays = answering.answer_arrays(forward, params, split, positions, data=data, batch_size=batch_size, bar=bar)
       path = folder / f"{start:08d}-{stop:08d}.npz"
-      _save(path, arrays)
+      if processes.is_first():
+        _save(path, arrays)
       chunks.append((start, stop, path))
       start = stop
+  processes.wait_for_all(f"extracted {folder}")
   return answering.from_arrays(_join([_load(path) for _, _, path in chunks]))
 
 

@@ -261,7 +261,7 @@ def _bucket(count: int, classes: int, devices: int) -> int:
 
 
 def _newton(features, labels, kept, cs) -> Iterator[np.ndarray]:
-  mesh = meshes.make_mesh()
+  mesh = meshes.make_mesh(jax.local_devices())
   classes = labels.shape[1]
   by_class = meshes.by_class(mesh)
   with _double():

@@ -1,5 +1,6 @@
 """The VGG family of backbones (Simonyan and Zisserman, 2014), up to the last convolution's ReLU."""
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -27,25 +28,32 @@ class VGG(nn.Module):
     stages: the width of each convolution, stage by stage; `VGG16_STAGES` for the full one. The feature map's stride is
       2 ** (len(stages) - 1).
     dtype: of the computation; parameters are float32.
+    remat: whether the backward pass computes each stage again from its input, instead of keeping what is inside.
   """
 
   stages: Sequence[Sequence[int]] = VGG16_STAGES
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
     """[B, height, width, 3], normalised -> f_I [B, H, W, C], not negative."""
     x = images.astype(self.dtype)
-    for block, widths in enumerate(self.stages, start=1):
-      if block > 1:
-        x = max_pool(x)
-      for layer, width in enumerate(widths, start=1):
-        convolution = nn.Conv(
-          width,
-          (3, 3),
-          dtype=self.dtype,
-          kernel_init=nn.initializers.he_normal(),
-          name=f"block{block}_conv{layer}",
-        )
-        x = nn.relu(convolution(x))
+    for block in range(1, len(self.stages) + 1):
+      run = functools.partial(VGG._stage, block=block)
+      x = (nn.remat(run) if self.remat else run)(self, x)
+    return x
+
+  def _stage(self, x: jax.Array, *, block: int) -> jax.Array:
+    if block > 1:
+      x = max_pool(x)
+    for layer, width in enumerate(self.stages[block - 1], start=1):
+      convolution = nn.Conv(
+        width,
+        (3, 3),
+        dtype=self.dtype,
+        kernel_init=nn.initializers.he_normal(),
+        name=f"block{block}_conv{layer}",
+      )
+      x = nn.relu(convolution(x))
     return x

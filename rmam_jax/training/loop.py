@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import tqdm
 
-from rmam_jax import losses, metrics
+from rmam_jax import losses, metrics, processes
 from rmam_jax import mesh as meshes
 from rmam_jax.data import batches
 from rmam_jax.data.records import open_split
@@ -102,9 +102,12 @@ def build_stage(config: ml_collections.ConfigDict, name: str, *, num_classes: in
       field: loss[field] for field in ("scale_weight", "anchor_weight", "positive_weight", "max_scale", "min_scale")
     },
   )
+  model = build_model(config, name, num_classes)
+  if config.remat:
+    model = model.clone(backbone=model.backbone.clone(remat=True))
   return Stage(
     name=name,
-    model=build_model(config, name, num_classes),
+    model=model,
     optimizer=optax.adam(schedule, b1=section.beta_1, b2=section.beta_2),
     objective=objective,
     epochs=section.stop_epoch or section.epochs,
@@ -138,7 +141,8 @@ class _Trainer:
     self.first = first
     self.folder = folder
     data = config.data
-    self.train = open_split(data, data.train)
+    with processes.first_before_others("open"):  # digit scenes may have to be made
+      self.train = open_split(data, data.train)
     self.validation = open_split(data, data.validation) if data.validation else None
     for split in (self.train, self.validation):
       if split is not None and split.dropped:
@@ -149,6 +153,11 @@ class _Trainer:
       raise ValueError(
         f"batch_size {config.batch_size} and evaluation.batch_size {config.evaluation.batch_size} must be multiples of"
         f" the {self.mesh.size} devices"
+      )
+    if config.accumulate < 1 or config.batch_size % (config.accumulate * self.mesh.size):
+      raise ValueError(
+        f"accumulate must be at least 1 and cut batch_size {config.batch_size} into equal parts, multiples of the"
+        f" {self.mesh.size} devices, got {config.accumulate}"
       )
 
   def batches(self, stage: Stage, start: int):
@@ -242,14 +251,14 @@ class _Trainer:
   def _train(self, stage: Stage, state: stepping.TrainState, progress: dict, saved) -> None:
     sharding, replicated = meshes.by_example(self.mesh), meshes.replicated(self.mesh)
     train_step = jax.jit(
-      stepping.make_train_step(stage.model, stage.optimizer, stage.objective),
+      stepping.make_train_step(stage.model, stage.optimizer, stage.objective, accumulate=self.config.accumulate),
       in_shardings=(replicated, sharding),
       out_shardings=replicated,
       donate_argnums=0,
     )
     forward = answering.make_forward(stage.model, self.mesh)
     step, totals = int(state.step), list(progress.pop("unfinished", ()))  # metrics of the steps of an unfinished epoch
-    log = workdir.MetricsLog(self.folder, stage.name, step)
+    log = workdir.MetricsLog(self.folder, stage.name, step) if processes.is_first() else None
     started = time.monotonic() - progress["seconds"]
     label = f"{stage.name} ({head_of(self.config, stage.name)})"
 
@@ -260,8 +269,10 @@ class _Trainer:
 
     with (
       contextlib.closing(self.batches(stage, step)) as stream,
-      contextlib.closing(log),
-      tqdm.tqdm(total=stage.steps, initial=step, desc=label, unit=" steps", dynamic_ncols=True) as bar,
+      contextlib.closing(log) if log else contextlib.nullcontext(),
+      tqdm.tqdm(
+        total=stage.steps, initial=step, desc=label, unit=" steps", dynamic_ncols=True, disable=not processes.is_first()
+      ) as bar,
       # Several processes cannot agree on a step: there, signals act at once and the last epoch's checkpoint counts.
       stopping.Deferred(active=jax.process_count() == 1) as stop,
     ):
@@ -274,16 +285,18 @@ class _Trainer:
             if not stop.asked:
               raise
             break  # a signal to all processes has ended the workers, too
-          self.note_skipped(batch.pop("skipped", ()), step, bar)
-          ids = batch.pop("ids")
+          self.note_skipped(batch.get("skipped", ()), step, bar)
           batches.check_batch(batch)
-          on_devices = {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+          on_devices = {
+            name: jax.make_array_from_process_local_data(sharding, array)
+            for name, array in batches.arrays_of(batch).items()
+          }
           state, step_metrics = train_step(state, on_devices)
           step += 1
           if running:  # the step before, so that the host never waits for the one it has just started
             totals.append(_settle(*running))
             bar.set_postfix(loss=f"{totals[-1]['loss']:.3f}", refresh=False)
-          running = f"{stage.name}, step {step}", step_metrics, ids
+          running = f"{stage.name}, step {step}", step_metrics, batch["ids"]
           bar.update()
         if running:
           totals.append(_settle(*running))
@@ -304,7 +317,8 @@ class _Trainer:
           progress = {**progress, "best_loss": found.get("validation_loss", math.inf), "best_epoch": epoch}
           saved.save_best(step, state.params, progress)
         progress["seconds"] = time.monotonic() - started
-        log.write(step, {"epoch": epoch, **means, **found, "seconds": progress["seconds"]})
+        if log is not None:
+          log.write(step, {"epoch": epoch, **means, **found, "seconds": progress["seconds"]})
         saved.save_last(state, progress)
         validated = "validation loss {validation_loss:.3f}, mAP {validation_mAP:.1%}".format(**found) if found else ""
         bar.write(f"{label} epoch {epoch}/{stage.epochs}: loss {means['loss']:.3f}, {validated}".rstrip(", "))
@@ -342,14 +356,16 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> stepping.P
   """
   # Preprocessing travels with the weights: from here on the configuration has theirs, and so has all that reads it,
   # config.json, the checkpoints' owner, evaluation and prediction.
-  config, first = start.resolve(config, folder)
+  with processes.first_before_others("weights"):  # the first one leaves their conversion in the cache
+    config, first = start.resolve(config, folder)
   workdir.check(folder, config)
   trainer = _Trainer(config, folder, first)
   stages = [
     build_stage(config, name, num_classes=trainer.num_classes, num_records=len(trainer.train)) for name in STAGES
   ]
   # Only now: a configuration that cannot run leaves nothing behind.
-  workdir.claim(folder, config, trainer.train.class_names)
+  with processes.first_before_others("claim"):
+    workdir.claim(folder, config, trainer.train.class_names)
   params, kept_head = None, ""
   for stage in stages:
     if stage.epochs:

@@ -83,6 +83,7 @@ def make_train_step(
   objective: Objective,
   *,
   axis_name: str | None = None,
+  accumulate: int = 1,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]:
   """Builds the step: state, batch -> state, metrics. Pure; neither jitted nor donated.
 
@@ -95,14 +96,20 @@ def make_train_step(
     axis_name: inside `jax.pmap(..., axis_name=...)`, gradients and metrics are averaged over this axis; the devices'
       batches must be equally large. Leave it out under `jit`, where the batch is one array whatever its sharding.
       Not for `jax.shard_map`, which sums the gradients of replicated parameters by itself.
+    accumulate: equal parts of the batch that are computed one after the other, in the memory of one; their gradients
+      are weighted by their real examples, so that the result is the whole batch's.
   """
 
   def train_step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
-    def loss_fn(params):
+    def loss_fn(params, batch):
       recognition = model.apply({"params": params}, batch["image"], batch.get("proposals"))
       return objective(recognition, batch["labels"], batch["ignore"], batch["mask"])
 
-    gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
+    part_gradients = jax.grad(loss_fn, has_aux=True)
+    if accumulate == 1:
+      gradients, metrics = part_gradients(state.params, batch)
+    else:
+      gradients, metrics = _weighted_sum(functools.partial(part_gradients, state.params), batch, accumulate)
     if axis_name is not None:
       gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -113,6 +120,20 @@ def make_train_step(
     return jax.tree.map(functools.partial(jnp.where, finite), after, state), metrics
 
   return train_step
+
+
+def _weighted_sum(function: Callable[[Any], Any], batch: Mapping[str, jax.Array], parts: int) -> Any:
+  """The sum of `function` over equal parts of a batch, each weighted by its share of the real examples."""
+  # Every parts-th example, so that a batch that is shared out over devices gives each of them a share of every part.
+  every = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), dict(batch))
+  real = jnp.maximum(batch["mask"].sum(), 1)
+
+  def add(total, part):
+    weight = part["mask"].sum() / real
+    return jax.tree.map(lambda a, b: a + weight * b, total, function(part)), None
+
+  shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], every))
+  return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), every)[0]
 
 
 def learning_rate_schedule(

@@ -17,7 +17,7 @@ from rmam_jax.version import __version__
 FORMAT = 2  # of a workdir: one more when a field of the configuration comes or goes or a parameter changes its shape
 # Fields that change where and how fast, never what: a run may go on with others. (What lies at `weights` is told by
 # `weights_digest`.)
-FREE_FIELDS = ("data.root", "data.threads", "data.workers", "weights")
+FREE_FIELDS = ("accumulate", "data.root", "data.threads", "data.workers", "remat", "weights")
 
 
 def flatten(config: dict, prefix: str = "") -> dict[str, Any]:

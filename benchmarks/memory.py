@@ -1,0 +1,90 @@
+"""What a training step of VGG-16 with the paper's module has in memory, by counting and compiling; nothing is run.
+
+    python -m benchmarks.memory
+    python -m benchmarks.memory --sides=448 --batch=8 --head=saliency
+
+`kept`: what the forward pass keeps for the backward pass, counted from the shapes of autodiff's residuals without the
+parameters; the same on any platform. `state`: parameters, Adam's two moments and the batch, which the step takes and
+gives back in place. `beside`: what the compiler plans on top, gradients above all. XLA's CPU compiler undoes
+rematerialisation (it merges equal operations again), so that there `beside` is the same with and without; libraries' own
+scratch memory is in none of the figures.
+"""
+
+import argparse
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import machine
+from configs import voc
+from rmam_jax.training import loop, step
+
+WAYS = {
+  "as it is": {},
+  "remat": {"remat": True},
+  "accumulate=4": {"accumulate": 4},
+  "remat, accumulate=4": {"remat": True, "accumulate": 4},
+}
+CLASSES = 20
+
+
+def size_of(tree) -> int:
+  """Bytes of all arrays or shapes in a tree."""
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def count_and_compile(config, side: int) -> tuple[int, jax.stages.Compiled]:
+  """What the backward pass keeps of one part of a batch, in bytes, and the train step of stage two, from shapes alone."""
+  stage = loop.build_stage(config, "stage_two", num_classes=CLASSES, num_records=5_011)
+  init = functools.partial(step.init_state, stage.model, stage.optimizer, size=side)
+  state = jax.eval_shape(init, jax.random.key(0))
+  batch = {
+    "image": jax.ShapeDtypeStruct((config.batch_size, side, side, 3), jnp.uint8),
+    "labels": jax.ShapeDtypeStruct((config.batch_size, CLASSES), jnp.float32),
+    "ignore": jax.ShapeDtypeStruct((config.batch_size, CLASSES), jnp.bool_),
+    "mask": jax.ShapeDtypeStruct((config.batch_size,), jnp.float32),
+  }
+
+  def pull(params, part):
+    def loss(params):
+      recognition = stage.model.apply({"params": params}, part["image"])
+      return stage.objective(recognition, part["labels"], part["ignore"], part["mask"])[0]
+
+    return jax.vjp(loss, params)[1]  # a tree, whose leaves are what it has kept
+
+  def kept_for(examples):
+    part = {name: jax.ShapeDtypeStruct((examples, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+    return size_of(jax.eval_shape(pull, state.params, part))
+
+  per_example = kept_for(2) - kept_for(1)  # the rest are parameters and constants
+  train_step = step.make_train_step(stage.model, stage.optimizer, stage.objective, accumulate=config.accumulate)
+  kept = per_example * config.batch_size // config.accumulate
+  return kept, jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--sides", default="448,576", help="of the crops, in pixels")
+  parser.add_argument("--dtypes", default="float32,bfloat16")
+  parser.add_argument("--batch", type=int, default=16)
+  parser.add_argument("--head", default="recurrent")
+  arguments = parser.parse_args()
+  print(f"Compiled for {jax.devices()[0].device_kind}, not run; batch {arguments.batch}, head {arguments.head!r}.")
+  print(f"{machine.describe('jax', 'flax', 'optax')}.\n")
+  print(machine.header("crop", "backbone", "", "kept, GB", "state, GB", "beside, GB"))
+  for side in map(int, arguments.sides.split(",")):
+    for dtype in arguments.dtypes.split(","):
+      for title, changes in WAYS.items():
+        config = voc.get_config(f"512:{arguments.head}")
+        config.batch_size, config.model.dtype = arguments.batch, dtype
+        config.update_from_flattened_dict(changes)
+        kept, compiled = count_and_compile(config, side)
+        planned = compiled.memory_analysis()
+        sizes = kept, planned.argument_size_in_bytes, planned.temp_size_in_bytes
+        cells = (f"{size / 1e9:.2f}" for size in sizes)
+        print(machine.row(side, dtype, title, *cells), flush=True)
+
+
+if __name__ == "__main__":
+  main()
