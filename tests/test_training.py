@@ -1,6 +1,7 @@
 """The train step on one device, on two, by jit and by pmap; the loop that is stopped and goes on."""
 
 import functools
+import gzip
 import hashlib
 import json
 import shutil
@@ -308,8 +309,14 @@ def test_other_heads_run_to_the_end(head, data_root, tmp_path):
   assert ("auxiliary_mAP" in results) == (head == "recurrent")
 
 
-def test_stage_one_can_be_left_out(data_root, tmp_path):
-  loop.train(tiny_config(data_root, **{"stage_one.epochs": 0, "stage_two.epochs": 1}), tmp_path / "run")
+def test_stage_one_can_be_left_out_and_the_rest_traced(data_root, tmp_path):
+  config = tiny_config(data_root, **{"stage_one.epochs": 0, "stage_two.epochs": 1, "epoch_size": 80})
+  loop.train(config, tmp_path / "run", profile_folder=tmp_path / "trace")
+  (trace,) = (tmp_path / "trace").rglob("*.trace.json.gz")  # of two steps, which the run's end cut short
+  events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+  steps = [event for event in events if event.get("name") == "train" and "dur" in event]
+  inputs = [event for event in events if event.get("name") == "input" and "dur" in event]
+  assert len(steps) == len(inputs) == 2
   assert [line["stage"] for line in lines(tmp_path / "run")] == ["stage_two"]
 
 

@@ -1,5 +1,6 @@
 """A run from nothing to results: stage one, stage two, evaluation, pictures. It goes on where it stopped."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -22,7 +23,7 @@ from rmam_jax.data import batches
 from rmam_jax.data.records import open_split
 from rmam_jax.evaluation import answers as answering
 from rmam_jax.models import recognizer
-from rmam_jax.training import checkpoints, workdir
+from rmam_jax.training import checkpoints, profile, workdir
 from rmam_jax.training import step as stepping
 from rmam_jax.weights import start
 
@@ -124,8 +125,11 @@ def take_over(fresh: stepping.Params, trained: stepping.Params, head: str) -> st
 class _Trainer:
   """Runs stages over one mesh, one data set and one workdir."""
 
-  def __init__(self, config: ml_collections.ConfigDict, folder: pathlib.Path, first: start.Start | None):
+  def __init__(
+    self, config: ml_collections.ConfigDict, folder: pathlib.Path, first: start.Start | None, trace: profile.Trace
+  ):
     self.config = config
+    self.trace = trace
     self.first = first
     self.folder = folder
     data = config.data
@@ -256,11 +260,15 @@ class _Trainer:
       while step < stage.steps:
         totals: list[Mapping[str, jax.Array]] = []
         for _ in range(stage.steps_per_epoch):
-          batch = next(stream)
-          self.note_skipped(batch.pop("skipped", ()), step + len(totals), bar)
-          batches.check_batch(batch)
-          on_devices = {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
-          state, step_metrics = train_step(state, on_devices)
+          with self.trace.step():
+            with jax.profiler.TraceAnnotation("input"):
+              batch = next(stream)
+            self.note_skipped(batch.pop("skipped", ()), step + len(totals), bar)
+            batches.check_batch(batch)
+            on_devices = {
+              name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()
+            }
+            state, step_metrics = train_step(state, on_devices)
           totals.append(step_metrics)
           if len(totals) > 1:  # the step before, so that the host never waits for the one it has just started
             bar.set_postfix(loss=f"{float(totals[-2]['loss']):.3f}", refresh=False)
@@ -288,12 +296,15 @@ class _Trainer:
       log.close()
 
 
-def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> stepping.Params:
+def train(
+  config: ml_collections.ConfigDict, folder: pathlib.Path, *, profile_folder: pathlib.Path | None = None
+) -> stepping.Params:
   """Runs both stages, or what is left of them.
 
   Args:
     config: see `configs/common.py`.
     folder: the workdir; made, or gone on with if it belongs to the same configuration.
+    profile_folder: for a trace of the first steps after warming up; None writes none.
 
   Returns:
     Stage two's parameters at its best epoch by validation loss, or without a validation split at its last.
@@ -306,7 +317,8 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> stepping.P
   with processes.first_before_others("weights"):  # the first one leaves their conversion in the cache
     config, first = start.resolve(config, folder)
   workdir.check(folder, config)
-  trainer = _Trainer(config, folder, first)
+  trace = profile.Trace(profile_folder if processes.is_first() else None)
+  trainer = _Trainer(config, folder, first, trace)
   stages = [
     build_stage(config, name, num_classes=trainer.num_classes, num_records=len(trainer.train)) for name in STAGES
   ]
@@ -314,10 +326,11 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> stepping.P
   with processes.first_before_others("claim"):
     workdir.claim(folder, config, trainer.train.class_names)
   params, kept_head = None, ""
-  for stage in stages:
-    if stage.epochs:
-      params = trainer.run(stage, params, kept_head)
-    kept_head = _kept_head(config)
+  with contextlib.closing(trace):
+    for stage in stages:
+      if stage.epochs:
+        params = trainer.run(stage, params, kept_head)
+      kept_head = _kept_head(config)
   return params
 
 
