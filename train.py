@@ -19,6 +19,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder for checkpoints, metrics, results and pictures; by default runs/DATA-HEAD."
 )
+_PROFILE = flags.DEFINE_string("profile", None, "Folder for a trace of ten training steps, see docs/scaling.md.")
 _COORDINATOR = flags.DEFINE_string(
   "coordinator", None, "HOST:PORT of the first process, where several train together; or auto: ask the cluster."
 )
@@ -44,7 +45,9 @@ def main(argv: list[str]) -> None:
     heartbeat_seconds=_HEARTBEAT_SECONDS.value,
   )
   with command.speaking(), together:
-    run.train_and_evaluate(config, pathlib.Path(workdir))
+    run.train_and_evaluate(
+      config, pathlib.Path(workdir), profile_folder=_PROFILE.value and pathlib.Path(_PROFILE.value)
+    )
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def peer_loss(scores, thetas, labels, loss):
   return classification + loss.localization_weight * terms.mean()
 
 
-def our_side(config, params, stage, batch):
+def our_side(params, stage, batch):
   """A function that makes a step and waits for it, and the first step's loss."""
   state = step.TrainState(np.int32(0), params, stage.optimizer.init(params))
   train_step = jax.jit(step.make_train_step(stage.model, stage.optimizer, stage.objective), donate_argnums=0)
@@ -170,7 +170,7 @@ def main() -> None:
     "ignore": np.zeros((config.batch_size, CLASSES), bool),
     "mask": np.ones(config.batch_size, np.float32),
   }
-  ours, our_loss = our_side(config, params, stage, batch)
+  ours, our_loss = our_side(params, stage, batch)
   theirs, their_loss = torch_side(config, params, batch, arguments.compiled)
   if not math.isclose(our_loss, their_loss, rel_tol=1e-3 if arguments.dtype == "float32" else 5e-2):
     raise SystemExit(f"error: the first losses differ, {our_loss} and {their_loss}: the models are not equal")

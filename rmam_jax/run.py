@@ -32,7 +32,9 @@ def default_workdir(config: ml_collections.ConfigDict) -> pathlib.Path:
   return pathlib.Path("runs", f"{config.data.name}-{config.model.head}".replace("/", "-"))
 
 
-def train_and_evaluate(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
+def train_and_evaluate(
+  config: ml_collections.ConfigDict, folder: pathlib.Path, *, profile_folder: pathlib.Path | None = None
+) -> dict[str, Any]:
   """A whole run, or what is left of it: both stages, the controls, the evaluation.
 
   With `data.final_train` there are two phases. The first, in `folder/choose`, trains on `data.train` and chooses the
@@ -42,6 +44,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, folder: pathlib.Path) 
   Args:
     config: see `configs/common.py`.
     folder: the workdir; made, or gone on with if it belongs to the same configuration.
+    profile_folder: see `loop.train`; of the last phase, without its controls.
 
   Returns:
     What `results.json` holds; in another process than the first, nothing.
@@ -62,7 +65,7 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, folder: pathlib.Path)
     print(f"second phase: {config.data.train}, with the epochs, C and thresholds of the first")
   elif not config.data.validation:
     choosing.check(folder)  # now, and not when all is trained
-  loop.train(config, folder)
+  loop.train(config, folder, profile_folder=profile_folder)
   if first is not None and processes.is_first():
     shutil.copyfile(first / choosing.FILE, folder / choosing.FILE)
   results = evaluate(folder)

@@ -1,9 +1,17 @@
-"""Two CPU devices for every test, and one small data set made once."""
+"""Two CPU devices for every test, one cache of compiled programs for them all, and one small data set made once."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import pytest
 

@@ -12,11 +12,13 @@ from configs import common, digits, voc
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def call(*arguments, **environment):
+def call(*arguments, **changes):
+  """Runs Python; `changes` to the environment: None takes a variable out."""
+  environment = {name: value for name, value in (os.environ | changes).items() if value is not None}
   return subprocess.run(
     [sys.executable, *arguments],
     cwd=ROOT,
-    env={**os.environ, **environment},
+    env=environment,
     capture_output=True,
     text=True,
     timeout=300,
@@ -111,7 +113,7 @@ def test_compiled_programs_are_kept_and_a_damaged_one_is_compiled_again(tmp_path
   cache = tmp_path / "cache"
 
   def predict():
-    found = call("predict.py", "docs/predicted.png", XDG_CACHE_HOME=str(cache))
+    found = call("predict.py", "docs/predicted.png", XDG_CACHE_HOME=str(cache), JAX_COMPILATION_CACHE_DIR=None)
     assert found.returncode == 0, found.stderr
     return found.stdout, {path: path.read_bytes() for path in (cache / "rmam_jax" / "jit").glob("*-cache")}
 
@@ -129,4 +131,4 @@ def test_a_cache_folder_of_the_user_s_own_stands(tmp_path):
   )
   mine = str(tmp_path / "mine")
   assert call("-c", code, JAX_COMPILATION_CACHE_DIR=mine).stdout.strip() == mine
-  assert call("-c", code, XDG_CACHE_HOME=mine).stdout.strip() == f"{mine}/rmam_jax/jit"
+  assert call("-c", code, XDG_CACHE_HOME=mine, JAX_COMPILATION_CACHE_DIR=None).stdout.strip() == f"{mine}/rmam_jax/jit"

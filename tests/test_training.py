@@ -1,6 +1,7 @@
 """The train step on one device, on two, by jit and by pmap; the loop that is stopped and goes on."""
 
 import functools
+import gzip
 import hashlib
 import json
 import re
@@ -45,7 +46,7 @@ def small_step(**options):
   model = recognizer.build(config.model, 4, head="saliency", auxiliary="score_map")
   optimizer = optax.sgd(0.1)  # plain, so that differences are not hidden by Adam's scaling
   objective = step.Objective("sigmoid", auxiliary_weight=1.0)
-  state = step.init_state(model, optimizer, jax.random.key(0), 24)
+  state = jax.jit(functools.partial(step.init_state, model, optimizer, size=24))(jax.random.key(0))
   rng = np.random.default_rng(0)
   batch = {
     "image": rng.integers(0, 256, (8, 24, 24, 3), np.uint8),
@@ -126,12 +127,11 @@ def test_padding_in_a_batch_changes_no_update():
   assert_trees_close(train_step(state, padded)[0].params, train_step(state, batch)[0].params, 1e-6)
 
 
-@pytest.mark.parametrize("parts", [2, 4])
-def test_parts_of_a_batch_add_up_to_the_whole(parts):
+def test_parts_of_a_batch_add_up_to_the_whole():
   train_step, state, batch = small_step()
   batch["mask"][-3:] = 0  # so that the parts have unequal numbers of real examples
   wanted, wanted_metrics = jax.jit(train_step)(state, batch)
-  in_parts, _, _ = small_step(accumulate=parts)
+  in_parts, _, _ = small_step(accumulate=4)
   for one in (batch, jax.device_put(batch, mesh.by_example(mesh.make_mesh()))):
     found, metrics = jax.jit(in_parts)(state, one)
     assert_trees_close(found, wanted, 1e-6)
@@ -142,7 +142,7 @@ def test_computing_stages_again_changes_nothing_and_keeps_less(data_root):
   found = []
   for remat in (False, True):
     stage = loop.build_stage(tiny_config(data_root, remat=remat), "stage_one", num_classes=10, num_records=160)
-    state = step.init_state(stage.model, optax.sgd(0.1), jax.random.key(0), 64)
+    state = jax.jit(functools.partial(step.init_state, stage.model, optax.sgd(0.1), size=64))(jax.random.key(0))
     rng = np.random.default_rng(0)
     batch = {
       "image": rng.integers(0, 256, (16, 64, 64, 3), np.uint8),
@@ -310,8 +310,14 @@ def test_other_heads_run_to_the_end(head, data_root, tmp_path):
   assert ("auxiliary_mAP" in results) == (head == "recurrent")
 
 
-def test_stage_one_can_be_left_out(data_root, tmp_path):
-  loop.train(tiny_config(data_root, **{"stage_one.epochs": 0, "stage_two.epochs": 1}), tmp_path / "run")
+def test_stage_one_can_be_left_out_and_the_rest_traced(data_root, tmp_path):
+  config = tiny_config(data_root, **{"stage_one.epochs": 0, "stage_two.epochs": 1, "epoch_size": 80})
+  loop.train(config, tmp_path / "run", profile_folder=tmp_path / "trace")
+  (trace,) = (tmp_path / "trace").rglob("*.trace.json.gz")  # of two steps, which the run's end cut short
+  events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+  steps = [event for event in events if event.get("name") == "train" and "dur" in event]
+  inputs = [event for event in events if event.get("name") == "input" and "dur" in event]
+  assert len(steps) == len(inputs) == 2
   assert [line["stage"] for line in lines(tmp_path / "run")] == ["stage_two"]
 
 

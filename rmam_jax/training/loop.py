@@ -23,7 +23,7 @@ from rmam_jax.data import batches
 from rmam_jax.data.records import open_split
 from rmam_jax.evaluation import answers as answering
 from rmam_jax.models import recognizer
-from rmam_jax.training import checkpoints, stopping, workdir
+from rmam_jax.training import checkpoints, profile, stopping, workdir
 from rmam_jax.training import step as stepping
 from rmam_jax.weights import start
 
@@ -136,8 +136,11 @@ def take_over(fresh: stepping.Params, trained: stepping.Params, head: str) -> st
 class _Trainer:
   """Runs stages over one mesh, one data set and one workdir."""
 
-  def __init__(self, config: ml_collections.ConfigDict, folder: pathlib.Path, first: start.Start | None):
+  def __init__(
+    self, config: ml_collections.ConfigDict, folder: pathlib.Path, first: start.Start | None, trace: profile.Trace
+  ):
     self.config = config
+    self.trace = trace
     self.first = first
     self.folder = folder
     data = config.data
@@ -279,19 +282,21 @@ class _Trainer:
       while step < stage.steps or totals:
         running = None
         while len(totals) + bool(running) < stage.steps_per_epoch and not stop.asked:
-          try:
-            batch = next(stream)
-          except Exception:
-            if not stop.asked:
-              raise
-            break  # a signal to all processes has ended the workers, too
-          self.note_skipped(batch.get("skipped", ()), step, bar)
-          batches.check_batch(batch)
-          on_devices = {
-            name: jax.make_array_from_process_local_data(sharding, array)
-            for name, array in batches.arrays_of(batch).items()
-          }
-          state, step_metrics = train_step(state, on_devices)
+          with self.trace.step():
+            try:
+              with jax.profiler.TraceAnnotation("input"):
+                batch = next(stream)
+            except Exception:
+              if not stop.asked:
+                raise
+              break  # a signal to all processes has ended the workers, too
+            self.note_skipped(batch.get("skipped", ()), step, bar)
+            batches.check_batch(batch)
+            on_devices = {
+              name: jax.make_array_from_process_local_data(sharding, array)
+              for name, array in batches.arrays_of(batch).items()
+            }
+            state, step_metrics = train_step(state, on_devices)
           step += 1
           if running:  # the step before, so that the host never waits for the one it has just started
             totals.append(_settle(*running))
@@ -341,12 +346,15 @@ def _settle(place: str, step_metrics: stepping.Metrics, ids: Sequence[str]) -> d
   return values
 
 
-def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> stepping.Params:
+def train(
+  config: ml_collections.ConfigDict, folder: pathlib.Path, *, profile_folder: pathlib.Path | None = None
+) -> stepping.Params:
   """Runs both stages, or what is left of them.
 
   Args:
     config: see `configs/common.py`.
     folder: the workdir; made, or gone on with if it belongs to the same configuration.
+    profile_folder: for a trace of the first steps after warming up; None writes none.
 
   Returns:
     Stage two's parameters at its best epoch by validation loss, or without a validation split at its last.
@@ -359,7 +367,8 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> stepping.P
   with processes.first_before_others("weights"):  # the first one leaves their conversion in the cache
     config, first = start.resolve(config, folder)
   workdir.check(folder, config)
-  trainer = _Trainer(config, folder, first)
+  trace = profile.Trace(profile_folder if processes.is_first() else None)
+  trainer = _Trainer(config, folder, first, trace)
   stages = [
     build_stage(config, name, num_classes=trainer.num_classes, num_records=len(trainer.train)) for name in STAGES
   ]
@@ -367,10 +376,11 @@ def train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> stepping.P
   with processes.first_before_others("claim"):
     workdir.claim(folder, config, trainer.train.class_names)
   params, kept_head = None, ""
-  for stage in stages:
-    if stage.epochs:
-      params = trainer.run(stage, params, kept_head)
-    kept_head = _kept_head(config)
+  with contextlib.closing(trace):
+    for stage in stages:
+      if stage.epochs:
+        params = trainer.run(stage, params, kept_head)
+      kept_head = _kept_head(config)
   return params
 
 

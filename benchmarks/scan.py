@@ -1,0 +1,98 @@
+"""What the scan over K+1 looks costs against K and batch: seconds a training pass of the module on feature maps.
+
+    python -m benchmarks.scan
+    python -m benchmarks.scan --map=28x28x512 --width=4096 --looks=1,2,5,10 --batches=1,4,16       for a GPU
+
+Both sides give the gradients of parameters and map for the paper's rule: `scan`, as `rmam_jax.attend` has it, and
+`unrolled`, the same looks one after the other in the program. The first compilation's time stands beside each.
+"""
+
+import argparse
+import functools
+import time
+
+import jax
+import numpy as np
+
+import rmam_jax as rmam
+from benchmarks import machine
+from rmam_jax import attention, update_rules
+
+CLASSES = 20
+REGION, POOL = (7, 7), 2
+
+
+def scanned(params, feature_map, num_regions):
+  """The scores of `attend`."""
+  looks = rmam.attend(
+    params, feature_map, num_regions=num_regions, next_region=update_rules.recurrent, region_size=REGION, pool=POOL
+  )
+  return looks.scores
+
+
+def unrolled(params, feature_map, num_regions):
+  """The same without a scan."""
+  _, choose = update_rules.recurrent(params["next_region"], feature_map)
+  hidden = jax.numpy.zeros((len(feature_map), params["lstm"]["w_h"].shape[0]))
+  carry, scores = (hidden, hidden), []
+  theta = jax.numpy.broadcast_to(jax.numpy.asarray(attention.geometry.WHOLE_IMAGE), (len(feature_map), 4))
+  for k in range(num_regions + 1):
+    f = attention.region_features(feature_map, theta, REGION, pool=POOL)
+    carry, h = attention.lstm_step(params["lstm"], carry, jax.nn.relu(attention.dense(params["fx"], f)))
+    z = jax.nn.relu(attention.dense(params["hz"], h))
+    scores.append(attention.dense(params["zs"], z))
+    _, theta = choose((), z, k)
+  return jax.numpy.stack(scores[1:])
+
+
+def side(form, num_regions, params, feature_map):
+  """A compiled pass, and the seconds that compiling it took."""
+
+  def total(params, feature_map):
+    return form(params, feature_map, num_regions).max(axis=0).sum()
+
+  started = time.perf_counter()
+  program = jax.jit(jax.grad(total, argnums=(0, 1))).lower(params, feature_map).compile()
+  return functools.partial(_run, program, params, feature_map), time.perf_counter() - started
+
+
+def _run(program, *inputs):
+  jax.block_until_ready(program(*inputs))
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--map", default="14x14x128", help="HxWxC")
+  parser.add_argument("--width", type=int, default=256, help="of x, the LSTM and z")
+  parser.add_argument("--looks", default="1,2,5,10", help="values of K")
+  parser.add_argument("--batches", default="1,4,16")
+  parser.add_argument("--repeats", type=int, default=7)
+  arguments = parser.parse_args()
+  shape = tuple(map(int, arguments.map.split("x")))
+  params = jax.jit(
+    functools.partial(
+      rmam.init_attention,
+      channels=shape[-1],
+      num_classes=CLASSES,
+      init_next_region=update_rules.init_recurrent,
+      x_width=arguments.width,
+      lstm_width=arguments.width,
+      z_width=arguments.width,
+    )
+  )(jax.random.key(0))
+  print(f"{jax.devices()[0].device_kind}; {machine.describe('jax')}. Map {arguments.map}, widths {arguments.width};")
+  print(f"medians of {arguments.repeats}, in ms.\n")
+  print(machine.header("batch", "K", "scan", "a look", "unrolled", "ratio", "compiling scan, s", "unrolled, s"))
+  rng = np.random.default_rng(0)
+  for batch in map(int, arguments.batches.split(",")):
+    feature_map = jax.device_put(rng.normal(size=(batch, *shape)).astype(np.float32))
+    for looks in map(int, arguments.looks.split(",")):
+      forms = {form.__name__: side(form, looks, params, feature_map) for form in (scanned, unrolled)}
+      found = machine.medians({name: work for name, (work, _) in forms.items()}, arguments.repeats)
+      ours, other = 1e3 * found["scanned"], 1e3 * found["unrolled"]
+      times = (f"{ours:.1f}", f"{ours / (looks + 1):.1f}", f"{other:.1f}", f"{other / ours:.2f}")
+      print(machine.row(batch, looks, *times, *(f"{seconds:.1f}" for _, seconds in forms.values())), flush=True)
+
+
+if __name__ == "__main__":
+  main()
