@@ -359,3 +359,18 @@ def test_a_damaged_record_is_named_where_its_labels_are_known_already(data_root,
   stream = batches.train_batches(split, batch_size=16, image_size=72, crop_size=64, flip=False, seed=0)
   with pytest.raises(ValueError, match=r"record \d+ of digits/tiny train is damaged"):
     list(itertools.islice(stream, 10))
+
+
+def test_damaged_files_of_every_kind_are_refused_or_read_and_nothing_else():
+  """In a process of its own, which a library may bring down."""
+  found = subprocess.run(
+    [sys.executable, "-m", "benchmarks.fuzz", "--mutations=600", "--seed=1"],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert found.returncode == 0, found.stdout + found.stderr[-2000:]
+  assert "; 0 failures" in found.stdout
+  assert (
+    len([line for line in found.stdout.splitlines() if line.startswith(("png", "jsonl", "keras", "checkpoint"))]) > 5
+  )

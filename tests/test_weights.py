@@ -467,6 +467,8 @@ def test_an_export_that_was_changed_is_refused(trained, tmp_path):
   for changes, message in (
     ({"class_names": about["class_names"][1:]}, r"model\.safetensors: .* has the shape .*10.*, not .*9"),
     ({"digest": "0"}, "does not have the digest"),
+    ({"class_names": about["class_names"][::-1]}, "does not have the digest"),
+    ({"choices": {**about["choices"], "temperature": 2.5}}, "does not have the digest"),
     ({"config": {}}, "describes no model of rmam_jax"),
     ({"format": 2}, "its format is not 1"),
     ({"class_names": 3}, "the field class_names is missing"),

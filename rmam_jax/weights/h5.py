@@ -2,7 +2,8 @@
 
 import contextlib
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from rmam_jax.weights.tensors import Entry
 
@@ -24,19 +25,35 @@ def open_h5(path: pathlib.Path) -> Iterator[dict[str, Entry]]:
   except OSError as error:
     raise ValueError(f"{path} is no whole HDF5 file ({error})") from error
   with file:
-    layers = _names(file, "layer_names", path)
-    entries = {}
-    for layer in layers:
-      group = _follow(file, layer, h5py.Group, path)
-      weights = _names(group, "weight_names", path)
-      if len(weights) not in (0, len(_ROLES)):
-        raise ValueError(f"{path}: layer {layer} has {len(weights)} tensors, not a kernel and a bias")
-      for role, name in zip(_ROLES, weights, strict=False):
-        entries[f"{layer}/{role}"] = _entry(_follow(group, name, h5py.Dataset, path), f"{layer}/{role}", path)
-    extra = sorted(set(file) - set(layers))
-    if extra:
-      raise ValueError(f"{path}: {extra[0]} is not among its layer_names")
-    yield entries
+    yield _plainly(path, lambda: _entries(file, path))
+
+
+def _entries(file, path: pathlib.Path) -> dict[str, Entry]:
+  import h5py
+
+  layers = _names(file, "layer_names", path)
+  entries = {}
+  for layer in layers:
+    group = _follow(file, layer, h5py.Group, path)
+    weights = _names(group, "weight_names", path)
+    if len(weights) not in (0, len(_ROLES)):
+      raise ValueError(f"{path}: layer {layer} has {len(weights)} tensors, not a kernel and a bias")
+    for role, name in zip(_ROLES, weights, strict=False):
+      entries[f"{layer}/{role}"] = _entry(_follow(group, name, h5py.Dataset, path), f"{layer}/{role}", path)
+  extra = sorted(set(file) - set(layers))
+  if extra:
+    raise ValueError(f"{path}: {extra[0]} is not among its layer_names")
+  return entries
+
+
+def _plainly(path: pathlib.Path, read: Callable[[], Any]) -> Any:
+  """What `read` returns; h5py tells of a damaged file by errors of many kinds."""
+  try:
+    return read()
+  except (ValueError, OSError):
+    raise
+  except Exception as error:
+    raise ValueError(f"{path} is damaged ({error})") from error
 
 
 def _names(group, attribute: str, path: pathlib.Path) -> list[str]:
@@ -75,4 +92,4 @@ def _entry(dataset, name: str, path: pathlib.Path) -> Entry:
     raise ValueError(f"{path}: refused: {name} is compressed or filtered, which Keras' files are not")
   if dataset.shape is None or dataset.id.get_storage_size() != dataset.nbytes:
     raise ValueError(f"{path}: {name} {dataset.shape} claims values that the file does not hold")
-  return Entry(dataset.shape, dataset.dtype.name, lambda: dataset[()])
+  return Entry(dataset.shape, dataset.dtype.name, lambda: _plainly(path, lambda: dataset[()]))
