@@ -44,6 +44,7 @@ from rmam_jax.data.images import decode_image
 from rmam_jax.training import checkpoints, step
 from rmam_jax.weights import files, layouts, published, tensors
 
+LONGEST = 60  # seconds for one reading; one that takes longer, within a library too, ends the command
 SHIPPED = pathlib.Path(__file__).parent.parent / "rmam_jax" / "pretrained" / "digits-easy"
 
 
@@ -314,6 +315,7 @@ def run(name: str, count: int, seed: int, folder: pathlib.Path) -> tuple[Counter
     changed = mutate(content, rng)
     path.write_bytes(changed)
     started = time.monotonic()
+    faulthandler.dump_traceback_later(LONGEST, exit=True)
     try:
       with contextlib.redirect_stdout(io.StringIO()):
         found = target.read(folder)
@@ -328,6 +330,7 @@ def run(name: str, count: int, seed: int, folder: pathlib.Path) -> tuple[Counter
       if target.digested and kind == "otherwise":
         failures.append(f"{name} {number}: {path.relative_to(folder)} changed and was read in spite of a digest")
     counts["slowest"] = max(counts["slowest"], round(1000 * (time.monotonic() - started)))
+    faulthandler.cancel_dump_traceback_later()
     path.write_bytes(content)
   return counts, failures
 

@@ -331,6 +331,16 @@ def test_truncated_h5_and_safetensors_are_named(tmp_path, convolutions):
   assert _peak_of(lambda: _refused(tmp_path / "x.safetensors", "no whole safetensors file")) < 50e6
 
 
+@pytest.mark.parametrize(("place", "value"), [(8, 1 << 40), (24, (1 << 64) - 16)])
+def test_a_heap_on_which_hdf5_loops_for_ever_or_takes_all_memory_is_refused(place, value, tmp_path, convolutions):
+  path = write_keras(tmp_path / "x.h5", {"block1_conv1": convolutions["block1_conv1"]})
+  content = bytearray(path.read_bytes())
+  heap = content.find(b"GCOL")  # its size, then its first object: index, uses, size
+  content[heap + place : heap + place + 8] = value.to_bytes(8, "little")
+  path.write_bytes(content)
+  _refused(path, f"its heap at {heap} is not as long as it says")
+
+
 def test_conversions_are_cached_by_digest_and_verified_when_read(tmp_path, convolutions, cache, capsys, monkeypatch):
   path = write_keras(tmp_path / "x.h5", convolutions)
   first = files.read(path)
