@@ -73,6 +73,34 @@ def whole(data_root, tmp_path_factory):
   return folder
 
 
+def test_the_metrics_lose_no_line_and_double_none(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  sound = [{"stage": "stage_one", "step": number} for number in (4, 8)]
+  path.write_text("".join(json.dumps(line) + "\n" for line in sound) + '{"stage": "stage_two", "st')  # cut short
+  workdir.MetricsLog(tmp_path, "stage_two", 0).close()
+  assert [json.loads(line) for line in path.read_text().splitlines()] == sound
+  workdir.MetricsLog(tmp_path, "stage_one", 4).close()
+  assert [json.loads(line) for line in path.read_text().splitlines()] == sound[:1]
+  path.write_text("no JSON\n")
+  with pytest.raises(ValueError, match=f"{path} is damaged .* mend or remove the line"):
+    workdir.MetricsLog(tmp_path, "stage_one", 4)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_disk_that_fills_up_or_a_folder_that_vanishes_is_named(tmp_path):
+  log = workdir.MetricsLog(tmp_path, "stage_one", 0)
+  for name in ("metrics.jsonl", "results.json.draft"):
+    (tmp_path / name).symlink_to("/dev/full")
+  with pytest.raises(OSError, match=f"cannot write {tmp_path}/metrics.jsonl: No space left on device. The checkpoints"):
+    log.write(4, {"loss": 1.0})
+  with pytest.raises(OSError, match=f"cannot write {tmp_path}/results.json: No space left on device. The checkpoints"):
+    workdir.write_json(tmp_path / "results.json", {})
+  shutil.rmtree(tmp_path)
+  with pytest.raises(OSError, match=f"cannot write {tmp_path}/metrics.jsonl: No such file or directory. The check"):
+    log.write(4, {"loss": 1.0})
+  log.close()
+
+
 def signal_at(monkeypatch, number, name, call):
   """The process gets a signal when a function of the data or of the trainer is called for the `call`th time."""
   owner, calls = {"train_batches": batches, "validate": loop._Trainer}[name], []
@@ -359,3 +387,18 @@ def test_a_damaged_record_is_named_where_its_labels_are_known_already(data_root,
   stream = batches.train_batches(split, batch_size=16, image_size=72, crop_size=64, flip=False, seed=0)
   with pytest.raises(ValueError, match=r"record \d+ of digits/tiny train is damaged"):
     list(itertools.islice(stream, 10))
+
+
+def test_damaged_files_of_every_kind_are_refused_or_read_and_nothing_else():
+  """In a process of its own, which a library may bring down."""
+  found = subprocess.run(
+    [sys.executable, "-m", "benchmarks.fuzz", "--mutations=600", "--seed=1"],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert found.returncode == 0, found.stdout + found.stderr[-2000:]
+  assert "; 0 failures" in found.stdout
+  assert (
+    len([line for line in found.stdout.splitlines() if line.startswith(("png", "jsonl", "keras", "checkpoint"))]) > 5
+  )

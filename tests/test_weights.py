@@ -331,6 +331,16 @@ def test_truncated_h5_and_safetensors_are_named(tmp_path, convolutions):
   assert _peak_of(lambda: _refused(tmp_path / "x.safetensors", "no whole safetensors file")) < 50e6
 
 
+@pytest.mark.parametrize(("place", "value"), [(8, 1 << 40), (24, (1 << 64) - 16)])
+def test_a_heap_on_which_hdf5_loops_for_ever_or_takes_all_memory_is_refused(place, value, tmp_path, convolutions):
+  path = write_keras(tmp_path / "x.h5", {"block1_conv1": convolutions["block1_conv1"]})
+  content = bytearray(path.read_bytes())
+  heap = content.find(b"GCOL")  # its size, then its first object: index, uses, size
+  content[heap + place : heap + place + 8] = value.to_bytes(8, "little")
+  path.write_bytes(content)
+  _refused(path, f"its heap at {heap} is not as long as it says")
+
+
 def test_conversions_are_cached_by_digest_and_verified_when_read(tmp_path, convolutions, cache, capsys, monkeypatch):
   path = write_keras(tmp_path / "x.h5", convolutions)
   first = files.read(path)
@@ -467,6 +477,8 @@ def test_an_export_that_was_changed_is_refused(trained, tmp_path):
   for changes, message in (
     ({"class_names": about["class_names"][1:]}, r"model\.safetensors: .* has the shape .*10.*, not .*9"),
     ({"digest": "0"}, "does not have the digest"),
+    ({"class_names": about["class_names"][::-1]}, "does not have the digest"),
+    ({"choices": {**about["choices"], "temperature": 2.5}}, "does not have the digest"),
     ({"config": {}}, "describes no model of rmam_jax"),
     ({"format": 2}, "its format is not 1"),
     ({"class_names": 3}, "the field class_names is missing"),

@@ -19,6 +19,8 @@ FORMAT = 2  # of a workdir: one more when a field of the configuration comes or 
 # `weights_digest`.)
 FREE_FIELDS = ("accumulate", "data.root", "data.threads", "data.workers", "remat", "weights")
 
+_GO_ON = "The checkpoints stay: free or open the folder and run the same command again."
+
 
 def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
   """A nested configuration's values by their dotted names."""
@@ -124,15 +126,27 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _unusable(folder: pathlib.Path, error: OSError) -> OSError:
-  reason = f"{error.strerror or error} ({error.filename})"
+  reason = f"{error.strerror} ({error.filename})" if error.filename else str(error)
   return OSError(f"cannot use {folder} as workdir: {reason}. Name another with --workdir=DIR.")
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes beside the file and renames, so that no reader ever sees half of it."""
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes beside the file and renames, so that no reader ever sees half of it.
+
+  Raises:
+    OSError: names the file.
+  """
   draft = path.with_name(path.name + ".draft")
-  draft.write_text(json.dumps(value, indent=2) + "\n")
-  draft.replace(path)
+  try:
+    draft.write_text(text)
+    draft.replace(path)
+  except OSError as error:  # a full disk's names no file
+    raise OSError(f"cannot write {path}: {error.strerror or error}. {_GO_ON}") from error
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """A value as JSON; see `write_text`."""
+  write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -209,15 +223,28 @@ class MetricsLog:
     self._stage = stage
     self._path = folder / "metrics.jsonl"
     if self._path.exists():
-      lines = [json.loads(line) for line in self._path.read_text().splitlines()]
-      kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
-      self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+      whole, _, _ = self._path.read_text().rpartition(
+        "\n"
+      )  # a last line without an end was cut short, and is done again
+      try:
+        lines = [json.loads(line) for line in whole.splitlines()]
+        kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
+      except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{self._path} is damaged ({error!r}): mend or remove the line, or remove the file") from error
+      write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
     self._tensorboard = tensorboardX.SummaryWriter(str(folder / "tensorboard" / stage), purge_step=step + 1)
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
-    """One line for one step."""
-    with self._path.open("a") as file:
-      file.write(json.dumps({"stage": self._stage, "step": step, **metrics}) + "\n")
+    """One line for one step.
+
+    Raises:
+      OSError: names the file.
+    """
+    try:
+      with self._path.open("a") as file:
+        file.write(json.dumps({"stage": self._stage, "step": step, **metrics}) + "\n")
+    except OSError as error:
+      raise OSError(f"cannot write {self._path}: {error.strerror or error}. {_GO_ON}") from error
     for name, value in metrics.items():
       self._tensorboard.add_scalar(name, value, step)
     self._tensorboard.flush()

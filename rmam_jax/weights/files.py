@@ -127,8 +127,8 @@ def write(path: pathlib.Path, weights: Weights) -> None:
     "pixel_mean": json.dumps(weights.pixel_mean),
     "pixel_std": json.dumps(weights.pixel_std),
     "source_sha256": weights.digest,
-    "digest": tensors.digest(weights.tensors),
   }
+  metadata["digest"] = tensors.digest(weights.tensors, metadata)
   tensors.write_safetensors(path, weights.tensors, metadata)
 
 
@@ -145,7 +145,7 @@ def _inner(entries: Mapping[str, Entry], metadata: Mapping[str, str], path: path
     raise ValueError(f"{path}: block1_conv1/kernel is missing")
   tensors.check_shapes(entries, inner_shapes({name: entry.shape for name, entry in entries.items()}), path)
   arrays = tensors.read(entries, entries, path)
-  if tensors.digest(arrays) != wanted:
+  if tensors.digest(arrays, {name: text for name, text in metadata.items() if name != "digest"}) != wanted:
     raise ValueError(f"{path} does not have the digest that it states: it was changed or damaged")
   return Weights(title, arrays, mean, std, source)
 

@@ -1,12 +1,17 @@
 """Keras' older HDF5 layout: a group for each layer, named by the file's `layer_names`, its tensors by `weight_names`."""
 
 import contextlib
+import math
+import mmap
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from rmam_jax.weights.tensors import Entry
 
 _ROLES = ("kernel", "bias")
+_MOST_BYTES = 1 << 20  # of a list of names
+_HEAP = b"GCOL\x01\0\0\0"  # what a global heap begins with: its signature and version
 
 
 @contextlib.contextmanager
@@ -19,24 +24,57 @@ def open_h5(path: pathlib.Path) -> Iterator[dict[str, Entry]]:
   """
   import h5py
 
+  _check_heaps(path)
   try:
     file = h5py.File(path, "r")
   except OSError as error:
     raise ValueError(f"{path} is no whole HDF5 file ({error})") from error
   with file:
-    layers = _names(file, "layer_names", path)
-    entries = {}
-    for layer in layers:
-      group = _follow(file, layer, h5py.Group, path)
-      weights = _names(group, "weight_names", path)
-      if len(weights) not in (0, len(_ROLES)):
-        raise ValueError(f"{path}: layer {layer} has {len(weights)} tensors, not a kernel and a bias")
-      for role, name in zip(_ROLES, weights, strict=False):
-        entries[f"{layer}/{role}"] = _entry(_follow(group, name, h5py.Dataset, path), f"{layer}/{role}", path)
-    extra = sorted(set(file) - set(layers))
-    if extra:
-      raise ValueError(f"{path}: {extra[0]} is not among its layer_names")
-    yield entries
+    yield _plainly(path, lambda: _entries(file, path))
+
+
+def _check_heaps(path: pathlib.Path) -> None:
+  """Walks the heaps where HDF5 keeps texts: where an object takes no room, HDF5 itself loops for ever."""
+  with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    start = content.find(_HEAP)
+    while start >= 0:
+      end = start + int.from_bytes(content[start + 8 : start + 16], "little")
+      place = start + 16
+      while place + 16 <= end <= len(content):
+        index = int.from_bytes(content[place : place + 2], "little")
+        size = int.from_bytes(content[place + 8 : place + 16], "little")
+        place += ((16 + (size + 7) // 8 * 8) % 2**64 if index else size) or 2**64
+      if place > end or end > len(content):
+        raise ValueError(f"{path} is damaged (its heap at {start} is not as long as it says)")
+      start = content.find(_HEAP, start + 1)
+
+
+def _entries(file, path: pathlib.Path) -> dict[str, Entry]:
+  import h5py
+
+  layers = _names(file, "layer_names", path)
+  entries = {}
+  for layer in layers:
+    group = _follow(file, layer, h5py.Group, path)
+    weights = _names(group, "weight_names", path)
+    if len(weights) not in (0, len(_ROLES)):
+      raise ValueError(f"{path}: layer {layer} has {len(weights)} tensors, not a kernel and a bias")
+    for role, name in zip(_ROLES, weights, strict=False):
+      entries[f"{layer}/{role}"] = _entry(_follow(group, name, h5py.Dataset, path), f"{layer}/{role}", path)
+  extra = sorted(set(file) - set(layers))
+  if extra:
+    raise ValueError(f"{path}: {extra[0]} is not among its layer_names")
+  return entries
+
+
+def _plainly(path: pathlib.Path, read: Callable[[], Any]) -> Any:
+  """What `read` returns; h5py tells of a damaged file by errors of many kinds."""
+  try:
+    return read()
+  except (ValueError, OSError):
+    raise
+  except Exception as error:
+    raise ValueError(f"{path} is damaged ({error})") from error
 
 
 def _names(group, attribute: str, path: pathlib.Path) -> list[str]:
@@ -45,6 +83,9 @@ def _names(group, attribute: str, path: pathlib.Path) -> list[str]:
       f"{path}: {group.name} has no {attribute}: not the layout of Keras' published VGG-16 (a .weights.h5 of Keras 3 has"
       " another)"
     )
+  stored = group.attrs.get_id(attribute)
+  if math.prod(stored.shape or ()) * stored.get_type().get_size() > _MOST_BYTES:
+    raise ValueError(f"{path}: {attribute} of {group.name} claims more than {_MOST_BYTES:,} bytes")
   names = [name.decode() if isinstance(name, bytes) else str(name) for name in group.attrs[attribute]]
   if len(set(names)) != len(names):
     raise ValueError(f"{path}: {group.name} names something twice in {attribute}")
@@ -75,4 +116,4 @@ def _entry(dataset, name: str, path: pathlib.Path) -> Entry:
     raise ValueError(f"{path}: refused: {name} is compressed or filtered, which Keras' files are not")
   if dataset.shape is None or dataset.id.get_storage_size() != dataset.nbytes:
     raise ValueError(f"{path}: {name} {dataset.shape} claims values that the file does not hold")
-  return Entry(dataset.shape, dataset.dtype.name, lambda: dataset[()])
+  return Entry(dataset.shape, dataset.dtype.name, lambda: _plainly(path, lambda: dataset[()]))

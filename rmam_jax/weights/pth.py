@@ -43,7 +43,7 @@ def open_pth(path: pathlib.Path) -> Iterator[dict[str, Entry]]:
       zipped = file.read(4) == b"PK\x03\x04"
       file.seek(0)
       yield (_open_zip if zipped else _open_legacy)(file)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, RuntimeError, struct.error) as error:  # RuntimeErrors: encryption, newer versions
       raise ValueError(f"{path} is no whole zip of torch ({error}): truncated or damaged, fetch it again") from error
     except _Wrong as error:
       raise ValueError(f"{path}: {error}") from error

@@ -42,17 +42,15 @@ def export(workdir_folder: pathlib.Path, out: pathlib.Path) -> None:
   try:
     out.mkdir(parents=True, exist_ok=True)
     tensors.write_safetensors(out / "model.safetensors", arrays, {"format": f"rmam_jax model {FORMAT}"})
-    workdir.write_json(  # last: a folder without it is no model
-      out / "model.json",
-      {
-        "format": FORMAT,
-        "version": __version__,
-        "digest": tensors.digest(arrays),
-        "class_names": found.class_names,
-        "choices": found.choices,
-        "config": json.loads(found.config.to_json()),
-      },
-    )
+    about = {
+      "format": FORMAT,
+      "version": __version__,
+      "class_names": found.class_names,
+      "choices": found.choices,
+      "config": json.loads(found.config.to_json()),
+    }
+    digest = tensors.digest(arrays, about)
+    workdir.write_json(out / "model.json", {"digest": digest, **about})  # last: a folder without it is no model
   except OSError as error:
     raise OSError(f"cannot export to {out}: {error}") from error
 
@@ -110,7 +108,7 @@ def _load_exported(folder: pathlib.Path) -> Published:
   with tensors.open_safetensors(path) as (entries, _):
     tensors.check_shapes(entries, shapes, path)
     arrays = tensors.read(entries, shapes, path)
-  if tensors.digest(arrays) != about["digest"]:
+  if tensors.digest(arrays, {field: value for field, value in about.items() if field != "digest"}) != about["digest"]:
     raise ValueError(f"{path} does not have the digest that {where.name} states: one of them was changed or damaged")
   return Published(config, class_names, tensors.unflatten(like, arrays), about.get("choices"))
 

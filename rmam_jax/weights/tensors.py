@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import pathlib
 import tempfile
@@ -34,13 +35,15 @@ def unflatten(like: Any, tensors: Mapping[str, Any]) -> Any:
   return jax.tree.unflatten(jax.tree.structure(like), [tensors[name] for name in flatten(like)])
 
 
-def digest(tensors: Mapping[str, np.ndarray]) -> str:
-  """SHA-256 over names, types, shapes and values, in the order of the names."""
+def digest(tensors: Mapping[str, np.ndarray], about: Mapping[str, Any] | None = None) -> str:
+  """SHA-256 over names, types, shapes and values, in the order of the names; and over what is said of them, as JSON."""
   total = hashlib.sha256()
   for name in sorted(tensors):
     array = np.ascontiguousarray(tensors[name])
     total.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
     total.update(array.reshape(-1).view(np.uint8))
+  if about is not None:
+    total.update(json.dumps(about, sort_keys=True).encode())
   return total.hexdigest()
 
 

@@ -1,0 +1,373 @@
+"""Damages files at random, again and again, and reads them: images, manifests, weights, published models, checkpoints.
+
+    python -m benchmarks.fuzz --mutations=20000            --only=checkpoints for one kind
+
+Each mutation flips bits, overwrites, cuts out, doubles or inserts bytes, or puts an extreme number somewhere. Counted is
+what was refused, by a ValueError or OSError; what was read as if nothing had happened; and what was read otherwise,
+which no reader can notice in an image or a list of labels, but has to where a digest is stored. Failures, and exit 1:
+any other exception, something read otherwise in spite of a digest, a path outside the folder, a file opened for writing
+outside the folder. A mutation depends on the seed, its kind and its number alone.
+"""
+
+import argparse
+import contextlib
+import faulthandler
+import importlib.util
+import io
+import json
+import math
+import os
+import pathlib
+import random
+import resource
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+import tqdm
+from PIL import Image
+
+from benchmarks import machine
+from configs import common
+from rmam_jax.data import files as manifests
+from rmam_jax.data.images import decode_image
+from rmam_jax.training import checkpoints, step
+from rmam_jax.weights import files, layouts, published, tensors
+
+LONGEST = 60  # seconds for one reading; one that takes longer, within a library too, ends the command
+SHIPPED = pathlib.Path(__file__).parent.parent / "rmam_jax" / "pretrained" / "digits-easy"
+
+
+class Target(NamedTuple):
+  """A kind of file, and how it is read.
+
+  Attributes:
+    share: of all mutations.
+    make: writes into an empty folder.
+    read: from the folder to a text that says all that was read.
+    digested: whether a digest is stored with the content.
+  """
+
+  share: float
+  make: Callable[[pathlib.Path], None]
+  read: Callable[[pathlib.Path], str]
+  digested: bool = False
+
+
+def _digest(arrays) -> str:
+  return tensors.digest({name: np.asarray(array) for name, array in arrays.items()})
+
+
+def _image(kind: str, mode: str = "RGB", **options) -> Target:
+  def make(folder: pathlib.Path) -> None:
+    noise = Image.effect_noise((20, 10), 90).convert("RGB").resize((24, 16))
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "maker"
+    image = noise.convert("I;16" if mode == "I;16" else mode) if mode != "I;16" else noise.convert("L").convert("I;16")
+    image.save(folder / "image", kind, **({"exif": exif} if kind in ("JPEG", "PNG", "WEBP") else {}), **options)
+
+  def read(folder: pathlib.Path) -> str:
+    found = decode_image((folder / "image").read_bytes(), "image")
+    if found.dtype != np.uint8 or found.shape[2:] != (3,):
+      raise AssertionError(f"an image of {found.dtype} {found.shape}")
+    return _digest({"image": found})
+
+  return Target(0, make, read)
+
+
+IMAGES = {
+  "png": _image("PNG"),
+  "png, palette": _image("PNG", "P", transparency=3),
+  "png, 16 bits": _image("PNG", "I;16"),
+  "jpeg": _image("JPEG"),
+  "jpeg, progressive": _image("JPEG", progressive=True),
+  "jpeg, cmyk": _image("JPEG", "CMYK"),
+  "gif": _image("GIF", "P"),
+  "bmp": _image("BMP"),
+  "tiff": _image("TIFF"),
+  "tiff, lzw": _image("TIFF", compression="tiff_lzw"),
+  "tiff, deflate": _image("TIFF", "RGBA", compression="tiff_adobe_deflate"),
+  "webp": _image("WEBP"),
+  "webp, lossless": _image("WEBP", "RGBA", lossless=True),
+}
+
+
+def _manifest(name: str, write: Callable[[pathlib.Path], None]) -> Target:
+  def read(folder: pathlib.Path) -> str:
+    data = common.get_config().data
+    data.train = f"{folder / name}"
+    found = manifests.open_manifest(data.train, data)
+    for identity in (ids := found.index())[0]:
+      if not pathlib.Path(identity).is_relative_to(folder.resolve()):
+        raise AssertionError(f"an image outside the folder: {identity}")
+    return repr((found.class_names, ids))
+
+  return Target(0, write, read)
+
+
+def _coco(folder: pathlib.Path) -> None:
+  content = {
+    "images": [{"id": n, "file_name": f"{n}.jpg", "width": 40, "height": 30} for n in range(3)],
+    "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+    "annotations": [{"image_id": n, "category_id": 1 + n % 2, "bbox": [1, 2.5, 10, 9]} for n in range(3)],
+  }
+  (folder / "list.json").write_text(json.dumps(content))
+
+
+def _voc(folder: pathlib.Path) -> None:
+  for part in ("Annotations", "ImageSets/Main"):
+    (folder / "voc" / part).mkdir(parents=True)
+  box = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>20</ymax></bndbox>"
+  for name in ("a", "b"):
+    (folder / "voc" / "Annotations" / f"{name}.xml").write_text(
+      f"<annotation><filename>{name}.jpg</filename><size><width>40</width><height>30</height></size>"
+      f"<object><name>cat</name><difficult>0</difficult>{box}</object></annotation>"
+    )
+  (folder / "voc" / "ImageSets" / "Main" / "train.txt").write_text("a\nb\n")
+
+
+MANIFESTS = {
+  "csv": _manifest(
+    "list.csv", lambda folder: _write(folder / "list.csv", "image,labels,ignore\na.jpg,cat|dog,\nsub/b.jpg,dog,cat\n")
+  ),
+  "jsonl": _manifest(
+    "list.jsonl",
+    lambda folder: _write(folder / "list.jsonl", '{"image": "a.jpg", "labels": ["cat", "dog"], "ignore": []}\n' * 3),
+  ),
+  "coco": _manifest("list.json", _coco),
+  "voc": _manifest("voc:train", _voc),
+}
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+  path.write_text(text)
+
+
+def _layers() -> dict[str, np.ndarray]:
+  """The tensors of two small convolutions, by their inner names."""
+  rng, found = np.random.default_rng(0), {}
+  for layer, shape in layouts.convolutions(((4,), (8,))).items():
+    found[f"{layer}/kernel"] = rng.normal(0, 0.1, shape).astype(np.float32)
+    found[f"{layer}/bias"] = rng.normal(0, 0.1, shape[-1:]).astype(np.float32)
+  return found
+
+
+def _keras(folder: pathlib.Path) -> None:
+  with h5py.File(folder / "weights", "w") as file:
+    layers = sorted({name.split("/")[0] for name in _layers()})
+    file.attrs["layer_names"] = [layer.encode() for layer in layers]
+    for layer in layers:
+      group = file.create_group(layer)
+      roles = {f"{layer}_W_1:0": "kernel", f"{layer}_b_1:0": "bias"}
+      group.attrs["weight_names"] = [name.encode() for name in roles]
+      for name, role in roles.items():
+        group.create_dataset(name, data=_layers()[f"{layer}/{role}"])
+
+
+def _torch(zipped: bool) -> Callable[[pathlib.Path], None]:
+  def make(folder: pathlib.Path) -> None:
+    import torch
+
+    state = {name: torch.tensor(array) for name, array in _layers().items()}
+    torch.save(state, folder / "weights", _use_new_zipfile_serialization=zipped)
+
+  return make
+
+
+def _read_weights(folder: pathlib.Path) -> str:
+  path = folder / "weights"
+  with files.open_weights(path) as (entries, _):
+    return _digest(tensors.read(entries, entries, path))
+
+
+def _inner(folder: pathlib.Path) -> None:
+  files.write(folder / "weights", files.Weights("fuzz", _layers(), (10.0, 20.0, 30.0), (2.0, 3.0, 4.0), f"{0:064d}"))
+
+
+def _read_inner(folder: pathlib.Path) -> str:
+  found = files.read(folder / "weights")
+  return repr((found._replace(tensors={}), _digest(found.tensors)))
+
+
+WEIGHTS = {
+  "keras h5": Target(0, _keras, _read_weights),
+  "safetensors": Target(0, lambda folder: safetensors.numpy.save_file(_layers(), folder / "weights"), _read_weights),
+  "converted weights": Target(0, _inner, _read_inner, digested=True),
+}
+if importlib.util.find_spec("torch"):
+  WEIGHTS |= {
+    "torch, zip": Target(0, _torch(True), _read_weights),
+    "torch, legacy": Target(0, _torch(False), _read_weights),
+  }
+
+
+def _read_published(folder: pathlib.Path) -> str:
+  found = published.load(folder / "model")
+  return repr((found.config.to_json(), found.class_names, found.choices, _digest(tensors.flatten(found.params))))
+
+
+def _state() -> step.TrainState:
+  rng = np.random.default_rng(0)
+  return step.TrainState(
+    jnp.int32(7), {"kernel": jnp.asarray(rng.normal(size=(16, 16)), jnp.float32), "bias": jnp.zeros(5)}, ()
+  )
+
+
+def _checkpoint(folder: pathlib.Path) -> None:
+  saved = checkpoints.StageCheckpoints(folder, writing=True)
+  saved.save_last(_state(), {"best_loss": 0.25, "best_epoch": 3, "seconds": 1.5})
+  saved.close()
+
+
+def _read_checkpoint(folder: pathlib.Path) -> str:
+  saved = checkpoints.StageCheckpoints(folder)
+  try:
+    found = saved.restore_last(jax.eval_shape(_state))
+  finally:
+    saved.close()
+  if found is None:
+    raise ValueError("no checkpoint")
+  return repr((found[1], _digest(tensors.flatten(found[0]._asdict()))))
+
+
+GROUPS = {
+  "images": (0.55, IMAGES),
+  "manifests": (0.2, MANIFESTS),
+  "weights": (0.18, WEIGHTS),
+  "published": (
+    0.02,
+    {"published": Target(0, lambda folder: shutil.copytree(SHIPPED, folder / "model"), _read_published, digested=True)},
+  ),
+  "checkpoints": (0.05, {"checkpoint": Target(0, _checkpoint, _read_checkpoint, digested=True)}),
+}
+TARGETS = {
+  name: target._replace(share=share / len(targets))
+  for share, targets in GROUPS.values()
+  for name, target in targets.items()
+}
+
+
+def mutate(content: bytes, rng: random.Random) -> bytes:
+  """One to three changes; half of them near the beginning, where headers are."""
+  changed = bytearray(content)
+  for _ in range(rng.choice((1, 1, 2, 3))):
+    end = len(changed) if rng.random() < 0.5 else min(len(changed), 256)
+    place, length = rng.randrange(max(end, 1)), rng.choice((1, 2, 4, 16, 200))
+    kind = rng.choice(("flip", "flip", "overwrite", "cut", "truncate", "double", "insert", "number"))
+    if kind == "flip" and changed:
+      changed[min(place, len(changed) - 1)] ^= 1 << rng.randrange(8)
+    elif kind == "overwrite":
+      changed[place : place + length] = rng.randbytes(min(length, len(changed) - place))
+    elif kind == "cut":
+      del changed[place : place + length]
+    elif kind == "truncate":
+      del changed[place:]
+    elif kind == "double":
+      changed[place:place] = changed[place : place + length]
+    elif kind == "insert":
+      changed[place:place] = rng.randbytes(length)
+    elif kind == "number":
+      number = rng.choice((b"\xff" * 4, b"\xff\xff\xff\x7f", b"\x7f\xff\xff\xff", b"\0" * 4, b"\xff" * 8))
+      changed[place : place + len(number)] = number
+  return bytes(changed)
+
+
+def watch_writes(folder: pathlib.Path) -> list[str]:
+  """A list that grows with everything that is written outside a folder, as Python's audit events tell of it."""
+  outside = []
+
+  def look(event: str, arguments: tuple) -> None:
+    writing = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+    if writing or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+      path = os.fsdecode(arguments[0]) if isinstance(arguments[0], (str, bytes)) else ""
+      if path and not path.startswith((str(folder), "/dev/")):
+        outside.append(f"{event} {path}")
+
+  sys.addaudithook(look)
+  return outside
+
+
+def run(name: str, count: int, seed: int, folder: pathlib.Path) -> tuple[Counter, list[str]]:
+  """Mutates and reads one target.
+
+  Returns:
+    Counts, and the failures, each with what makes it again.
+  """
+  target, counts, failures = TARGETS[name], Counter(), []
+  folder.mkdir()
+  target.make(folder)
+  paths = sorted(path for path in folder.rglob("*") if path.is_file())
+  wanted = target.read(folder)
+  for number in tqdm.trange(count, desc=name, leave=False):
+    rng = random.Random(f"{seed} {name} {number}")
+    path = rng.choice(paths)
+    content = path.read_bytes()
+    changed = mutate(content, rng)
+    path.write_bytes(changed)
+    started = time.monotonic()
+    faulthandler.dump_traceback_later(LONGEST, exit=True)
+    try:
+      with contextlib.redirect_stdout(io.StringIO()):
+        found = target.read(folder)
+    except (ValueError, OSError):
+      counts["refused"] += 1
+    except Exception as error:
+      counts["failed"] += 1
+      failures.append(f"{name} {number}: {type(error).__name__}: {error}")
+    else:
+      kind = "the same" if found == wanted else "otherwise"
+      counts[kind] += 1
+      if target.digested and kind == "otherwise":
+        failures.append(f"{name} {number}: {path.relative_to(folder)} changed and was read in spite of a digest")
+    counts["slowest"] = max(counts["slowest"], round(1000 * (time.monotonic() - started)))
+    faulthandler.cancel_dump_traceback_later()
+    path.write_bytes(content)
+  return counts, failures
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--mutations", type=int, default=20_000)
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--only", choices=GROUPS, help="one kind, with as many mutations as it would have had")
+  arguments = parser.parse_args()
+  faulthandler.enable()
+  warnings.simplefilter("ignore")
+  print(machine.describe("PIL", "h5py", "safetensors", "orbax"))
+  row = "{:20}{:>10}{:>10}{:>10}{:>10}{:>12}".format
+  print(row("", "refused", "the same", "otherwise", "failed", "slowest, ms"))
+  chosen = GROUPS[arguments.only][1] if arguments.only else TARGETS
+  kinds = ("refused", "the same", "otherwise", "failed")
+  total, failures = Counter(), []
+  with tempfile.TemporaryDirectory() as name:
+    root = pathlib.Path(name)
+    os.environ["XDG_CACHE_HOME"] = str(root / "cache")
+    outside = watch_writes(root)
+    for number, target in enumerate(chosen):
+      count = math.ceil(arguments.mutations * TARGETS[target].share)
+      counts, failed = run(target, count, arguments.seed, root / str(number))
+      print(row(target, *(counts[kind] for kind in kinds), counts["slowest"]), flush=True)
+      total += counts
+      failures += failed
+    failures += [f"written outside the folder: {place}" for place in outside]
+  print(row("all", *(total[kind] for kind in kinds), ""))
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+  print(
+    f"{sum(total[kind] for kind in kinds):,} mutations, seed {arguments.seed}; peak memory {peak:,.0f} MB; {len(failures)} failures"
+  )
+  print("\n".join(failures))
+  sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+  main()
