@@ -32,6 +32,7 @@ def main(argv: list[str]) -> None:
 
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}")
+  command.keep_compiled()
   with command.speaking(interrupted="the same command goes on with the cell that it was at"):
     reproduce.reproduce(
       config_flags.get_config_filename(flags.FLAGS["config"]),

@@ -52,11 +52,13 @@ def train_and_evaluate(
   Raises:
     ValueError, OSError, FloatingPointError: with what to do about it; another process that trains there, among them.
   """
-  with workdir.locked(folder) if jax.process_index() == 0 else contextlib.nullcontext():
-    return _train_and_evaluate(config, folder)
+  with workdir.locked(folder) if processes.is_first() else contextlib.nullcontext():
+    return _train_and_evaluate(config, folder, profile_folder)
 
 
-def _train_and_evaluate(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
+def _train_and_evaluate(
+  config: ml_collections.ConfigDict, folder: pathlib.Path, profile_folder: pathlib.Path | None
+) -> dict[str, Any]:
   first = folder / "choose" if config.data.final_train else None
   if first is not None:
     print(f"first phase: choosing on {config.data.validation}, in {first}")
