@@ -1,12 +1,13 @@
 """What a training step of VGG-16 with the paper's module has in memory, by counting and compiling; nothing is run.
 
-    python -m benchmarks.memory
+    python -m benchmarks.memory --dtypes=float32
+    python -m benchmarks.memory --counted                    at once: without what the compiler plans
     python -m benchmarks.memory --sides=448 --batch=8 --head=saliency
 
 `kept`: what the forward pass keeps for the backward pass, counted from the shapes of autodiff's residuals without the
 parameters; the same on any platform. `state`: parameters, Adam's two moments and the batch, which the step takes and
-gives back in place. `beside`: what the compiler plans on top, gradients above all. XLA's CPU compiler undoes
-rematerialisation (it merges equal operations again), so that there `beside` is the same with and without; libraries' own
+gives back in place. `beside`: what the compiler plans on top, gradients above all. On a CPU XLA
+plans the same with and without rematerialisation, presumably because it merges equal operations again; libraries' own
 scratch memory is in none of the figures.
 """
 
@@ -34,8 +35,11 @@ def size_of(tree) -> int:
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def count_and_compile(config, side: int) -> tuple[int, jax.stages.Compiled]:
-  """What the backward pass keeps of one part of a batch, in bytes, and the train step of stage two, from shapes alone."""
+def count(config, side: int) -> tuple[int, int, jax.stages.Lowered]:
+  """What the backward pass keeps of one part of a batch and what the step takes, in bytes; and the step, uncompiled.
+
+  From shapes alone, for stage two.
+  """
   stage = loop.build_stage(config, "stage_two", num_classes=CLASSES, num_records=5_011)
   init = functools.partial(step.init_state, stage.model, stage.optimizer, size=side)
   state = jax.eval_shape(init, jax.random.key(0))
@@ -60,7 +64,7 @@ def count_and_compile(config, side: int) -> tuple[int, jax.stages.Compiled]:
   per_example = kept_for(2) - kept_for(1)  # the rest are parameters and constants
   train_step = step.make_train_step(stage.model, stage.optimizer, stage.objective, accumulate=config.accumulate)
   kept = per_example * config.batch_size // config.accumulate
-  return kept, jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()
+  return kept, size_of((state, batch)), jax.jit(train_step, donate_argnums=0).lower(state, batch)
 
 
 def main() -> None:
@@ -69,6 +73,7 @@ def main() -> None:
   parser.add_argument("--dtypes", default="float32,bfloat16")
   parser.add_argument("--batch", type=int, default=16)
   parser.add_argument("--head", default="recurrent")
+  parser.add_argument("--counted", action="store_true", help="compile nothing")
   arguments = parser.parse_args()
   print(f"Compiled for {jax.devices()[0].device_kind}, not run; batch {arguments.batch}, head {arguments.head!r}.")
   print(f"{machine.describe('jax', 'flax', 'optax')}.\n")
@@ -79,10 +84,9 @@ def main() -> None:
         config = voc.get_config(f"512:{arguments.head}")
         config.batch_size, config.model.dtype = arguments.batch, dtype
         config.update_from_flattened_dict(changes)
-        kept, compiled = count_and_compile(config, side)
-        planned = compiled.memory_analysis()
-        sizes = kept, planned.argument_size_in_bytes, planned.temp_size_in_bytes
-        cells = (f"{size / 1e9:.2f}" for size in sizes)
+        kept, held, lowered = count(config, side)
+        beside = "-" if arguments.counted else f"{lowered.compile().memory_analysis().temp_size_in_bytes / 1e9:.2f}"
+        cells = (f"{kept / 1e9:.2f}", f"{held / 1e9:.2f}", beside)
         print(machine.row(side, dtype, title, *cells), flush=True)
 
 
