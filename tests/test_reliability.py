@@ -146,7 +146,7 @@ def test_a_run_that_is_told_to_stop_finishes_its_step_and_goes_on_exactly_there(
   assert same(best_params(config, folder), best_params(config, whole))
 
 
-def test_a_run_that_is_killed_at_any_operation_on_a_file_ends_bit_for_bit_where_an_uninterrupted_one_does(tmp_path):
+def test_a_run_that_is_killed_ends_bit_for_bit_where_an_uninterrupted_one_does(tmp_path):
   whole, killed, cache = tmp_path / "whole", tmp_path / "killed", tmp_path / "cache"
   operations = crash.train(whole, cache)
   for operation in (25, 60, 150):  # preparing the scenes; saving the best of stage one, and the last state of stage two
