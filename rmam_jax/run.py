@@ -265,17 +265,17 @@ def evaluate(
     train = answers(open_split(data, data.train, section.svm_images), "images for the SVMs")
   if validation_split is not None:
     validation = answers(validation_split, "validation images")
-  test_answers = answers(test, "test images")
-  best_step = _best_step(folder)
-  if not processes.is_first():  # from here on the answers are there and the devices of one process are enough
-    return {}
   head, kind = loop.head_of(config, "stage_two"), classification_of(config)
-  if validation is not None:
+  if validation is None:
+    chosen = choosing.read(folder, names)
+  elif processes.is_first():  # what follows from answers takes the devices of one process
     chosen = choosing.choose(config, kind, names, validation_split.name, train, validation)
     workdir.write_json(folder / choosing.FILE, chosen._asdict())
-  else:
-    chosen = choosing.read(folder, names)
 
+  test_answers = answers(test, "test images")
+  best_step = _best_step(folder)
+  if not processes.is_first():
+    return {}
   margins = None
   if train is not None:
     margins = _fit_svms(config, folder, names, train, chosen.svm_c).margins(choosing.prepare(test_answers, config))
