@@ -352,6 +352,7 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as name:
     root = pathlib.Path(name)
     os.environ["XDG_CACHE_HOME"] = str(root / "cache")
+    jax.config.update("jax_enable_compilation_cache", False)  # it may lie elsewhere
     outside = watch_writes(root)
     for number, target in enumerate(chosen):
       count = math.ceil(arguments.mutations * TARGETS[target].share)
