@@ -148,11 +148,11 @@ def count_forwards(monkeypatch, fail_at=None):
   seen = []
   call = answers.Forward.__call__
 
-  def counted(forward, params, images):
+  def counted(forward, params, images, boxes=None):
     if len(seen) == fail_at:
       raise KeyboardInterrupt
     seen.append(len(images))
-    return call(forward, params, images)
+    return call(forward, params, images, boxes)
 
   monkeypatch.setattr(answers.Forward, "__call__", counted)
   return seen
