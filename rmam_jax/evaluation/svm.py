@@ -29,6 +29,8 @@ MOST_PRODUCTS = 400  # of the curvature with a vector, in each of them
 FORCING = 0.1  # how far each step's linear system is solved
 LINE_SEARCH = 10  # steps of one-dimensional Newton
 BLOCK = 1_024  # rows that are multiplied at a time
+SAMPLE = 10_000  # images, about, that tell how they spread
+RANK = 128  # directions that the preconditioner knows
 
 
 class Machines(NamedTuple):
@@ -113,7 +115,7 @@ def _liblinear(features, labels, kept, cs, *, seed) -> Iterator[np.ndarray]:
 # Newton's method with conjugate gradients (Lin, Weng, Keerthi 2008), for all classes at once: each product with the
 # features serves them all. Steps are taken in the features' own type until they become small, and then with objective
 # and gradient in float64, which decide the solution; the curvature, which only decides how fast it is reached, stays in
-# the features' type. Its diagonal preconditions, so that columns may differ in scale and in mean.
+# the features' type.
 
 
 def _matmul(a, b):
@@ -158,19 +160,55 @@ def _transposed_times(x_NF, r, power=1):
   return jnp.concatenate([product.T, r.sum(0, keepdims=True)])
 
 
-def _preconditioner(x_NF, active):
-  """The inverse of the curvature's diagonal, taken with the features centred: r [F + 1, L] -> [F + 1, L].
+class Directions(NamedTuple):
+  """In which the images spread most once every column has mean 0 and deviation 1; what it takes to precondition by them."""
+
+  mean: jax.Array  # [F]
+  deviation: jax.Array  # [F]
+  directions: jax.Array  # [F, R], orthonormal
+  images: jax.Array  # [N, R], along them
+
+
+@jax.jit
+def _spread(x_NF):
+  """Directions from a sample of the images, by three rounds of subspace iteration."""
+  sample = x_NF[:: -(-len(x_NF) // SAMPLE)]
+  mean, deviation = sample.mean(0), sample.std(0)
+  inverse = jnp.where(deviation > 0, 1 / jnp.where(deviation > 0, deviation, 1), 0)
+  scaled = (sample - mean) * inverse
+  rank = min(RANK, *scaled.shape)
+  directions = jax.random.normal(jax.random.key(0), (x_NF.shape[1], rank), x_NF.dtype)
+  for _ in range(3):
+    directions, _ = jnp.linalg.qr(_matmul(_matmul(scaled, directions).T, scaled).T)
+  weights = directions * inverse[:, None]
+  bias = -_matmul(mean, weights)
+  return Directions(mean, deviation, directions, _times(x_NF, jnp.concatenate([weights, bias[None]])))
+
+
+def _preconditioner(x_NF, spread, active):
+  """Roughly the inverse of the curvature: r [F + 1, L] -> [F + 1, L].
 
   Features that are not negative have a mean that the bias can hardly be told from: for each class the mean over its
-  active images is moved into the bias first, b' = b + mean w, in which the two no longer meet.
+  active images is moved into the bias first, b' = b + mean w, in which the two no longer meet. Of the rest, the
+  diagonal is inverted, and on the scale that this sets the curvature along the directions in which images spread most,
+  which are the same for all classes.
   """
   sums, squares = _transposed_times(x_NF, active), _transposed_times(x_NF, active, power=2)[:-1]
   total = sums[-1]
   mean = sums[:-1] / jnp.maximum(total, jnp.finfo(sums.dtype).tiny)
-  spread = 1 + mean**2 + jnp.maximum(squares - total * mean**2, 0)
+  diagonal = 1 + mean**2 + jnp.maximum(squares - total * mean**2, 0)
+  scale = jax.lax.rsqrt(diagonal)
+
+  first, second = _matmul(active.T, spread.images).T, _matmul(active.T, spread.images**2).T
+  variance = jnp.maximum(second - first**2 / jnp.maximum(total, jnp.finfo(sums.dtype).tiny), 0)
+  shares = spread.directions.T**2
+  along = _matmul(shares, scale**2) + variance * _matmul(shares, spread.deviation[:, None] * scale) ** 2
+  gain = 1 / jnp.maximum(along, jnp.finfo(sums.dtype).eps) - 1
 
   def apply(r):
-    w = (r[:-1] - mean * r[-1]) / spread
+    w = (r[:-1] - mean * r[-1]) * scale
+    w += _matmul(spread.directions, gain * _matmul(spread.directions.T, w))
+    w *= scale
     b = r[-1] / (1 + total) - (mean * w).sum(0)
     return jnp.concatenate([w, b[None]])
 
@@ -198,11 +236,12 @@ def _conjugate_gradients(curvature, precondition, g, tolerance):
 
 
 @jax.jit
-def _newton_step(x, targets, kept, c, w):
+def _newton_step(x, spread, targets, kept, c, w):
   """One step for every class, in w's type: w, and the largest move and the largest weight of each class.
 
   Args:
     x: [N, F], never copied.
+    spread: its `_spread`.
     targets: [N, L] of +1 and -1.
     kept: [N, L] of 1 and 0.
     c: a scalar.
@@ -218,7 +257,7 @@ def _newton_step(x, targets, kept, c, w):
     return v + _transposed_times(x, active * _times(x, v))
 
   scale = jnp.maximum(jnp.abs(gradient).max(0), jnp.finfo(w.dtype).tiny)  # keeps a small gradient in the narrow type
-  precondition = _preconditioner(x, active)
+  precondition = _preconditioner(x, spread, active)
   d = _conjugate_gradients(curvature, precondition, (gradient / scale).astype(x.dtype), FORCING).astype(w.dtype) * scale
   step = _line_search(w, d, t, kept, c, xw, _times(x, d))
   w = w + step * d
@@ -266,6 +305,7 @@ def _newton(features, labels, kept, cs) -> Iterator[np.ndarray]:
   by_class = meshes.by_class(mesh)
   with _double():
     x = jax.device_put(features, meshes.replicated(mesh))
+    spread = _spread(x)
   targets, counts = np.where(labels, 1, -1).astype(np.int8), kept.astype(np.int8)
   w = np.zeros((features.shape[1] + 1, classes))
 
@@ -277,7 +317,9 @@ def _newton(features, labels, kept, cs) -> Iterator[np.ndarray]:
       return jax.device_put(np.pad(array[:, chosen], padding), by_class)
 
     with _double():
-      moved = _newton_step(x, on_devices(targets), on_devices(counts), dtype.type(c), on_devices(w.astype(dtype)))
+      moved = _newton_step(
+        x, spread, on_devices(targets), on_devices(counts), dtype.type(c), on_devices(w.astype(dtype))
+      )
     new, distance, largest = (np.asarray(array, np.float64)[..., : len(chosen)] for array in moved)
     w[:, chosen] = new
     return distance / np.maximum(largest, np.finfo(np.float32).tiny)
