@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 import rmam_jax as rmam
-from benchmarks import machine
+from benchmarks import machine, roofline
 from rmam_jax import attention, update_rules
 
 CLASSES = 20
@@ -46,14 +46,14 @@ def unrolled(params, feature_map, num_regions):
 
 
 def side(form, num_regions, params, feature_map):
-  """A compiled pass, and the seconds that compiling it took."""
+  """A pass, the seconds that compiling it took, and the compiled program."""
 
   def total(params, feature_map):
     return form(params, feature_map, num_regions).max(axis=0).sum()
 
   started = time.perf_counter()
   program = jax.jit(jax.grad(total, argnums=(0, 1))).lower(params, feature_map).compile()
-  return functools.partial(_run, program, params, feature_map), time.perf_counter() - started
+  return functools.partial(_run, program, params, feature_map), time.perf_counter() - started, program
 
 
 def _run(program, *inputs):
@@ -88,10 +88,12 @@ def main() -> None:
     feature_map = jax.device_put(rng.normal(size=(batch, *shape)).astype(np.float32))
     for looks in map(int, arguments.looks.split(",")):
       forms = {form.__name__: side(form, looks, params, feature_map) for form in (scanned, unrolled)}
-      found = machine.medians({name: work for name, (work, _) in forms.items()}, arguments.repeats)
+      found = machine.medians({name: work for name, (work, _, _) in forms.items()}, arguments.repeats)
       ours, other = 1e3 * found["scanned"], 1e3 * found["unrolled"]
       times = (f"{ours:.1f}", f"{ours / (looks + 1):.1f}", f"{other:.1f}", f"{other / ours:.2f}")
-      print(machine.row(batch, looks, *times, *(f"{seconds:.1f}" for _, seconds in forms.values())), flush=True)
+      print(machine.row(batch, looks, *times, *(f"{seconds:.1f}" for _, seconds, _ in forms.values())), flush=True)
+  *_, program = forms["unrolled"]  # in which every look counts
+  print("\n" + roofline.line(program, found["unrolled"]) + " Of the last row, unrolled.")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import machine
+from benchmarks import machine, roofline
 from configs import common, voc
 from rmam_jax import mesh as meshes
 from rmam_jax.evaluation import answers, views
@@ -67,7 +67,7 @@ def main() -> None:
   images = np.random.default_rng(0).integers(0, 256, (arguments.batch, size, size, 3), np.uint8)
 
   forward = answers.make_forward(model, meshes.make_mesh(jax.devices()[:1]), views.from_config(config))
-  cut, cut_count = compile_and_count(forward.program, params, images)
+  cut, cut_count = compile_and_count(lambda params, images: forward.program(params, images, None), params, images)
   separate, _ = compile_and_count(functools.partial(ten_passes, model, size=size, crop=crop), params, images)
   recognize = functools.partial(model.apply, method="recognize")
   one_map = jnp.zeros((arguments.batch, crop // 16, crop // 16, 512))
@@ -90,6 +90,7 @@ def main() -> None:
   print(f"| ten passes over cropped pixels | {separate_s:.2f} | {counts['separate'] / 1e9:,.0f} |")
   counted, measured = counts["separate"] / counts["cut"], separate_s / cut_s
   print(f"| ratio | {measured:.2f} | {counted:.2f} |\n\nReached: {measured / counted:.0%} of the counted ratio.")
+  print("\n" + roofline.line(cut, cut_s, config.model.dtype))
 
 
 if __name__ == "__main__":

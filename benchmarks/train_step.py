@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from benchmarks import machine
+from benchmarks import machine, roofline
 from configs import voc
 from rmam_jax import geometry
 from rmam_jax.training import loop, step
@@ -106,17 +106,19 @@ def peer_loss(scores, thetas, labels, loss):
 
 
 def our_side(params, stage, batch):
-  """A function that makes a step and waits for it, and the first step's loss."""
-  state = step.TrainState(np.int32(0), params, stage.optimizer.init(params))
+  """A function that makes a step and waits for it, the first step's loss, and the compiled step."""
+  state = jax.tree.map(jax.numpy.array, step.TrainState(np.int32(0), params, stage.optimizer.init(params)))
+  batch = jax.device_put(batch)
   train_step = jax.jit(step.make_train_step(stage.model, stage.optimizer, stage.objective), donate_argnums=0)
-  held = list(train_step(jax.tree.map(jax.numpy.array, state), batch))
+  train_step = train_step.lower(state, batch).compile()
+  held = list(train_step(state, batch))
   loss = float(held[1]["loss"])
 
   def work():
     held[:] = train_step(held[0], batch)
     jax.block_until_ready(held)
 
-  return work, loss
+  return work, loss, train_step
 
 
 def torch_side(config, params, batch, compiled: bool):
@@ -170,7 +172,7 @@ def main() -> None:
     "ignore": np.zeros((config.batch_size, CLASSES), bool),
     "mask": np.ones(config.batch_size, np.float32),
   }
-  ours, our_loss = our_side(params, stage, batch)
+  ours, our_loss, compiled = our_side(params, stage, batch)
   theirs, their_loss = torch_side(config, params, batch, arguments.compiled)
   if not math.isclose(our_loss, their_loss, rel_tol=1e-3 if arguments.dtype == "float32" else 5e-2):
     raise SystemExit(f"error: the first losses differ, {our_loss} and {their_loss}: the models are not equal")
@@ -190,6 +192,7 @@ def main() -> None:
   for title, seconds in (("ours, jitted", found["ours"]), (name, found["torch"])):
     print(machine.row(title, f"{seconds:.3f}", f"{config.batch_size / seconds:.1f}"))
   print(machine.row("torch's time over ours", f"{found['torch'] / found['ours']:.2f}", ""))
+  print("\n" + roofline.line(compiled, found["ours"], arguments.dtype))
 
 
 if __name__ == "__main__":
