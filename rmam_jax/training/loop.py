@@ -223,7 +223,7 @@ class _Trainer:
     print(f"{stage.name} begins with {', '.join(taken)} of {self.config.weights}: {self.first.title}")
     return params
 
-  def run(self, stage: Stage, previous: stepping.Params | None, kept_head: str) -> stepping.Params:
+  def run(self, stage: Stage, previous: stepping.Params | None, kept: str) -> stepping.Params:
     """Trains a stage, or what is left of it; returns the parameters of its best epoch."""
     replicated = meshes.replicated(self.mesh)
     key = jax.random.fold_in(jax.random.key(self.config.seed), STAGES.index(stage.name))
@@ -242,7 +242,7 @@ class _Trainer:
       if self.first is not None:
         params = self.begin(stage, params)
       if previous is not None:
-        params = take_over(params, previous, kept_head)
+        params = take_over(params, previous, kept)
       state = state._replace(params=jax.device_put(params, replicated))
       progress = {"best_loss": math.inf, "best_epoch": 0, "seconds": 0.0}
     if int(state.step) < stage.steps or progress.get("unfinished"):
@@ -375,12 +375,12 @@ def train(
   # Only now: a configuration that cannot run leaves nothing behind.
   with processes.first_before_others("claim"):
     workdir.claim(folder, config, trainer.train.class_names)
-  params, kept_head = None, ""
+  params, kept = None, ""
   with contextlib.closing(trace):
     for stage in stages:
       if stage.epochs:
-        params = trainer.run(stage, params, kept_head)
-      kept_head = _kept_head(config)
+        params = trainer.run(stage, params, kept)
+      kept = kept_head(config)
   return params
 
 
@@ -395,7 +395,7 @@ def best_epochs(folder: pathlib.Path) -> dict[str, int]:
   return found
 
 
-def _kept_head(config: ml_collections.ConfigDict) -> str:
+def kept_head(config: ml_collections.ConfigDict) -> str:
   """Where stage one's head goes on in stage two; see `take_over`."""
   head = head_of(config, "stage_two")
   if config.stage_two.auxiliary_weight or recognizer.needs_scores(head):
