@@ -4,6 +4,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import time
 
 import archives
 import numpy as np
@@ -34,6 +35,16 @@ def frozen(value):
 config = ml_collections.ConfigDict(frozen(json.loads(pathlib.Path(sys.argv[1]).read_text()))).lock()
 run.train_and_evaluate(config, pathlib.Path(sys.argv[2]))
 run.evaluate_and_print(pathlib.Path(sys.argv[2]))
+"""
+
+PREPARE = """
+import pathlib, sys
+from tensorflow_datasets.core.download import checksums
+from rmam_jax.data import prepare
+root, archives = sys.argv[1:]
+infos = prepare.make_builder("voc/2007", root).url_infos  # the small archives pass for the official ones
+infos.update({u: checksums.compute_url_info(f) for u in infos if (f := pathlib.Path(archives, u.rsplit("/", 1)[-1])).exists()})
+prepare.prepare("voc/2007", root=root, archives=archives)
 """
 
 
@@ -142,6 +153,31 @@ def test_trains_and_evaluates_without_tensorflow(prepared, tmp_path, name):
 def test_a_second_preparation_uses_the_first(prepared, monkeypatch):
   monkeypatch.setattr(prepare, "_check_archives", None)
   assert prepare.prepare("voc/2007", root=str(prepared[0])) == prepared[0] / "voc/2007/5.0.0"
+
+
+@pytest.mark.oracle
+def test_a_preparation_that_is_killed_ends_as_one_that_is_not(prepared, tmp_path):
+  """kill -9 while archives are unpacked, and while records are written."""
+  root, folder = prepared
+  command = [sys.executable, "-c", PREPARE, str(tmp_path), str(folder)]
+  for moment in ("downloads/extracted/*", "voc/2007/incomplete.*/*"):
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+      while not any(tmp_path.glob(moment)):
+        assert process.poll() is None, f"ended before {moment} was there"
+        time.sleep(0.002)
+      process.kill()
+    assert not (tmp_path / "voc/2007/5.0.0").exists()
+  found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert found.returncode == 0, found.stderr
+  assert [path.name for path in (tmp_path / "voc/2007").iterdir()] == ["5.0.0"]
+  for split in ("train", "validation", "test"):
+    whole, again = (
+      records.open_split(thin(voc.get_config(), where, expected=()).data, split) for where in (root, tmp_path)
+    )
+    assert len(whole) == len(again) > 0
+    for index in range(len(whole)):
+      assert (whole[index].id, whole[index].image) == (again[index].id, again[index].image)
+      np.testing.assert_array_equal(whole[index].labels, again[index].labels)
 
 
 @pytest.mark.oracle
