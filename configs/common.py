@@ -114,7 +114,7 @@ def get_config() -> ml_collections.ConfigDict:
   loss.min_scale = 0.1  # beta
 
   config.batch_size = 16
-  config.accumulate = 1  # parts that a batch is trained in, one after the other, where memory is short; the same result
+  config.accumulate = 1  # parts of a batch, in turn, where memory is short; the same result but for sampled looks
   config.remat = False  # or the backward pass computes each stage of the backbone again: less memory, a third more work
   config.epoch_size = 0  # records in an epoch; 0: as many as the training split has
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -132,14 +132,36 @@ def _whole_image(model: Any, num_classes: int) -> heads.WholeImage:
   )
 
 
-# From the `model` section and the number of classes to the head that it names.
-HEADS: Mapping[str, Callable[[Any, int], nn.Module]] = {
-  **{rule: functools.partial(_rmam, rule=rule) for rule in RULES},
+# The controls, which see the whole image as one region.
+CONTROLS: Mapping[str, Callable[[Any, int], nn.Module]] = {
   "whole_image": _whole_image,
   "mean_pool": lambda model, num_classes: heads.Pooled(num_classes, jnp.mean),
   "max_pool": lambda model, num_classes: heads.Pooled(num_classes, jnp.max),
   "score_map": lambda model, num_classes: heads.ScoreMap(num_classes, places=model.score_map.places),
 }
+
+# From the `model` section and the number of classes to the head that it names. In training a head may sample where it
+# looks, from the generator "look"; it does so only where `self.has_rng("look")`.
+HEADS: Mapping[str, Callable[[Any, int], nn.Module]] = {
+  **{rule: functools.partial(_rmam, rule=rule) for rule in RULES},
+  **CONTROLS,
+}
+
+
+class HeadLoss(Protocol):
+  """A head's own loss, in place of Eq. 14.
+
+  Its attention, labels [B, L], ignore [B, L] and mask [B] -> the loss, a mean over the real examples, and its terms by
+  name, which become metrics. What it needs beside scores and thetas is in `Attention.memory`.
+  """
+
+  def __call__(
+    self, attention: Attention, labels: jax.Array, ignore: jax.Array, mask: jax.Array
+  ) -> tuple[jax.Array, dict[str, jax.Array]]: ...
+
+
+# From the configuration and the name of the classification loss to the loss of a head that has its own.
+LOSSES: Mapping[str, Callable[[Any, str], HeadLoss]] = {}
 
 # What heads are given to look by; see `Recognizer.guide`.
 GUIDES: Mapping[str, str] = {"saliency": "dense_scores", "proposals": "boxes"}
@@ -152,7 +174,7 @@ def needs_scores(head: str) -> bool:
 
 def looks(head: str) -> bool:
   """Whether a head of this name looks at K regions; the others are controls that see the whole image."""
-  return head in RULES
+  return head not in CONTROLS
 
 
 def stride(model: Any) -> int:

@@ -94,13 +94,16 @@ def build_stage(config: ml_collections.ConfigDict, name: str, *, num_classes: in
     warmup_steps=section.warmup_steps,
     drop_at=section.drop_epoch * steps_per_epoch,
   )
+  head = head_of(config, name)
+  head_loss = recognizer.LOSSES[head](config, kind) if head in recognizer.LOSSES else None
   objective = stepping.Objective(
     classification=kind,
-    localization_weight=loss.localization_weight if recognizer.looks(head_of(config, name)) else 0.0,
+    localization_weight=loss.localization_weight if recognizer.looks(head) and head_loss is None else 0.0,
     auxiliary_weight=section.auxiliary_weight,
     localization={
       field: loss[field] for field in ("scale_weight", "anchor_weight", "positive_weight", "max_scale", "min_scale")
     },
+    head_loss=head_loss,
   )
   model = build_model(config, name, num_classes)
   if config.remat:
@@ -254,7 +257,9 @@ class _Trainer:
   def _train(self, stage: Stage, state: stepping.TrainState, progress: dict, saved) -> None:
     sharding, replicated = meshes.by_example(self.mesh), meshes.replicated(self.mesh)
     train_step = jax.jit(
-      stepping.make_train_step(stage.model, stage.optimizer, stage.objective, accumulate=self.config.accumulate),
+      stepping.make_train_step(
+        stage.model, stage.optimizer, stage.objective, accumulate=self.config.accumulate, seed=self.config.seed
+      ),
       in_shardings=(replicated, sharding),
       out_shardings=replicated,
       donate_argnums=0,
