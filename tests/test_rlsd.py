@@ -1,0 +1,161 @@
+"""RLSD: the localisation layer, the labels read from its regions, and runs from end to end."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmam_jax import localization, metrics
+
+WHOLE = [0, 0, 1, 1]
+
+
+def random_boxes(rng, count):
+  return np.sort(rng.random((count, 2, 2)), axis=1).reshape(count, 4).astype(np.float32)
+
+
+def test_anchors_by_hand():
+  # Cells of 4 pixels on an image of 8 x 12: 8 wide and 4 high around (2, 2) reaches from -2 to 6 and from 0 to 4.
+  found = localization.anchor_boxes((2, 3), ((8, 4), (4, 4)), 4)
+  assert found.shape == (12, 4)
+  np.testing.assert_allclose(found[0], [0, -2 / 12, 4 / 8, 6 / 12], atol=1e-6)
+  np.testing.assert_allclose(found[1], [0, 0, 4 / 8, 4 / 12], atol=1e-6)
+  np.testing.assert_allclose(found[-1], [4 / 8, 8 / 12, 1, 1], atol=1e-6)  # the last row's last column
+
+
+def test_offsets_by_hand_and_back():
+  anchor = jnp.array([0.2, 0.4, 0.6, 0.6])  # centre (0.5, 0.4), 0.2 wide, 0.4 high
+  box = localization.apply_offsets(anchor, jnp.array([0.5, -0.25, np.log(2), np.log(0.5)]))
+  np.testing.assert_allclose(box, [0.2, 0.4, 0.4, 0.8], atol=1e-6)  # centre (0.6, 0.3), 0.4 wide, 0.2 high
+  np.testing.assert_allclose(localization.apply_offsets(anchor, jnp.zeros(4)), anchor, atol=1e-6)
+  rng = np.random.default_rng(0)
+  anchors, boxes = (random_boxes(rng, 50) + np.array([0, 0, 0.01, 0.01], np.float32) for _ in range(2))
+  again = localization.apply_offsets(anchors, localization.find_offsets(anchors, boxes))
+  np.testing.assert_allclose(again, boxes, atol=1e-5)
+
+
+def test_iou_equals_that_of_the_metrics():
+  rng = np.random.default_rng(0)
+  a, b = random_boxes(rng, 30), random_boxes(rng, 20)
+  b[3] = b[4] = 0.5  # empty
+  np.testing.assert_allclose(localization.box_iou(a, b), metrics.box_iou(a, b), atol=1e-6)
+
+
+def test_matching_by_hand():
+  boxes = jnp.array([[0.0, 0, 0.4, 0.4], [0.6, 0.6, 1, 1], [0, 0, 0, 0]])  # the last is padding
+  anchors = jnp.array(
+    [
+      [0.0, 0, 0.4, 0.32],  # IoU 0.8 with the first
+      [0.0, 0, 0.4, 0.2],  # 0.5 with it: neither
+      [0.0, 0, 0.4, 0.1],  # 0.25: nothing
+      [0.6, 0.6, 1, 0.84],  # 0.6 with the second, and its best
+      [0.6, 0.6, 1, 0.8],  # 0.5 with it: neither
+      [0.4, 0.4, 0.6, 0.6],  # nothing
+    ]
+  )
+  positive, negative, stands_for = localization.match(anchors, boxes)
+  np.testing.assert_array_equal(positive, [True, False, False, True, False, False])
+  np.testing.assert_array_equal(negative, [False, False, True, False, False, True])
+  np.testing.assert_array_equal(stands_for[np.array([0, 3])], [0, 1])
+  nothing = localization.match(anchors, jnp.zeros((2, 4)))
+  assert not nothing[0].any()
+  assert nothing[1].all()
+
+
+def test_an_anchor_that_is_the_best_of_one_box_stands_for_it_though_another_fits_better():
+  boxes = jnp.array([[0.0, 0, 1, 1], [0.0, 0, 0.1, 0.1]])
+  anchors = jnp.array([[0.0, 0, 1, 1], [0.0, 0, 0.8, 0.8], [0.9, 0.9, 1, 1]])
+  positive, _, stands_for = localization.match(anchors, boxes)
+  np.testing.assert_array_equal(positive, [True, True, False])
+  np.testing.assert_array_equal(stands_for[:2], [0, 1])  # the second's IoU is 0.64 with the first, 0.016 with its own
+
+
+@pytest.mark.parametrize(("positives", "count", "wanted"), [(40, 20, (10, 10)), (3, 20, (3, 17)), (0, 20, (0, 20))])
+def test_sampling_takes_at_most_half_positive_ones_and_each_as_often(positives, count, wanted):
+  positive = jnp.arange(100) < positives
+  negative = jnp.arange(100) >= 50
+  draw = jax.jit(jax.vmap(functools.partial(localization.sample, count=count), in_axes=(0, None, None)))
+  taken, left = draw(jax.random.uniform(jax.random.key(0), (2_000, 100)), positive, negative)
+  np.testing.assert_array_equal(taken.sum(axis=1), wanted[0])
+  np.testing.assert_array_equal(left.sum(axis=1), wanted[1])
+  assert not (taken & ~positive).any()
+  assert not (left & ~negative).any()
+  for drawn, eligible, share in ((taken, positive, wanted[0] / max(positives, 1)), (left, negative, wanted[1] / 50)):
+    np.testing.assert_allclose(np.asarray(drawn.mean(axis=0))[np.asarray(eligible)], share, atol=0.06)
+
+
+def test_fewer_negatives_than_wanted_are_all_taken():
+  positive = jnp.arange(10) < 8
+  taken, left = localization.sample(jax.random.uniform(jax.random.key(0), 10), positive, ~positive, 256)
+  assert taken.sum() == 8
+  assert left.sum() == 2
+
+
+def plain_suppression(boxes, confidence, count, overlap):
+  """The oracle: the textbook's loop."""
+  order, kept = np.argsort(-confidence, kind="stable"), []
+  for index in order:
+    if len(kept) < count and all(metrics.box_iou(boxes[index][None], boxes[k][None])[0, 0] <= overlap for k in kept):
+      kept.append(index)
+  return kept
+
+
+@pytest.mark.parametrize("overlap", [0.7, 0.3])
+def test_suppression_equals_a_plain_loop(overlap):
+  suppress = jax.jit(functools.partial(localization.suppress, count=12, overlap=overlap))
+  for seed in range(20):
+    rng = np.random.default_rng(seed)
+    boxes, confidence = random_boxes(rng, 200), rng.normal(size=200).astype(np.float32)
+    boxes[100:] = boxes[:100] + rng.normal(0, 0.03, (100, 4))  # many that overlap
+    kept = plain_suppression(boxes, confidence, 12, overlap)
+    found, sure = suppress(boxes, confidence)
+    np.testing.assert_array_equal(found, boxes[kept])
+    np.testing.assert_array_equal(sure, confidence[kept])
+
+
+@pytest.mark.oracle
+def test_suppression_equals_opencv_s():
+  cv2 = pytest.importorskip("cv2")
+  rng = np.random.default_rng(1)
+  boxes, confidence = random_boxes(rng, 200), rng.random(200).astype(np.float32)
+  wide = np.concatenate([boxes[:, 1::-1], boxes[:, :1:-1] - boxes[:, 1::-1]], axis=1)  # left, top, width, height
+  kept = cv2.dnn.NMSBoxes((1_000 * wide.astype(float)).tolist(), confidence.tolist(), 0.0, 0.5)[:12]
+  found, _ = localization.suppress(boxes, confidence, count=12, overlap=0.5)
+  np.testing.assert_array_equal(found, boxes[np.asarray(kept).ravel()])
+
+
+def test_where_too_few_regions_are_left_the_whole_image_stands():
+  boxes = jnp.array([[0.0, 0, 0.5, 0.5], [0.0, 0, 0.5, 0.49], [0.6, 0.6, 1, 1], [0.2, 0.2, 0.3, 0.3]])
+  confidence = jnp.array([1.0, 2, 0.5, -jnp.inf])
+  found, sure = localization.suppress(boxes, confidence, count=4, overlap=0.7)
+  np.testing.assert_allclose(found, [boxes[1], boxes[2], WHOLE, WHOLE])
+  np.testing.assert_array_equal(sure, [2, 0.5, -np.inf, -np.inf])
+
+
+def test_proposals_lie_within_the_image():
+  anchors = localization.anchor_boxes((4, 4), ((8, 8),), 4)
+  offsets = jax.random.normal(jax.random.key(0), (16, 4)) * 3
+  boxes, _ = localization.propose(jnp.zeros((16, 2)), offsets, anchors, count=16, overlap=0.7)
+  assert boxes.min() >= 0
+  assert boxes.max() <= 1
+  assert (localization.box_area(boxes) > 0).all()
+
+
+def test_the_layer_s_loss_by_hand():
+  boxes = jnp.array([[0.0, 0, 0.5, 0.5], [0, 0, 0, 0]])
+  anchors = jnp.array([[0.0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1], [0.0, 0, 0.5, 0.25]])  # positive, negative, neither
+  scores = jnp.array([[0.0, np.log(3)], [0, 0], [100, -100]])
+  offsets = jnp.array([[0.5, 0, 0, 3.0], [9, 9, 9, 9], [9, 9, 9, 9]])
+  loss = functools.partial(localization.layer_loss, anchors=anchors, boxes=boxes, noise=jnp.array([0.1, 0.2, 0.3]))
+  confidence, distance = loss(scores, offsets)
+  np.testing.assert_allclose(confidence, (-np.log(0.75) - np.log(0.5)) / 2, rtol=1e-6)
+  np.testing.assert_allclose(distance, 0.5 * 0.25 + (3 - 0.5), rtol=1e-6)
+  to_scores, to_offsets = jax.grad(lambda *inputs: sum(loss(*inputs)), argnums=(0, 1))(scores, offsets)
+  assert np.isfinite(to_scores).all()
+  np.testing.assert_allclose(to_offsets, [[0.5, 0, 0, 1], [0] * 4, [0] * 4], atol=1e-6)
+  # An image without objects teaches that nothing is there.
+  confidence, distance = loss(scores, offsets, boxes=jnp.zeros((2, 4)))
+  np.testing.assert_allclose(confidence, -np.log([0.25, 0.5, 1]).sum() / 3, rtol=1e-5)
+  assert distance == 0
