@@ -55,6 +55,21 @@ def get_config(variant: str = ""):
   config.evaluation.views = "centre"  # digits stay whole in it
   config.evaluation.svm_images = 3_000
   config.evaluation.svm_c = (1.0,)
+  if head in common.RLSD:
+    model.rlsd.steps = 7 if setting == "hard" else 5  # all labels of a scene, and END
+    sides = (10, 13, 16, 20) if setting == "hard" else (12, 15, 19, 24)
+    model.localizer.anchors = tuple(
+      (side * config.data.crop_size / (96 if setting == "hard" else 64),) * 2 for side in sides
+    )
+    model.localizer.width = 64
+    model.localizer.overlap = 0.3  # digits do not lie on each other, and a few regions have to do
+    config.localizer.data = f"digits/source_{setting}" if head == "rlsd" else ""
+    config.localizer.epochs = 4
+    config.localizer.epoch_size = 6_400
+    config.localizer.num_boxes = 8
+    config.localizer.learning_rate = 1e-3
+    config.localizer.schedule = "cosine"
+    config.localizer.warmup_steps = 50
   if head == "saliency":
     config.controls = ("mean_pool",)
   if head in common.POOLS:  # the control goes on by itself, for as long

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rmam_jax import attention, geometry
+from rmam_jax import attention, geometry, rlsd
 from rmam_jax.attention import Attention
 
 
@@ -62,6 +62,55 @@ class RMAM(nn.Module):
       feature_map,
       num_regions=self.num_regions,
       next_region=functools.partial(self.next_region, **guide),
+      region_size=tuple(self.region_size),
+      pool=self.pool,
+      squash_cell=self.squash_cell,
+      align_corners=self.align_corners,
+    )
+
+
+class RLSD(nn.Module):
+  """Holds the parameters of `rlsd.recognize`.
+
+  Attributes:
+    num_classes: L.
+    steps: labels that are read at most.
+    region_size, pool, squash_cell, align_corners: as in `attend`.
+    x_width, lstm_width, z_width, forget_bias: as in `init_attention`.
+  """
+
+  num_classes: int
+  steps: int
+  region_size: Sequence[int] = (7, 7)
+  pool: int = 1
+  squash_cell: bool = False
+  align_corners: bool = True
+  x_width: int = 4096
+  lstm_width: int = 4096
+  z_width: int = 4096
+  forget_bias: float = 0.0
+
+  @nn.compact
+  def __call__(self, feature_map: jax.Array, *, boxes: jax.Array) -> Attention:
+    """[B, H, W, C] and boxes [B, K, 4] of (top, left, bottom, right) as shares of what it shows -> K regions."""
+    params = self.param(
+      "attention",
+      lambda key: rlsd.init(
+        key,
+        channels=feature_map.shape[-1],
+        num_classes=self.num_classes,
+        region_size=tuple(self.region_size),
+        x_width=self.x_width,
+        lstm_width=self.lstm_width,
+        z_width=self.z_width,
+        forget_bias=self.forget_bias,
+      ),
+    )
+    return rlsd.recognize(
+      params,
+      feature_map,
+      boxes,
+      steps=self.steps,
       region_size=tuple(self.region_size),
       pool=self.pool,
       squash_cell=self.squash_cell,

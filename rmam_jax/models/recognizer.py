@@ -7,10 +7,12 @@ from typing import Any, NamedTuple, Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from rmam_jax import update_rules
+from rmam_jax import rlsd, update_rules
 from rmam_jax.attention import Attention
 from rmam_jax.models import heads, vgg
+from rmam_jax.models.localizer import Localizer
 
 
 class Recognition(NamedTuple):
@@ -25,8 +27,9 @@ class Recognizer(nn.Module):
     backbone: normalised images -> feature map.
     head: feature map -> `Attention`.
     auxiliary: a second head beside it, or None. Its loss keeps the backbone learning densely.
-    guide: what the head is given to look by: "dense_scores" of the auxiliary head, "boxes" that come with the images, or
-      "" for nothing.
+    guide: what the head is given to look by: "dense_scores" of the auxiliary head, "boxes" that come with the images,
+      "localizer" for those that the localiser finds, or "" for nothing.
+    localizer: finds them, on a feature map of its own; it is trained before, and no gradient reaches it.
     pixel_mean, pixel_std: of red, green and blue in 0..255.
   """
 
@@ -34,6 +37,7 @@ class Recognizer(nn.Module):
   head: nn.Module
   auxiliary: nn.Module | None = None
   guide: str = ""
+  localizer: Localizer | None = None
   pixel_mean: Sequence[float] = (0.0, 0.0, 0.0)
   pixel_std: Sequence[float] = (1.0, 1.0, 1.0)
 
@@ -47,12 +51,17 @@ class Recognizer(nn.Module):
     return self.recognize(self.feature_map(images), boxes)
 
   def feature_map(self, images: jax.Array) -> jax.Array:
-    """Images as above -> f_I [B, H, W, C]."""
-    pixels = (images.astype(jnp.float32) - jnp.asarray(self.pixel_mean)) / jnp.asarray(self.pixel_std)
-    return self.backbone(pixels)
+    """Images as above -> f_I [B, H, W, C]; with a localiser [B, H, W, 2C], its own map after f_I."""
+    feature_map = self.backbone(vgg.normalize(images, self.pixel_mean, self.pixel_std))
+    if self.localizer is None:
+      return feature_map
+    return jnp.concatenate([feature_map, jax.lax.stop_gradient(self.localizer.feature_map(images))], axis=-1)
 
   def recognize(self, feature_map: jax.Array, boxes: jax.Array | None = None) -> Recognition:
-    """f_I, or a window of it, and boxes as above -> scores."""
+    """What `feature_map` gives, or a window of it, and boxes as above -> scores."""
+    localizer_map = None
+    if self.localizer is not None:
+      feature_map, localizer_map = jnp.split(feature_map, 2, axis=-1)
     auxiliary = None if self.auxiliary is None else self.auxiliary(feature_map)
     guide = {}
     if self.guide == "dense_scores":
@@ -60,6 +69,8 @@ class Recognizer(nn.Module):
     elif self.guide == "boxes":
       batch, _, _, _ = feature_map.shape  # without boxes, as in initialisation, the whole image
       guide["boxes"] = jnp.broadcast_to(jnp.asarray([0.0, 0, 1, 1]), (batch, 1, 4)) if boxes is None else boxes
+    elif self.guide == "localizer":
+      guide["boxes"] = jax.lax.stop_gradient(self.localizer.propose(localizer_map))
     return Recognition(self.head(feature_map, **guide), auxiliary)
 
 
@@ -132,6 +143,21 @@ def _whole_image(model: Any, num_classes: int) -> heads.WholeImage:
   )
 
 
+def _rlsd(model: Any, num_classes: int) -> heads.RLSD:
+  return heads.RLSD(
+    num_classes=num_classes,
+    steps=model.rlsd.steps,
+    region_size=tuple(model.region_size),
+    pool=model.region_pool,
+    squash_cell=model.squash_cell,
+    align_corners=model.align_corners,
+    x_width=model.x_width,
+    lstm_width=model.lstm_width,
+    z_width=model.z_width,
+    forget_bias=model.forget_bias,
+  )
+
+
 # The controls, which see the whole image as one region.
 CONTROLS: Mapping[str, Callable[[Any, int], nn.Module]] = {
   "whole_image": _whole_image,
@@ -144,6 +170,8 @@ CONTROLS: Mapping[str, Callable[[Any, int], nn.Module]] = {
 # looks, from the generator "look"; it does so only where `self.has_rng("look")`.
 HEADS: Mapping[str, Callable[[Any, int], nn.Module]] = {
   **{rule: functools.partial(_rmam, rule=rule) for rule in RULES},
+  "rlsd": _rlsd,
+  "rlsd_ft_rpn": _rlsd,  # its localiser learns from the data set's own boxes (`config.localizer.data`)
   **CONTROLS,
 }
 
@@ -160,16 +188,34 @@ class HeadLoss(Protocol):
   ) -> tuple[jax.Array, dict[str, jax.Array]]: ...
 
 
+def _rlsd_loss(config: Any, classification: str) -> HeadLoss:
+  del classification
+  model = config.model
+  return rlsd.make_loss(steps=model.rlsd.steps, order=tuple(model.rlsd.order), squash_cell=model.squash_cell)
+
+
 # From the configuration and the name of the classification loss to the loss of a head that has its own.
-LOSSES: Mapping[str, Callable[[Any, str], HeadLoss]] = {}
+LOSSES: Mapping[str, Callable[[Any, str], HeadLoss]] = {
+  **dict.fromkeys(("rlsd", "rlsd_ft_rpn"), _rlsd_loss),
+}
 
 # What heads are given to look by; see `Recognizer.guide`.
-GUIDES: Mapping[str, str] = {"saliency": "dense_scores", "proposals": "boxes"}
+GUIDES: Mapping[str, str] = {
+  "saliency": "dense_scores",
+  "proposals": "boxes",
+  "rlsd": "localizer",
+  "rlsd_ft_rpn": "localizer",
+}
 
 
 def needs_scores(head: str) -> bool:
   """Whether a head looks by the dense scores of an auxiliary head."""
   return GUIDES.get(head) == "dense_scores"
+
+
+def needs_localizer(head: str) -> bool:
+  """Whether a head looks at the regions that a localiser finds."""
+  return GUIDES.get(head) == "localizer"
 
 
 def looks(head: str) -> bool:
@@ -180,6 +226,34 @@ def looks(head: str) -> bool:
 def stride(model: Any) -> int:
   """Pixels between neighbouring cells of the feature map."""
   return 2 ** (len(model.stages) - 1)
+
+
+def _backbone(model: Any) -> vgg.VGG:
+  return vgg.VGG(stages=tuple(map(tuple, model.stages)), dtype=jnp.dtype(model.dtype))
+
+
+def build_localizer(model: Any) -> Localizer:
+  """The localiser that a configuration's `model` section describes.
+
+  Raises:
+    ValueError: K < 1, or no anchors.
+  """
+  section = model.localizer
+  if model.num_regions < 1:
+    raise ValueError(f"model.num_regions must be at least 1, got {model.num_regions}")
+  if not section.anchors or np.shape(section.anchors)[1:] != (2,) or np.min(section.anchors) <= 0:
+    raise ValueError(f"model.localizer.anchors must be pairs (width, height) of pixels, got {section.anchors}")
+  return Localizer(
+    backbone=_backbone(model),
+    anchors=tuple(map(tuple, section.anchors)),
+    stride=stride(model),
+    num_regions=model.num_regions,
+    width=section.width,
+    overlap=section.overlap,
+    pixel_mean=tuple(model.pixel_mean),
+    pixel_std=tuple(model.pixel_std),
+    dtype=jnp.dtype(model.dtype),
+  )
 
 
 def build(model: Any, num_classes: int, *, head: str, auxiliary: str = "") -> Recognizer:
@@ -204,10 +278,11 @@ def build(model: Any, num_classes: int, *, head: str, auxiliary: str = "") -> Re
   if model.num_regions < 1:
     raise ValueError(f"model.num_regions must be at least 1, got {model.num_regions}")
   return Recognizer(
-    backbone=vgg.VGG(stages=tuple(map(tuple, model.stages)), dtype=jnp.dtype(model.dtype)),
+    backbone=_backbone(model),
     head=HEADS[head](model, num_classes),
     auxiliary=HEADS[auxiliary](model, num_classes) if auxiliary else None,
     guide=GUIDES.get(head, ""),
+    localizer=build_localizer(model) if needs_localizer(head) else None,
     pixel_mean=tuple(model.pixel_mean),
     pixel_std=tuple(model.pixel_std),
   )
