@@ -1,13 +1,15 @@
 """RLSD: the localisation layer, the labels read from its regions, and runs from end to end."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from rmam_jax import localization, metrics
+from rmam_jax import localization, metrics, rlsd
 
 WHOLE = [0, 0, 1, 1]
 
@@ -159,3 +161,138 @@ def test_the_layer_s_loss_by_hand():
   confidence, distance = loss(scores, offsets, boxes=jnp.zeros((2, 4)))
   np.testing.assert_allclose(confidence, -np.log([0.25, 0.5, 1]).sum() / 3, rtol=1e-5)
   assert distance == 0
+
+
+def test_a_sequence_of_labels_by_hand():
+  labels = jnp.array([[0.0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
+  sequence, counts = rlsd.label_sequence(labels, 4)
+  np.testing.assert_array_equal(sequence, [[1, 3, 4, 4], [4, 4, 4, 4], [0, 1, 2, 3]])  # END is 4
+  np.testing.assert_array_equal(counts, [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
+  np.testing.assert_array_equal(rlsd.label_sequence(labels, 6)[0][2], [0, 1, 2, 3, 4, 4])
+  np.testing.assert_array_equal(
+    rlsd.label_sequence(labels, 3, order=(3, 2, 1, 0))[0], [[3, 1, 4], [4, 4, 4], [3, 2, 1]]
+  )
+
+
+def test_the_sequence_s_loss_by_hand():
+  # Two regions, one image, labels a and b and END, two steps: a, then END.
+  logits = jnp.log(jnp.array([[[[4.0, 1, 1]], [[1, 2, 2]]], [[[1, 1, 1]], [[1, 1, 2]]]]))  # [T, K, B, L + 1]
+  sequence, counts = jnp.array([[0, 2]]), jnp.ones((1, 2), bool)
+  loss = functools.partial(rlsd.sequence_loss, sequence=sequence, counts=counts, mask=jnp.ones(1))
+  neither = jnp.zeros((1, 2), bool)
+  np.testing.assert_allclose(loss(logits, ignore=neither), -np.log(4 / 8) - np.log(2 / 4), rtol=1e-6)
+  ignored = loss(logits, ignore=jnp.array([[False, True]]))
+  np.testing.assert_allclose(ignored, -np.log(4 / 6) - np.log(2 / 3), rtol=1e-6)
+  first = rlsd.sequence_loss(
+    logits, sequence, jnp.array([[True, False]]), ignore=neither, mask=jnp.ones(1)
+  )  # what comes after END does not count
+  np.testing.assert_allclose(first, -np.log(4 / 8), rtol=1e-6)
+  padded = jax.tree.map(lambda x: jnp.concatenate([x, x]), (sequence, counts, neither))
+  more = rlsd.sequence_loss(
+    jnp.concatenate([logits, 9 * logits], axis=2), *padded[:2], ignore=padded[2], mask=jnp.array([1.0, 0])
+  )
+  np.testing.assert_allclose(more, loss(logits, ignore=neither), rtol=1e-6)
+
+
+def test_the_highest_log_odds_of_the_regions_are_those_of_the_pooled_softmax():
+  logits = 5 * jax.random.normal(jax.random.key(0), (3, 2, 6))
+  found = rlsd.log_odds(logits)
+  pooled = jax.nn.softmax(logits.max(axis=0))[:, :-1]
+  np.testing.assert_allclose(jax.nn.sigmoid(found.max(axis=0)), pooled, rtol=1e-5)
+  np.testing.assert_array_equal(found.argmax(axis=0), logits[..., :-1].argmax(axis=0))
+  # By hand: labels of weight 3 and 1 in one region, END of weight 2; the other region says nothing.
+  one = rlsd.log_odds(jnp.log(jnp.array([[[3.0, 1, 2]], [[1, 1e-9, 1]]])))
+  np.testing.assert_allclose(one, np.log([[[3 / 3, 1 / 5]], [[1 / 3, 1e-9 / 5]]]), rtol=1e-5, atol=1e-6)
+
+
+def small_reader(num_classes=4, codes=(3, 2, 6)):
+  key = jax.random.key(3)
+  params = rlsd.init(key, num_classes=num_classes, x_width=6, channels=2, region_size=(2, 2), lstm_width=5, z_width=7)
+  params = jax.tree.map(lambda x: 3 * x, params)  # so that it has opinions
+  return params, jax.random.normal(key, codes)
+
+
+def plain_reading(params, codes, steps):
+  """The oracle: one image after the other, in numpy, by the words of the module's docstring."""
+  regions, batch, _ = codes.shape
+  classes = len(params["labels"])
+  scores, read = np.full((regions, batch, classes), -np.inf), []
+  sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+  for b in range(batch):
+    state = [(np.zeros(5), np.zeros(5)) for _ in range(regions)]
+    inputs, said = list(codes[:, b]), []
+    for _ in range(steps):
+      logits = np.zeros((regions, classes + 1))
+      for k in range(regions):
+        c, h = state[k]
+        i, g, o, m = np.split(inputs[k] @ params["lstm"]["w_x"] + h @ params["lstm"]["w_h"] + params["lstm"]["b"], 4)
+        c = sigmoid(g) * c + sigmoid(i) * np.tanh(m)
+        state[k] = c, sigmoid(o) * c
+        z = np.maximum(state[k][1] @ params["hz"]["kernel"] + params["hz"]["bias"], 0)
+        logits[k] = z @ params["zs"]["kernel"] + params["zs"]["bias"]
+      pooled = logits.max(axis=0)
+      for label in range(classes):
+        others = np.log(np.exp(np.delete(pooled, label)).sum())
+        scores[:, b, label] = np.maximum(scores[:, b, label], logits[:, label] - others)
+      label = max((each for each in range(classes + 1) if each not in said), key=lambda each: pooled[each])
+      said.append(label)
+      if label == classes:
+        break
+      inputs = [params["labels"][label]] * regions
+    read.append(said)
+  return scores, read
+
+
+def test_reading_equals_a_plain_loop_and_ends_at_end():
+  lengths = set()
+  for seed in range(6):
+    params, codes = small_reader()
+    codes = codes + jax.random.normal(jax.random.key(seed), codes.shape)
+    wanted, said = plain_reading(jax.tree.map(np.asarray, params), np.asarray(codes), 5)
+    np.testing.assert_allclose(rlsd.read(params, codes, steps=5), wanted, atol=1e-4)
+    lengths |= set(map(len, said))
+    # What was read, given, leads to the same logits: their log-odds are the scores.
+    sequence = jnp.array([row + [4] * (5 - len(row)) for row in said])
+    odds = jax.vmap(rlsd.log_odds)(rlsd.read_given(params, codes, sequence))
+    going = jnp.arange(5) < jnp.array([len(row) for row in said])[:, None]
+    again = jnp.where(going.T[:, None, :, None], odds, -jnp.inf).max(axis=0)
+    np.testing.assert_allclose(again, wanted, atol=1e-4)
+  assert len(lengths) > 2  # or END would never have been tried
+
+
+def test_the_order_of_regions_changes_nothing():
+  params, codes = small_reader()
+  scores, turned = (rlsd.read(params, each, steps=4) for each in (codes, codes[::-1]))
+  np.testing.assert_allclose(turned[::-1], scores, atol=1e-6)
+
+
+def test_a_reader_learns_which_region_holds_what():
+  """Each region's code names one of two labels or nothing; images hold one, both or neither, and none is told where."""
+  rng = np.random.default_rng(0)
+  held = rng.integers(0, 3, (3, 512))  # of 3 regions: label 0, label 1, or nothing
+  codes = jnp.asarray(np.eye(3, 6)[held] + rng.normal(0, 0.1, (3, 512, 6)), jnp.float32)
+  labels = jnp.asarray(np.stack([(held == label).any(axis=0) for label in range(2)], axis=1), jnp.float32)
+  params, _ = small_reader(2)
+  loss_of = rlsd.make_loss(steps=3)
+  optimizer = optax.adam(0.02)
+
+  @jax.jit
+  def update(params, state):
+    def loss(params):
+      attention = types.SimpleNamespace(memory=rlsd.Memory(codes, params))
+      return loss_of(attention, labels, jnp.zeros_like(labels, bool), jnp.ones(512))[0]
+
+    value, gradients = jax.value_and_grad(loss)(params)
+    updates, state = optimizer.update(gradients, state)
+    return optax.apply_updates(params, updates), state, value
+
+  state = optimizer.init(params)
+  for _ in range(150):
+    params, state, value = update(params, state)
+  assert value < 0.1
+  scores = rlsd.read(params, codes, steps=3)
+  np.testing.assert_array_equal(scores.max(axis=0) > 0, labels == 1)
+  for label in range(2):
+    present = np.asarray(labels[:, label]) == 1
+    winner = np.asarray(scores[..., label].argmax(axis=0))
+    assert (held[winner, np.arange(512)] == label)[present].mean() > 0.98
