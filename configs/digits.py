@@ -64,7 +64,7 @@ def get_config(variant: str = ""):
     model.localizer.width = 64
     model.localizer.overlap = 0.3  # digits do not lie on each other, and a few regions have to do
     config.localizer.data = f"digits/source_{setting}" if head == "rlsd" else ""
-    config.localizer.epochs = 4
+    config.localizer.epochs = 2
     config.localizer.epoch_size = 6_400
     config.localizer.num_boxes = 8
     config.localizer.learning_rate = 1e-3

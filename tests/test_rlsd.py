@@ -57,11 +57,12 @@ def test_matching_by_hand():
       [0.4, 0.4, 0.6, 0.6],  # nothing
     ]
   )
-  positive, negative, stands_for = localization.match(anchors, boxes)
+  match = jax.jit(localization.match)
+  positive, negative, stands_for = match(anchors, boxes)
   np.testing.assert_array_equal(positive, [True, False, False, True, False, False])
   np.testing.assert_array_equal(negative, [False, False, True, False, False, True])
   np.testing.assert_array_equal(stands_for[np.array([0, 3])], [0, 1])
-  nothing = localization.match(anchors, jnp.zeros((2, 4)))
+  nothing = match(anchors, jnp.zeros((3, 4)))
   assert not nothing[0].any()
   assert nothing[1].all()
 
@@ -69,7 +70,7 @@ def test_matching_by_hand():
 def test_an_anchor_that_is_the_best_of_one_box_stands_for_it_though_another_fits_better():
   boxes = jnp.array([[0.0, 0, 1, 1], [0.0, 0, 0.1, 0.1]])
   anchors = jnp.array([[0.0, 0, 1, 1], [0.0, 0, 0.8, 0.8], [0.9, 0.9, 1, 1]])
-  positive, _, stands_for = localization.match(anchors, boxes)
+  positive, _, stands_for = jax.jit(localization.match)(anchors, boxes)
   np.testing.assert_array_equal(positive, [True, True, False])
   np.testing.assert_array_equal(stands_for[:2], [0, 1])  # the second's IoU is 0.64 with the first, 0.016 with its own
 
@@ -90,7 +91,8 @@ def test_sampling_takes_at_most_half_positive_ones_and_each_as_often(positives, 
 
 def test_fewer_negatives_than_wanted_are_all_taken():
   positive = jnp.arange(10) < 8
-  taken, left = localization.sample(jax.random.uniform(jax.random.key(0), 10), positive, ~positive, 256)
+  draw = jax.jit(functools.partial(localization.sample, count=256))
+  taken, left = draw(jax.random.uniform(jax.random.key(0), 10), positive, ~positive)
   assert taken.sum() == 8
   assert left.sum() == 2
 
@@ -139,7 +141,8 @@ def test_where_too_few_regions_are_left_the_whole_image_stands():
 def test_proposals_lie_within_the_image():
   anchors = localization.anchor_boxes((4, 4), ((8, 8),), 4)
   offsets = jax.random.normal(jax.random.key(0), (16, 4)) * 3
-  boxes, _ = localization.propose(jnp.zeros((16, 2)), offsets, anchors, count=16, overlap=0.7)
+  propose = jax.jit(functools.partial(localization.propose, count=16, overlap=0.7))
+  boxes, _ = propose(jnp.zeros((16, 2)), offsets, anchors)
   assert boxes.min() >= 0
   assert boxes.max() <= 1
   assert (localization.box_area(boxes) > 0).all()
@@ -150,45 +153,49 @@ def test_the_layer_s_loss_by_hand():
   anchors = jnp.array([[0.0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1], [0.0, 0, 0.5, 0.25]])  # positive, negative, neither
   scores = jnp.array([[0.0, np.log(3)], [0, 0], [100, -100]])
   offsets = jnp.array([[0.5, 0, 0, 3.0], [9, 9, 9, 9], [9, 9, 9, 9]])
-  loss = functools.partial(localization.layer_loss, anchors=anchors, boxes=boxes, noise=jnp.array([0.1, 0.2, 0.3]))
-  confidence, distance = loss(scores, offsets)
+
+  @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+  def loss(scores, offsets, boxes):
+    terms = localization.layer_loss(scores, offsets, anchors, boxes, jnp.array([0.1, 0.2, 0.3]))
+    return sum(terms), terms
+
+  loss = jax.jit(loss)
+  (_, (confidence, distance)), (to_scores, to_offsets) = loss(scores, offsets, boxes)
   np.testing.assert_allclose(confidence, (-np.log(0.75) - np.log(0.5)) / 2, rtol=1e-6)
   np.testing.assert_allclose(distance, 0.5 * 0.25 + (3 - 0.5), rtol=1e-6)
-  to_scores, to_offsets = jax.grad(lambda *inputs: sum(loss(*inputs)), argnums=(0, 1))(scores, offsets)
   assert np.isfinite(to_scores).all()
   np.testing.assert_allclose(to_offsets, [[0.5, 0, 0, 1], [0] * 4, [0] * 4], atol=1e-6)
   # An image without objects teaches that nothing is there.
-  confidence, distance = loss(scores, offsets, boxes=jnp.zeros((2, 4)))
+  (_, (confidence, distance)), _ = loss(scores, offsets, jnp.zeros((2, 4)))
   np.testing.assert_allclose(confidence, -np.log([0.25, 0.5, 1]).sum() / 3, rtol=1e-5)
   assert distance == 0
 
 
 def test_a_sequence_of_labels_by_hand():
   labels = jnp.array([[0.0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
-  sequence, counts = rlsd.label_sequence(labels, 4)
+  find = jax.jit(rlsd.label_sequence, static_argnums=(1, 2))
+  sequence, counts = find(labels, 4)
   np.testing.assert_array_equal(sequence, [[1, 3, 4, 4], [4, 4, 4, 4], [0, 1, 2, 3]])  # END is 4
   np.testing.assert_array_equal(counts, [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
-  np.testing.assert_array_equal(rlsd.label_sequence(labels, 6)[0][2], [0, 1, 2, 3, 4, 4])
-  np.testing.assert_array_equal(
-    rlsd.label_sequence(labels, 3, order=(3, 2, 1, 0))[0], [[3, 1, 4], [4, 4, 4], [3, 2, 1]]
-  )
+  np.testing.assert_array_equal(find(labels, 6)[0][2], [0, 1, 2, 3, 4, 4])
+  np.testing.assert_array_equal(find(labels, 3, (3, 2, 1, 0))[0], [[3, 1, 4], [4, 4, 4], [3, 2, 1]])
 
 
 def test_the_sequence_s_loss_by_hand():
   # Two regions, one image, labels a and b and END, two steps: a, then END.
   logits = jnp.log(jnp.array([[[[4.0, 1, 1]], [[1, 2, 2]]], [[[1, 1, 1]], [[1, 1, 2]]]]))  # [T, K, B, L + 1]
   sequence, counts = jnp.array([[0, 2]]), jnp.ones((1, 2), bool)
-  loss = functools.partial(rlsd.sequence_loss, sequence=sequence, counts=counts, mask=jnp.ones(1))
+  sequence_loss = jax.jit(rlsd.sequence_loss)
+  loss = functools.partial(sequence_loss, sequence=sequence, counts=counts, mask=jnp.ones(1))
   neither = jnp.zeros((1, 2), bool)
   np.testing.assert_allclose(loss(logits, ignore=neither), -np.log(4 / 8) - np.log(2 / 4), rtol=1e-6)
   ignored = loss(logits, ignore=jnp.array([[False, True]]))
   np.testing.assert_allclose(ignored, -np.log(4 / 6) - np.log(2 / 3), rtol=1e-6)
-  first = rlsd.sequence_loss(
-    logits, sequence, jnp.array([[True, False]]), ignore=neither, mask=jnp.ones(1)
-  )  # what comes after END does not count
+  # What comes after END does not count.
+  first = loss(logits, counts=jnp.array([[True, False]]), ignore=neither)
   np.testing.assert_allclose(first, -np.log(4 / 8), rtol=1e-6)
   padded = jax.tree.map(lambda x: jnp.concatenate([x, x]), (sequence, counts, neither))
-  more = rlsd.sequence_loss(
+  more = sequence_loss(
     jnp.concatenate([logits, 9 * logits], axis=2), *padded[:2], ignore=padded[2], mask=jnp.array([1.0, 0])
   )
   np.testing.assert_allclose(more, loss(logits, ignore=neither), rtol=1e-6)
@@ -245,17 +252,19 @@ def plain_reading(params, codes, steps):
 
 def test_reading_equals_a_plain_loop_and_ends_at_end():
   lengths = set()
+  read = jax.jit(functools.partial(rlsd.read, steps=5))
+  odds_given = jax.jit(lambda *given: jax.vmap(rlsd.log_odds)(rlsd.read_given(*given)))
   for seed in range(6):
     params, codes = small_reader()
     codes = codes + jax.random.normal(jax.random.key(seed), codes.shape)
     wanted, said = plain_reading(jax.tree.map(np.asarray, params), np.asarray(codes), 5)
-    np.testing.assert_allclose(rlsd.read(params, codes, steps=5), wanted, atol=1e-4)
+    np.testing.assert_allclose(read(params, codes), wanted, atol=1e-4)
     lengths |= set(map(len, said))
     # What was read, given, leads to the same logits: their log-odds are the scores.
     sequence = jnp.array([row + [4] * (5 - len(row)) for row in said])
-    odds = jax.vmap(rlsd.log_odds)(rlsd.read_given(params, codes, sequence))
-    going = jnp.arange(5) < jnp.array([len(row) for row in said])[:, None]
-    again = jnp.where(going.T[:, None, :, None], odds, -jnp.inf).max(axis=0)
+    odds = np.asarray(odds_given(params, codes, sequence))
+    going = np.arange(5) < np.array([len(row) for row in said])[:, None]
+    again = np.where(going.T[:, None, :, None], odds, -np.inf).max(axis=0)
     np.testing.assert_allclose(again, wanted, atol=1e-4)
   assert len(lengths) > 2  # or END would never have been tried
 
