@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rmam_jax import update_rules
+from rmam_jax import rarl, update_rules
 from rmam_jax.attention import Attention
 from rmam_jax.models import heads, vgg
 
@@ -61,6 +61,18 @@ class Recognizer(nn.Module):
       batch, _, _, _ = feature_map.shape  # without boxes, as in initialisation, the whole image
       guide["boxes"] = jnp.broadcast_to(jnp.asarray([0.0, 0, 1, 1]), (batch, 1, 4)) if boxes is None else boxes
     return Recognition(self.head(feature_map, **guide), auxiliary)
+
+
+class HeadLoss(Protocol):
+  """A head's own loss, in place of Eq. 14.
+
+  Its attention, labels [B, L], ignore [B, L] and mask [B] -> the loss, a mean over the real examples, and its terms by
+  name, which become metrics. What it needs beside scores and thetas is in `Attention.memory`.
+  """
+
+  def __call__(
+    self, attention: Attention, labels: jax.Array, ignore: jax.Array, mask: jax.Array
+  ) -> tuple[jax.Array, dict[str, jax.Array]]: ...
 
 
 class Rule(NamedTuple):
@@ -121,6 +133,37 @@ def _rmam(model: Any, num_classes: int, rule: str) -> heads.RMAM:
   )
 
 
+def _rarl(model: Any, num_classes: int) -> heads.RARL:
+  section = model.rarl
+  return heads.RARL(
+    num_classes=num_classes,
+    steps=section.steps,
+    shapes=tuple(map(tuple, rarl.region_shapes(section.sizes, section.aspects).tolist())),
+    deviation=section.deviation,
+    policy_scale=section.policy_scale,
+    region_size=tuple(model.region_size),
+    pool=model.region_pool,
+    squash_cell=model.squash_cell,
+    align_corners=model.align_corners,
+    x_width=model.x_width,
+    lstm_width=model.lstm_width,
+    z_width=model.z_width,
+    forget_bias=model.forget_bias,
+  )
+
+
+def _rarl_loss(config: Any, classification: str) -> HeadLoss:
+  section = config.loss.rarl
+  return functools.partial(
+    rarl.loss,
+    deviation=config.model.rarl.deviation,
+    classification=classification,
+    policy_weight=section.policy_weight,
+    baseline=section.baseline,
+    baseline_weight=section.baseline_weight,
+  )
+
+
 def _whole_image(model: Any, num_classes: int) -> heads.WholeImage:
   return heads.WholeImage(
     num_classes=num_classes,
@@ -144,24 +187,13 @@ CONTROLS: Mapping[str, Callable[[Any, int], nn.Module]] = {
 # looks, from the generator "look"; it does so only where `self.has_rng("look")`.
 HEADS: Mapping[str, Callable[[Any, int], nn.Module]] = {
   **{rule: functools.partial(_rmam, rule=rule) for rule in RULES},
+  "rarl": _rarl,
   **CONTROLS,
 }
 
 
-class HeadLoss(Protocol):
-  """A head's own loss, in place of Eq. 14.
-
-  Its attention, labels [B, L], ignore [B, L] and mask [B] -> the loss, a mean over the real examples, and its terms by
-  name, which become metrics. What it needs beside scores and thetas is in `Attention.memory`.
-  """
-
-  def __call__(
-    self, attention: Attention, labels: jax.Array, ignore: jax.Array, mask: jax.Array
-  ) -> tuple[jax.Array, dict[str, jax.Array]]: ...
-
-
 # From the configuration and the name of the classification loss to the loss of a head that has its own.
-LOSSES: Mapping[str, Callable[[Any, str], HeadLoss]] = {}
+LOSSES: Mapping[str, Callable[[Any, str], HeadLoss]] = {"rarl": _rarl_loss}
 
 # What heads are given to look by; see `Recognizer.guide`.
 GUIDES: Mapping[str, str] = {"saliency": "dense_scores", "proposals": "boxes"}
