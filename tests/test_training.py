@@ -392,7 +392,7 @@ def test_a_workdir_of_another_configuration_is_refused(finished, data_root):
 def test_fields_that_change_no_result_may_differ(finished, data_root):
   workdir.claim(
     finished,
-    tiny_config(data_root, **{"data.threads": 7, "accumulate": 2, "remat": True}),
+    tiny_config(data_root, **{"data.threads": 7, "accumulate": 2, "remat": True, "loss.rarl.policy_weight": 3.0}),
     [str(digit) for digit in range(10)],
   )
 
