@@ -7,7 +7,7 @@ import ml_collections
 SCALES = ("512", "640")  # the paper's N
 POOLS = ("mean_pool", "max_pool", "score_map")
 RLSD = ("rlsd", "rlsd_ft_rpn")  # reconstructed; the second's localiser learns from the data set's own boxes
-HEADS = ("recurrent", "saliency", "fixed_grid", "proposals", *RLSD, "whole_image", *POOLS)
+HEADS = ("recurrent", "saliency", "rarl", *RLSD, "fixed_grid", "proposals", "whole_image", *POOLS)
 
 # DenseCap's anchors: width and height in pixels of an image whose longer side has 720.
 ANCHORS = (
@@ -95,7 +95,7 @@ def get_config() -> ml_collections.ConfigDict:
   model.dtype = "float32"  # of the backbone; or "bfloat16"
   model.pixel_mean = (123.68, 116.779, 103.939)  # red, green, blue in 0..255
   model.pixel_std = (1.0, 1.0, 1.0)
-  model.head = "recurrent"  # or "saliency", "fixed_grid", "whole_image", "mean_pool", "max_pool", "score_map"
+  model.head = "recurrent"  # or "saliency", "rarl", "fixed_grid", "whole_image", "mean_pool", "max_pool", "score_map"
   model.num_regions = 5  # K
   model.region_size = (7, 7)
   model.region_pool = 2  # samples per side for each of the region's cells, max-pooled
@@ -115,17 +115,22 @@ def get_config() -> ml_collections.ConfigDict:
   model.saliency.peak_width = 0.2
   model.fixed_grid = ml_collections.ConfigDict()
   model.fixed_grid.scale = 0.5
+  model.score_map = ml_collections.ConfigDict()
+  model.score_map.places = 1  # whose mean is a class's score; about as many as the smallest object has cells
+
+  model.rarl = ml_collections.ConfigDict()  # a sister system, reconstructed: see rmam_jax/rarl.py and docs/systems.md
+  model.rarl.steps = 5  # T, reconstructed
+  model.rarl.sizes = (80 / 512, 160 / 512, 240 / 512)  # sides of square regions, shares of the image's; reconstructed
+  model.rarl.aspects = (2.0, 1.0, 0.5)  # width over height, at a size's area; reconstructed
+  model.rarl.deviation = 0.2  # of a centre around its mean in training, in half images; reconstructed
+  model.rarl.policy_scale = 0.01  # variance of the policy's first weights, relative to Xavier's; reconstructed
   model.rlsd = ml_collections.ConfigDict()  # see rmam_jax/rlsd.py; all of it reconstructed
   model.rlsd.steps = 10  # labels that are read off an image's regions, END among them, at most
   model.rlsd.order = ()  # of the classes, by number: which is read first; empty: as they are numbered
-  model.localizer = (
-    ml_collections.ConfigDict()
-  )  # that finds RLSD's regions; see rmam_jax/localization.py, as in DenseCap
+  model.localizer = ml_collections.ConfigDict()  # finds RLSD's regions; see rmam_jax/localization.py. As in DenseCap
   model.localizer.anchors = ANCHORS  # (width, height) in pixels of the images
   model.localizer.width = 256  # filters of its 3x3 convolution
   model.localizer.overlap = 0.7  # IoU above which of two regions only the surer one is kept
-  model.score_map = ml_collections.ConfigDict()
-  model.score_map.places = 1  # whose mean is a class's score; about as many as the smallest object has cells
 
   loss = config.loss = ml_collections.ConfigDict()
   loss.classification = "euclidean"  # Eq. 7-8; or "sigmoid"
@@ -135,6 +140,10 @@ def get_config() -> ml_collections.ConfigDict:
   loss.positive_weight = 0.1  # lambda_2
   loss.max_scale = 0.5  # alpha
   loss.min_scale = 0.1  # beta
+  loss.rarl = ml_collections.ConfigDict()  # of the head "rarl", in place of the localization terms
+  loss.rarl.policy_weight = 1.0  # of the expected reward; reconstructed
+  loss.rarl.baseline = "learned"  # or "batch", the other images' mean reward; reconstructed
+  loss.rarl.baseline_weight = 1.0  # of the learned baseline's squared error; reconstructed
 
   config.batch_size = 16
   config.accumulate = 1  # parts of a batch, in turn, where memory is short; the same result but for sampled looks

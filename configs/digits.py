@@ -38,6 +38,7 @@ def get_config(variant: str = ""):
   model.region_pool = 1
   model.x_width = model.lstm_width = model.z_width = 128
   model.saliency.scale = 0.18 if setting == "hard" else 0.3
+  model.rarl.sizes = (0.2, 0.35) if setting == "hard" else (0.3, 0.5)
   model.score_map.places = 8 if setting == "hard" else 12
 
   config.loss.classification = "sigmoid"

@@ -1,7 +1,7 @@
 """A backbone, a head and, beside it, an optional auxiliary head; and how a configuration names them."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmam_jax import rlsd, update_rules
+from rmam_jax import rarl, rlsd, update_rules
 from rmam_jax.attention import Attention
 from rmam_jax.models import heads, vgg
 from rmam_jax.models.localizer import Localizer
@@ -74,6 +74,18 @@ class Recognizer(nn.Module):
     return Recognition(self.head(feature_map, **guide), auxiliary)
 
 
+class HeadLoss(Protocol):
+  """A head's own loss, in place of Eq. 14.
+
+  Its attention, labels [B, L], ignore [B, L] and mask [B] -> the loss, a mean over the real examples, and its terms by
+  name, which become metrics. What it needs beside scores and thetas is in `Attention.memory`.
+  """
+
+  def __call__(
+    self, attention: Attention, labels: jax.Array, ignore: jax.Array, mask: jax.Array
+  ) -> tuple[jax.Array, dict[str, jax.Array]]: ...
+
+
 class Rule(NamedTuple):
   """A way of looking, as the configuration gives it: the rule and its initialiser."""
 
@@ -132,6 +144,43 @@ def _rmam(model: Any, num_classes: int, rule: str) -> heads.RMAM:
   )
 
 
+def _rarl(model: Any, num_classes: int) -> heads.RARL:
+  section = model.rarl
+  return heads.RARL(
+    num_classes=num_classes,
+    steps=section.steps,
+    shapes=tuple(map(tuple, rarl.region_shapes(section.sizes, section.aspects).tolist())),
+    deviation=section.deviation,
+    policy_scale=section.policy_scale,
+    region_size=tuple(model.region_size),
+    pool=model.region_pool,
+    squash_cell=model.squash_cell,
+    align_corners=model.align_corners,
+    x_width=model.x_width,
+    lstm_width=model.lstm_width,
+    z_width=model.z_width,
+    forget_bias=model.forget_bias,
+  )
+
+
+def _rarl_loss(config: Any, classification: str) -> HeadLoss:
+  section = config.loss.rarl
+  return functools.partial(
+    rarl.loss,
+    deviation=config.model.rarl.deviation,
+    classification=classification,
+    policy_weight=section.policy_weight,
+    baseline=section.baseline,
+    baseline_weight=section.baseline_weight,
+  )
+
+
+def _rlsd_loss(config: Any, classification: str) -> HeadLoss:
+  del classification
+  model = config.model
+  return rlsd.make_loss(steps=model.rlsd.steps, order=tuple(model.rlsd.order), squash_cell=model.squash_cell)
+
+
 def _whole_image(model: Any, num_classes: int) -> heads.WholeImage:
   return heads.WholeImage(
     num_classes=num_classes,
@@ -170,34 +219,33 @@ CONTROLS: Mapping[str, Callable[[Any, int], nn.Module]] = {
 # looks, from the generator "look"; it does so only where `self.has_rng("look")`.
 HEADS: Mapping[str, Callable[[Any, int], nn.Module]] = {
   **{rule: functools.partial(_rmam, rule=rule) for rule in RULES},
+  "rarl": _rarl,
   "rlsd": _rlsd,
   "rlsd_ft_rpn": _rlsd,  # its localiser learns from the data set's own boxes (`config.localizer.data`)
   **CONTROLS,
 }
 
 
-class HeadLoss(Protocol):
-  """A head's own loss, in place of Eq. 14.
-
-  Its attention, labels [B, L], ignore [B, L] and mask [B] -> the loss, a mean over the real examples, and its terms by
-  name, which become metrics. What it needs beside scores and thetas is in `Attention.memory`.
-  """
-
-  def __call__(
-    self, attention: Attention, labels: jax.Array, ignore: jax.Array, mask: jax.Array
-  ) -> tuple[jax.Array, dict[str, jax.Array]]: ...
-
-
-def _rlsd_loss(config: Any, classification: str) -> HeadLoss:
-  del classification
-  model = config.model
-  return rlsd.make_loss(steps=model.rlsd.steps, order=tuple(model.rlsd.order), squash_cell=model.squash_cell)
-
-
 # From the configuration and the name of the classification loss to the loss of a head that has its own.
 LOSSES: Mapping[str, Callable[[Any, str], HeadLoss]] = {
-  **dict.fromkeys(("rlsd", "rlsd_ft_rpn"), _rlsd_loss),
+  "rarl": _rarl_loss,
+  "rlsd": _rlsd_loss,
+  "rlsd_ft_rpn": _rlsd_loss,
 }
+
+# The sections of the configuration that only these heads read.
+SECTIONS: Mapping[str, Sequence[str]] = {
+  "rarl": ("model.rarl.", "loss.rarl."),
+  "rlsd": ("model.rlsd.", "model.localizer.", "localizer."),
+  "rlsd_ft_rpn": ("model.rlsd.", "model.localizer.", "localizer."),
+}
+
+
+def unused_sections(heads: Iterable[str]) -> tuple[str, ...]:
+  """Of `SECTIONS`, those that none of these heads reads."""
+  used = {section for head in heads for section in SECTIONS.get(head, ())}
+  return tuple(sorted({section for sections in SECTIONS.values() for section in sections} - used))
+
 
 # What heads are given to look by; see `Recognizer.guide`.
 GUIDES: Mapping[str, str] = {
