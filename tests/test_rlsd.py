@@ -1,6 +1,7 @@
 """RLSD: the localisation layer, the labels read from its regions, and runs from end to end."""
 
 import functools
+import json
 import types
 
 import jax
@@ -9,7 +10,12 @@ import numpy as np
 import optax
 import pytest
 
-from rmam_jax import localization, metrics, rlsd
+from configs import coco, custom, digits, voc
+from rmam_jax import localization, mesh, metrics, predictor, rlsd, run
+from rmam_jax.data.records import open_split
+from rmam_jax.models import recognizer
+from rmam_jax.training import checkpoints, localizing, loop, step
+from rmam_jax.weights import published
 
 WHOLE = [0, 0, 1, 1]
 
@@ -305,3 +311,195 @@ def test_a_reader_learns_which_region_holds_what():
     present = np.asarray(labels[:, label]) == 1
     winner = np.asarray(scores[..., label].argmax(axis=0))
     assert (held[winner, np.arange(512)] == label)[present].mean() > 0.98
+
+
+def small_config(data_root, **changes):
+  config = digits.get_config("tiny:rlsd")
+  config.data.root = str(data_root)
+  config.model.stages = ((4,), (6,), (6,))
+  config.model.x_width = config.model.lstm_width = config.model.z_width = 16
+  config.model.num_regions = 3
+  config.model.localizer.width = 8
+  config.batch_size, config.epoch_size, config.localizer.epoch_size = 16, 32, 32
+  config.localizer.epochs, config.stage_one.epochs, config.stage_two.epochs = 2, 1, 2
+  config.evaluation.batch_size = 20
+  config.evaluation.svm_images = 60
+  config.evaluation.pictures = 2
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+@pytest.fixture(scope="module")
+def finished(data_root, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("rlsd") / "whole"
+  run.train_and_evaluate(small_config(data_root), folder)
+  return folder
+
+
+def lines(folder):
+  found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  return [{name: value for name, value in line.items() if name != "seconds"} for line in found]
+
+
+def best_of(config, folder):
+  """Stage two's best parameters and the localiser's own."""
+  _, params, _ = run.load_best(config, folder, 10, mesh.make_mesh())
+  saved = checkpoints.StageCheckpoints(folder / "checkpoints" / "localizer")
+  like = checkpoints.abstract(params["localizer"], mesh.replicated(mesh.make_mesh()))
+  localizer, _ = saved.restore_best(like)
+  saved.close()
+  return params, localizer
+
+
+def assert_same(one, other):
+  assert jax.tree.structure(one) == jax.tree.structure(other)
+  assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), one, other))
+
+
+def test_a_run_trains_its_localiser_first_and_leaves_it_as_it_is(finished, data_root):
+  config = small_config(data_root)
+  assert [(line["stage"], line["epoch"]) for line in lines(finished)] == [
+    *(("localizer", epoch) for epoch in (1, 2)),
+    ("stage_one", 1),
+    *(("stage_two", epoch) for epoch in (1, 2)),
+  ]
+  assert {"confidence", "box", "validation_recall"} <= lines(finished)[0].keys()
+  assert {"sequence", "auxiliary", "validation_mAP"} <= lines(finished)[-1].keys()
+  results = json.loads((finished / "results.json").read_text())
+  assert results["head"] == "rlsd"
+  assert {"coverage", "svm_mAP", "auxiliary_mAP", "thresholded"} <= results.keys()
+  params, localizer = best_of(config, finished)
+  assert_same(params["localizer"], localizer)
+  model = recognizer.build_localizer(config.model)
+  fresh = jax.jit(functools.partial(step.init_params, model, size=64))(jax.random.key(0))
+  assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), localizer, fresh)))  # it has learned
+  stage = loop.build_stage(config, "stage_two", num_classes=10, num_records=160)
+  state = jax.eval_shape(functools.partial(step.init_state, stage.model, stage.optimizer, size=64), jax.random.key(0))
+  kept = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)]
+  assert any("'head'" in name for name in kept)
+  assert not any("'localizer'" in name for name in kept)
+
+
+def test_a_run_that_was_stopped_while_it_localised_ends_where_an_uninterrupted_one_does(
+  finished, data_root, tmp_path, monkeypatch
+):
+  config, folder, validate = small_config(data_root), tmp_path / "stopped", loop._LocalizerTrainer.validate
+
+  def interrupt(trainer, stage, forward, params):
+    interrupt.epochs += 1
+    if interrupt.epochs == 2:
+      raise KeyboardInterrupt
+    return validate(trainer, stage, forward, params)
+
+  interrupt.epochs = 0
+  monkeypatch.setattr(loop._LocalizerTrainer, "validate", interrupt)
+  with pytest.raises(KeyboardInterrupt):
+    loop.train(config, folder)
+  monkeypatch.setattr(loop._LocalizerTrainer, "validate", validate)
+  assert [line["stage"] for line in lines(folder)] == ["localizer"]
+  loop.train(config, folder)
+  assert lines(folder) == lines(finished)
+  assert_same(best_of(config, folder), best_of(config, finished))
+
+
+def test_predictions_and_an_exported_model_find_the_same_regions(finished, data_root, tmp_path):
+  image = np.random.default_rng(0).integers(0, 256, (90, 60, 3), np.uint8)
+  (found,) = predictor.load(finished, threshold=0.0).predict([image])
+  assert len(found.regions) == 3
+  assert len(found.labels) == 10
+  assert all(
+    0 <= left < right <= 60 and 0 <= top < bottom <= 90 for left, top, right, bottom in (r.box for r in found.regions)
+  )
+  published.export(finished, tmp_path / "out")
+  (again,) = predictor.load(tmp_path / "out", threshold=0.0).predict([image])
+  assert again.labels == found.labels
+  assert again.regions == found.regions
+
+
+def test_ten_views_have_regions_of_their_own(finished):
+  results = run.evaluate(finished, {"views": "ten", "svm_solver": "", "pictures": 0})
+  assert (results["views"], results["mirror"]) == ("ten", "image")
+  assert 0 <= results["mAP"] <= 1
+
+
+def test_two_devices_train_a_localiser_as_one_does(data_root):
+  config = small_config(data_root)
+  stage = loop.build_localizer_stage(localizing.config_of(config), 160)
+  optimizer = optax.sgd(0.1)
+  state = jax.jit(functools.partial(step.init_state, stage.model, optimizer, size=64))(jax.random.key(0))
+  rng = np.random.default_rng(0)
+  boxes = random_boxes(rng, 8 * 4).reshape(8, 4, 4)
+  boxes[:, 3] = 0
+  batch = {
+    "image": rng.integers(0, 256, (8, 64, 64, 3), np.uint8),
+    "labels": np.ones((8, 26), np.float32),
+    "ignore": np.zeros((8, 26), bool),
+    "mask": (np.arange(8) < 7).astype(np.float32),
+    "proposals": boxes,
+  }
+  train_step = jax.jit(step.make_train_step(stage.model, optimizer, stage.objective))
+  one, metrics_of_one = train_step(state, batch)
+  two, metrics_of_two = train_step(state, jax.device_put(batch, mesh.by_example(mesh.make_mesh())))
+  for a, b in zip(jax.tree.leaves((one, metrics_of_one)), jax.tree.leaves((two, metrics_of_two)), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-6)
+  assert float(metrics_of_one["box"]) > 0
+
+
+def test_recall_counts_what_the_centre_view_shows(data_root):
+  own = localizing.config_of(small_config(data_root))
+  split = open_split(own.data, own.data.validation)
+  shown = iter(np.stack([(split[i].proposals * 72 - 4) / 64 for i in range(len(split))]).reshape(2, 20, 8, 4))
+  first = []
+
+  def exact(params, images):
+    del params, images
+    first.append(next(shown))
+    return jnp.asarray(first[-1])
+
+  sharding = mesh.by_example(mesh.make_mesh())
+  found = localizing.recall(localizing.Forward(exact, sharding), None, split, data=own.data, batch_size=20)
+  assert found == 1
+  whole = jnp.broadcast_to(jnp.asarray(WHOLE, jnp.float32), (20, 1, 4))
+  nothing = localizing.Forward(lambda params, images: whole, sharding)
+  assert localizing.recall(nothing, None, split, data=own.data, batch_size=20) == 0
+
+
+def test_full_size_models_have_their_shapes():
+  for config, anchor in ((voc.get_config("rlsd"), 32), (coco.get_config("640:rlsd"), 40)):
+    assert config.model.localizer.anchors[0] == (anchor, 2 * anchor)  # 45 x 90 of 720
+    assert len(config.model.localizer.anchors) == 12
+    assert config.localizer.data == {"voc/2007": "coco/2014", "coco/2014": "voc/2007"}[config.data.name]
+    stage = loop.build_stage(config, "stage_two", num_classes=20, num_records=5011)
+    side = config.data.crop_size
+    state = jax.eval_shape(
+      functools.partial(step.init_state, stage.model, stage.optimizer, size=side), jax.random.key(0)
+    )
+    assert state.params["localizer"]["filters"]["kernel"].shape == (3, 3, 512, 256)
+    assert state.params["localizer"]["offsets"]["kernel"].shape == (1, 1, 256, 48)
+    assert state.params["localizer"]["scores"]["kernel"].shape == (1, 1, 256, 24)
+    batch = {
+      "image": jax.ShapeDtypeStruct((16, side, side, 3), jnp.uint8),
+      "labels": jax.ShapeDtypeStruct((16, 20), jnp.float32),
+      "ignore": jax.ShapeDtypeStruct((16, 20), jnp.bool_),
+      "mask": jax.ShapeDtypeStruct((16,), jnp.float32),
+    }
+    after, metrics = jax.eval_shape(step.make_train_step(stage.model, stage.optimizer, stage.objective), state, batch)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert "sequence" in metrics
+    before = loop.build_localizer_stage(localizing.config_of(config), 1_000)
+    shapes = jax.eval_shape(functools.partial(step.init_params, before.model, size=side), jax.random.key(0))
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, state.params["localizer"])
+  assert localizing.config_of(voc.get_config("rlsd_ft_rpn")).data.name == "voc/2007"
+
+
+def test_what_cannot_be_localised_is_refused(data_root):
+  config = custom.get_config("rlsd_ft_rpn")
+  config.localizer.data = ""
+  with pytest.raises(ValueError, match=r"localizer\.data must name a prepared data set with boxes"):
+    localizing.config_of(config)
+  config = small_config(data_root)
+  config.model.localizer.anchors = ()
+  with pytest.raises(ValueError, match=r"model\.localizer\.anchors must be pairs"):
+    recognizer.build_localizer(config.model)
+  with pytest.raises(ValueError, match=r"localizer\.epochs must be at least 1, got 0"):
+    loop.build_localizer_stage(small_config(data_root, **{"localizer.epochs": 0}), 160)
