@@ -1,13 +1,19 @@
 """RARL: its episodes, the reward by hand, and REINFORCE against exact gradients and a policy that is known to be best."""
 
+import functools
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from configs import common
-from rmam_jax import attention, geometry, losses, rarl
+from configs import coco, common, digits, voc
+from rmam_jax import attention, geometry, losses, predictor, rarl, run
+from rmam_jax import mesh as meshes
+from rmam_jax.training import loop, step
+from rmam_jax.weights import published
 
 SHAPES = rarl.region_shapes((0.3, 0.5), (2.0, 1.0, 0.5))
 
@@ -132,19 +138,20 @@ def test_the_loss_by_hand():
   assert "baseline" not in terms
 
 
-@pytest.mark.parametrize("baseline", rarl.BASELINES)
-@pytest.mark.parametrize("classification", ["euclidean", "sigmoid"])
+@pytest.mark.parametrize(("baseline", "classification"), [("learned", "euclidean"), ("batch", "sigmoid")])
 def test_images_without_labels_and_empty_batches_are_finite(baseline, classification):
   params, feature_map = small_case()
   labels = jnp.zeros((3, 5))
 
+  @jax.jit
+  @jax.value_and_grad
   def total(params, ignore, mask):
-    found = episode(params, feature_map, key=jax.random.key(0))
+    found = episode(params, feature_map, key=jax.random.key(0), steps=2)
     return rarl.loss(found, labels, ignore, mask, deviation=0.2, baseline=baseline, classification=classification)[0]
 
   for ignore in (jnp.zeros((3, 5), bool), jnp.ones((3, 5), bool)):
     for mask in (jnp.ones(3), jnp.zeros(3)):
-      value, gradients = jax.value_and_grad(total)(params, ignore, mask)
+      value, gradients = total(params, ignore, mask)
       assert np.isfinite(value)
       assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
       np.testing.assert_array_equal(gradients["policy"]["kernel"], 0)
@@ -154,14 +161,16 @@ def test_each_term_s_gradient_goes_where_it_should():
   params, feature_map = small_case()
   labels = jnp.eye(5)[:3]
 
-  def term(params, name):
-    found = episode(params, feature_map, key=jax.random.key(0))
-    return rarl.loss(found, labels, jnp.zeros((3, 5), bool), jnp.ones(3), deviation=0.2)[1][name]
+  @jax.jit
+  @jax.jacrev
+  def terms_of(params):
+    found = episode(params, feature_map, key=jax.random.key(0), steps=2)
+    return rarl.loss(found, labels, jnp.zeros((3, 5), bool), jnp.ones(3), deviation=0.2)[1]
 
-  reached = {}
-  for name in ("classification", "policy", "baseline", "reward", "policy_variance"):
-    gradients = jax.grad(term)(params, name)
-    reached[name] = {part for part, tree in gradients.items() if any(np.any(leaf) for leaf in jax.tree.leaves(tree))}
+  reached = {
+    name: {part for part, tree in gradients.items() if any(np.any(leaf) for leaf in jax.tree.leaves(tree))}
+    for name, gradients in terms_of(params).items()
+  }
   assert reached == {
     "classification": {"fx", "lstm", "hz", "zs"},  # not through where it looked
     "policy": {"fx", "lstm", "policy"},
@@ -277,14 +286,13 @@ def test_the_estimator_s_mean_is_the_exact_gradient(baseline):
 def test_a_baseline_takes_variance_away():
   policy = {"kernel": jnp.array([[-0.5, 0.0], [0.5, 0.0]]), "bias": jnp.zeros(2)}
   states = jnp.arange(400) % 2
-  without, batch, learned = (
-    toy_loss(params, states, jax.random.key(0), 1, baseline)[1]["policy_variance"]
-    for params, baseline in (
-      (toy_params(-20.0, policy), "learned"),  # its first weights are zero
-      (toy_params(-20.0, policy), "batch"),
-      (toy_params(-20.0, policy) | {"baseline": {"kernel": jnp.zeros((2, 1)), "bias": jnp.full(1, 0.9)}}, "learned"),
-    )
-  )
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def variance(expected, baseline):  # with the same reward expected everywhere
+    params = toy_params(-20.0, policy) | {"baseline": {"kernel": jnp.zeros((2, 1)), "bias": jnp.full(1, expected)}}
+    return toy_loss(params, states, jax.random.key(0), 1, baseline)[1]["policy_variance"]
+
+  without, learned, batch = variance(0.0, "learned"), variance(0.9, "learned"), variance(0.0, "batch")
   assert max(batch, learned) < 0.5 * without
 
 
@@ -318,3 +326,100 @@ def test_the_best_policy_of_two_states_is_found(baseline):
   assert (left < -0.6, right > 0.6) == (True, True)
   if baseline == "learned":
     np.testing.assert_allclose(found.memory.baselines, 1, atol=0.15)
+
+
+def thin_config(data_root="", variant="tiny:rarl"):
+  config = digits.get_config(variant)
+  config.data.root = str(data_root)
+  config.model.stages = ((4,), (8,))
+  config.model.x_width = config.model.lstm_width = config.model.z_width = 16
+  config.model.rarl.steps = 3
+  config.stage_one.epochs = 0
+  config.stage_two.epochs = 2
+  config.epoch_size = 32
+  config.evaluation.batch_size = 20
+  config.evaluation.svm_images = 60
+  config.evaluation.pictures = 1
+  return config
+
+
+def test_the_step_on_two_devices_in_parts_and_with_padding():
+  stage = loop.build_stage(thin_config(), "stage_two", num_classes=10, num_records=160)
+  state = jax.jit(functools.partial(step.init_state, stage.model, optax.sgd(0.1), size=64))(jax.random.key(0))
+  rng = np.random.default_rng(0)
+  batch = {
+    "image": rng.integers(0, 256, (16, 64, 64, 3), np.uint8),
+    "labels": (rng.random((16, 10)) < 0.3).astype(np.float32),
+    "ignore": rng.random((16, 10)) < 0.1,
+    "mask": (np.arange(16) < 13).astype(np.float32),
+  }
+  train_step = jax.jit(step.make_train_step(stage.model, optax.sgd(0.1), stage.objective, seed=3))
+  wanted, metrics = train_step(state, batch)
+  assert set(metrics) >= {"classification", "policy", "baseline", "reward", "policy_variance", "auxiliary"}
+  two = meshes.make_mesh()
+  assert two.size == 2
+  sharded = train_step(jax.device_put(state, meshes.replicated(two)), jax.device_put(batch, meshes.by_example(two)))
+  garbled = {
+    name: np.where((np.arange(16) < 13).reshape(-1, *[1] * (x.ndim - 1)), x, x[::-1]) for name, x in batch.items()
+  }
+  garbled["mask"] = batch["mask"]
+  padded = train_step(state, garbled)  # what is in the padding changes nothing
+  for found in (sharded, padded):
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves((wanted, metrics)), strict=True):
+      np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+  moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), wanted.params, state.params)
+  assert min(jax.tree.leaves(moved)) > 0
+
+
+@pytest.mark.parametrize(("config", "classes"), [(voc.get_config("rarl"), 20), (coco.get_config("640:rarl"), 80)])
+def test_the_step_of_natural_images_has_its_shapes(config, classes):
+  stage = loop.build_stage(config, "stage_two", num_classes=classes, num_records=5_000)
+  init = functools.partial(step.init_state, stage.model, stage.optimizer, size=config.data.crop_size)
+  state = jax.eval_shape(init, jax.random.key(0))
+  # VGG-16's 13 convolutions; W_fx; the LSTM's gates; W_hz, W_zs, the policy and the baseline; each with its bias.
+  wanted = 14_714_688 + (25_088 + 1) * 4096 + (2 * 4096 + 1) * 4 * 4096 + (4096 + 1) * (4096 + classes + 2 + 1)
+  assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == wanted
+  side = config.data.crop_size
+  batch = {
+    "image": jax.ShapeDtypeStruct((16, side, side, 3), jnp.uint8),
+    "labels": jax.ShapeDtypeStruct((16, classes), jnp.float32),
+    "ignore": jax.ShapeDtypeStruct((16, classes), jnp.bool_),
+    "mask": jax.ShapeDtypeStruct((16,), jnp.float32),
+  }
+  after, _ = jax.eval_shape(step.make_train_step(stage.model, stage.optimizer, stage.objective), state, batch)
+  assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+  found = jax.eval_shape(
+    lambda params, images: stage.model.apply({"params": params}, images), state.params, batch["image"]
+  )
+  assert found.attention.scores.shape == (45, 16, classes)
+
+
+def test_a_run_is_stopped_goes_on_and_answers(data_root, tmp_path, monkeypatch):
+  config, whole, stopped = thin_config(data_root), tmp_path / "whole", tmp_path / "stopped"
+  results = run.train_and_evaluate(config.copy_and_resolve_references(), whole)
+  assert results["controls"] == {}
+  assert {"coverage", "pointing", "svm_mAP", "auxiliary_mAP"} <= results.keys()
+  validate = loop._Trainer.validate
+
+  def interrupt(*arguments):
+    if (stopped / "metrics.jsonl").exists() and (stopped / "metrics.jsonl").read_text():
+      raise KeyboardInterrupt
+    return validate(*arguments)
+
+  monkeypatch.setattr(loop._Trainer, "validate", interrupt)
+  with pytest.raises(KeyboardInterrupt):
+    loop.train(config, stopped)
+  monkeypatch.setattr(loop._Trainer, "validate", validate)
+  loop.train(config, stopped)
+  logs = [
+    [json.loads(line) | {"seconds": 0} for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for folder in (whole, stopped)
+  ]
+  assert logs[0] == logs[1]
+  assert len(logs[0]) == 2
+  trained = [published.load(folder).params for folder in (whole, stopped)]
+  assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), *trained))
+
+  (found,) = predictor.load(whole, threshold=0.0).predict([np.zeros((72, 80, 3), np.uint8)])
+  assert len(found.regions) == 18
+  assert {label.name for label in found.labels} == set("0123456789")
