@@ -10,11 +10,11 @@ import numpy as np
 import optax
 import pytest
 
-from configs import coco, custom, digits, voc
+from configs import coco, common, custom, digits, voc
 from rmam_jax import localization, mesh, metrics, predictor, rlsd, run
 from rmam_jax.data.records import open_split
 from rmam_jax.models import recognizer
-from rmam_jax.training import checkpoints, localizing, loop, step
+from rmam_jax.training import checkpoints, localizing, loop, step, workdir
 from rmam_jax.weights import published
 
 WHOLE = [0, 0, 1, 1]
@@ -503,3 +503,15 @@ def test_what_cannot_be_localised_is_refused(data_root):
     recognizer.build_localizer(config.model)
   with pytest.raises(ValueError, match=r"localizer\.epochs must be at least 1, got 0"):
     loop.build_localizer_stage(small_config(data_root, **{"localizer.epochs": 0}), 160)
+
+
+@pytest.mark.parametrize("head", common.RLSD)
+def test_its_fields_count_for_its_own_runs_alone(head):
+  def determining(head, **changes):
+    config = digits.get_config(f"tiny:{head}")
+    config.update_from_flattened_dict(changes)
+    return workdir.determining(workdir.flatten(json.loads(config.to_json())), config)
+
+  for field, value in (("model.rlsd.steps", 9), ("model.localizer.width", 3), ("localizer.samples", 7)):
+    assert determining(head, **{field: value}) != determining(head)
+    assert determining("saliency", **{field: value}) == determining("saliency")

@@ -64,7 +64,10 @@ SPECS: Mapping[str, Spec] = {
   "proposals": Spec("proposals", 0, {**PRINTED, "loss.localization_weight": 0.0}, "rmam"),
   **{
     head: Spec(head)
-    for head in ("saliency", "recurrent", "rarl", "fixed_grid", "whole_image", "score_map", "max_pool", "mean_pool")
+    for head in (
+      *("saliency", "recurrent", "rarl", "rlsd", "rlsd_ft_rpn"),
+      *("fixed_grid", "whole_image", "score_map", "max_pool", "mean_pool"),
+    )
   },
 }
 

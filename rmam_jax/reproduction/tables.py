@@ -41,7 +41,7 @@ def _paper() -> dict[str, Any]:
 
 LOOKING = ("saliency", "recurrent", "fixed_grid")
 CONTROLS = (*LOOKING, "whole_image", "score_map", "max_pool", "mean_pool")
-SYSTEMS = ("saliency", "recurrent", "rarl", "score_map", "mean_pool")
+SYSTEMS = ("saliency", "recurrent", "rarl", "rlsd", "rlsd_ft_rpn", "score_map", "mean_pool")
 ABLATIONS = {"null": "rmam-null", "S+P": "rmam-S+P", "A+S": "rmam-A+S", "A+P": "rmam-A+P", "A+S+P": "rmam"}
 _BOTH = ("rmam", "rmam-large")
 
