@@ -247,7 +247,7 @@ def loss(
     ValueError: no such baseline.
   """
   if baseline not in BASELINES:
-    raise ValueError(f"loss.rarl.baseline must be one of {', '.join(BASELINES)}, got {baseline!r}")
+    raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, got {baseline!r}")
   rollout = found.memory
   scores = attention.max_pool_scores(found.scores)
   rewards, has_reward = reward(jax.lax.stop_gradient(scores), labels, ignore)

@@ -343,7 +343,7 @@ def thin_config(data_root="", variant="tiny:rarl"):
   return config
 
 
-def test_the_step_on_two_devices_in_parts_and_with_padding():
+def test_the_step_on_two_devices_and_with_padding():
   stage = loop.build_stage(thin_config(), "stage_two", num_classes=10, num_records=160)
   state = jax.jit(functools.partial(step.init_state, stage.model, optax.sgd(0.1), size=64))(jax.random.key(0))
   rng = np.random.default_rng(0)
@@ -369,6 +369,23 @@ def test_the_step_on_two_devices_in_parts_and_with_padding():
       np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
   moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), wanted.params, state.params)
   assert min(jax.tree.leaves(moved)) > 0
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"model.rarl.steps": 0}, r"model\.rarl\.steps must be positive, got 0"),
+    ({"model.rarl.sizes": ()}, r"model\.rarl\.sizes must be positive, got \(\)"),
+    ({"model.rarl.aspects": (1.0, -1.0)}, r"model\.rarl\.aspects must be positive"),
+    ({"model.rarl.deviation": 0.0}, r"model\.rarl\.deviation must be positive, got 0\.0"),
+    ({"loss.rarl.baseline": "mean"}, r"loss\.rarl\.baseline must be one of learned, batch, got 'mean'"),
+  ],
+)
+def test_impossible_configurations_are_refused(changes, message):
+  config = thin_config()
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(ValueError, match=message):
+    loop.build_stage(config, "stage_two", num_classes=10, num_records=160)
 
 
 @pytest.mark.parametrize(("config", "classes"), [(voc.get_config("rarl"), 20), (coco.get_config("640:rarl"), 80)])

@@ -146,6 +146,14 @@ def _rmam(model: Any, num_classes: int, rule: str) -> heads.RMAM:
 
 def _rarl(model: Any, num_classes: int) -> heads.RARL:
   section = model.rarl
+  for field, allowed in (
+    ("steps", section.steps >= 1),
+    ("sizes", len(section.sizes) and min(section.sizes) > 0),
+    ("aspects", len(section.aspects) and min(section.aspects) > 0),
+    ("deviation", section.deviation > 0),
+  ):
+    if not allowed:
+      raise ValueError(f"model.rarl.{field} must be positive, got {section[field]}")
   return heads.RARL(
     num_classes=num_classes,
     steps=section.steps,
@@ -165,6 +173,8 @@ def _rarl(model: Any, num_classes: int) -> heads.RARL:
 
 def _rarl_loss(config: Any, classification: str) -> HeadLoss:
   section = config.loss.rarl
+  if section.baseline not in rarl.BASELINES:
+    raise ValueError(f"loss.rarl.baseline must be one of {', '.join(rarl.BASELINES)}, got {section.baseline!r}")
   return functools.partial(
     rarl.loss,
     deviation=config.model.rarl.deviation,
