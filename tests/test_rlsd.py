@@ -61,13 +61,14 @@ def test_matching_by_hand():
       [0.6, 0.6, 1, 0.84],  # 0.6 with the second, and its best
       [0.6, 0.6, 1, 0.8],  # 0.5 with it: neither
       [0.4, 0.4, 0.6, 0.6],  # nothing
+      [0.0, 0, 0.4, 0.3],  # 0.75 with the first
     ]
   )
   match = jax.jit(localization.match)
   positive, negative, stands_for = match(anchors, boxes)
-  np.testing.assert_array_equal(positive, [True, False, False, True, False, False])
-  np.testing.assert_array_equal(negative, [False, False, True, False, False, True])
-  np.testing.assert_array_equal(stands_for[np.array([0, 3])], [0, 1])
+  np.testing.assert_array_equal(positive, [True, False, False, True, False, False, True])
+  np.testing.assert_array_equal(negative, [False, False, True, False, False, True, False])
+  np.testing.assert_array_equal(stands_for[np.array([0, 3, 6])], [0, 1, 0])
   nothing = match(anchors, jnp.zeros((3, 4)))
   assert not nothing[0].any()
   assert nothing[1].all()
@@ -172,7 +173,10 @@ def test_the_layer_s_loss_by_hand():
   assert np.isfinite(to_scores).all()
   np.testing.assert_allclose(to_offsets, [[0.5, 0, 0, 1], [0] * 4, [0] * 4], atol=1e-6)
   # An image without objects teaches that nothing is there.
-  (_, (confidence, distance)), _ = loss(scores, offsets, jnp.zeros((2, 4)))
+  # Not under jit, where the compiler may leave out what is multiplied by zero.
+  confidence, distance = localization.layer_loss(
+    scores, offsets, anchors, jnp.zeros((2, 4)), jnp.array([0.1, 0.2, 0.3])
+  )
   np.testing.assert_allclose(confidence, -np.log([0.25, 0.5, 1]).sum() / 3, rtol=1e-5)
   assert distance == 0
 
@@ -501,6 +505,13 @@ def test_what_cannot_be_localised_is_refused(data_root):
   config.model.localizer.anchors = ()
   with pytest.raises(ValueError, match=r"model\.localizer\.anchors must be pairs"):
     recognizer.build_localizer(config.model)
+  for field, value, message in (
+    ("steps", 0, "must be at least 1, got 0"),
+    ("order", (0, 0), "each of the 10 classes'"),
+  ):
+    config = small_config(data_root, **{f"model.rlsd.{field}": value})
+    with pytest.raises(ValueError, match=rf"model\.rlsd\.{field} .*{message}"):
+      recognizer.build(config.model, 10, head="rlsd")
   with pytest.raises(ValueError, match=r"localizer\.epochs must be at least 1, got 0"):
     loop.build_localizer_stage(small_config(data_root, **{"localizer.epochs": 0}), 160)
 

@@ -203,9 +203,14 @@ def _whole_image(model: Any, num_classes: int) -> heads.WholeImage:
 
 
 def _rlsd(model: Any, num_classes: int) -> heads.RLSD:
+  steps, order = model.rlsd.steps, tuple(model.rlsd.order)
+  if steps < 1:
+    raise ValueError(f"model.rlsd.steps must be at least 1, got {steps}")
+  if order and sorted(order) != list(range(num_classes)):
+    raise ValueError(f"model.rlsd.order must hold each of the {num_classes} classes' numbers once, got {order}")
   return heads.RLSD(
     num_classes=num_classes,
-    steps=model.rlsd.steps,
+    steps=steps,
     region_size=tuple(model.region_size),
     pool=model.region_pool,
     squash_cell=model.squash_cell,
