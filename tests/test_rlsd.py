@@ -327,7 +327,7 @@ def small_config(data_root, **changes):
   config.batch_size, config.epoch_size, config.localizer.epoch_size = 16, 32, 32
   config.localizer.epochs, config.stage_one.epochs, config.stage_two.epochs = 2, 1, 2
   config.evaluation.batch_size = 20
-  config.evaluation.svm_images = 60
+  config.evaluation.svm_solver = ""
   config.evaluation.pictures = 2
   config.update_from_flattened_dict(changes)
   return config
@@ -371,7 +371,7 @@ def test_a_run_trains_its_localiser_first_and_leaves_it_as_it_is(finished, data_
   assert {"sequence", "auxiliary", "validation_mAP"} <= lines(finished)[-1].keys()
   results = json.loads((finished / "results.json").read_text())
   assert results["head"] == "rlsd"
-  assert {"coverage", "svm_mAP", "auxiliary_mAP", "thresholded"} <= results.keys()
+  assert {"coverage", "auxiliary_mAP", "thresholded"} <= results.keys()
   params, localizer = best_of(config, finished)
   assert_same(params["localizer"], localizer)
   model = recognizer.build_localizer(config.model)
@@ -421,7 +421,7 @@ def test_predictions_and_an_exported_model_find_the_same_regions(finished, data_
 
 
 def test_ten_views_have_regions_of_their_own(finished):
-  results = run.evaluate(finished, {"views": "ten", "svm_solver": "", "pictures": 0})
+  results = run.evaluate(finished, {"views": "ten", "pictures": 0})
   assert (results["views"], results["mirror"]) == ("ten", "image")
   assert 0 <= results["mAP"] <= 1
 
