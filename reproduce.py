@@ -17,7 +17,7 @@ from ml_collections import config_flags
 _CONFIG = config_flags.DEFINE_config_file(
   "config", "configs/digits.py", "Configuration; --config.FIELD=VALUE sets a field for all cells."
 )
-_TABLES = flags.DEFINE_list("tables", None, "Which: 1 to 6, controls; by default all.")
+_TABLES = flags.DEFINE_list("tables", None, "Which: 1 to 6, controls, systems; by default all.")
 _SEEDS = flags.DEFINE_integer("seeds", 1, "How many seeds: 0, 1, ...", lower_bound=1)
 _RATES = flags.DEFINE_list(
   "rates", [], "Learning rates of stage two to try for every head on the first seed; by default the configuration's."

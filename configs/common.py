@@ -6,7 +6,15 @@ import ml_collections
 
 SCALES = ("512", "640")  # the paper's N
 POOLS = ("mean_pool", "max_pool", "score_map")
-HEADS = ("recurrent", "saliency", "fixed_grid", "proposals", "whole_image", *POOLS)
+RLSD = ("rlsd", "rlsd_ft_rpn")  # reconstructed; the second's localiser learns from the data set's own boxes
+HEADS = ("recurrent", "saliency", "rarl", *RLSD, "fixed_grid", "proposals", "whole_image", *POOLS)
+
+# DenseCap's anchors: width and height in pixels of an image whose longer side has 720.
+ANCHORS = (
+  *((45, 90), (90, 45), (64, 64), (90, 180), (180, 90), (128, 128)),
+  *((181, 362), (362, 181), (256, 256), (362, 724), (724, 362), (512, 512)),
+)
+ANCHOR_IMAGE = 720
 
 
 def parse(variant: str, file: str, *choices: Sequence[str]) -> list[str]:
@@ -43,6 +51,12 @@ def paper_config(scale: str, head: str) -> ml_collections.ConfigDict:
     config.stage_one.head = "score_map"
     config.stage_two.auxiliary_weight = 1.0
     config.model.score_map.places = 9
+  if head in RLSD:  # its scores are log-odds; the number of regions is reconstructed
+    config.loss.classification = "sigmoid"
+    config.model.num_regions = 20
+    config.model.localizer.anchors = tuple(
+      tuple(round(side * config.data.image_size / ANCHOR_IMAGE, 1) for side in anchor) for anchor in ANCHORS
+    )
   return config
 
 
@@ -81,7 +95,7 @@ def get_config() -> ml_collections.ConfigDict:
   model.dtype = "float32"  # of the backbone; or "bfloat16"
   model.pixel_mean = (123.68, 116.779, 103.939)  # red, green, blue in 0..255
   model.pixel_std = (1.0, 1.0, 1.0)
-  model.head = "recurrent"  # or "saliency", "fixed_grid", "whole_image", "mean_pool", "max_pool", "score_map"
+  model.head = "recurrent"  # or "saliency", "rarl", "fixed_grid", "whole_image", "mean_pool", "max_pool", "score_map"
   model.num_regions = 5  # K
   model.region_size = (7, 7)
   model.region_pool = 2  # samples per side for each of the region's cells, max-pooled
@@ -104,6 +118,20 @@ def get_config() -> ml_collections.ConfigDict:
   model.score_map = ml_collections.ConfigDict()
   model.score_map.places = 1  # whose mean is a class's score; about as many as the smallest object has cells
 
+  model.rarl = ml_collections.ConfigDict()  # a sister system, reconstructed: see rmam_jax/rarl.py and docs/systems.md
+  model.rarl.steps = 5  # T, reconstructed
+  model.rarl.sizes = (80 / 512, 160 / 512, 240 / 512)  # sides of square regions, shares of the image's; reconstructed
+  model.rarl.aspects = (2.0, 1.0, 0.5)  # width over height, at a size's area; reconstructed
+  model.rarl.deviation = 0.2  # of a centre around its mean in training, in half images; reconstructed
+  model.rarl.policy_scale = 0.01  # variance of the policy's first weights, relative to Xavier's; reconstructed
+  model.rlsd = ml_collections.ConfigDict()  # see rmam_jax/rlsd.py; all of it reconstructed
+  model.rlsd.steps = 10  # labels that are read off an image's regions, END among them, at most
+  model.rlsd.order = ()  # of the classes, by number: which is read first; empty: as they are numbered
+  model.localizer = ml_collections.ConfigDict()  # finds RLSD's regions; see rmam_jax/localization.py. As in DenseCap
+  model.localizer.anchors = ANCHORS  # (width, height) in pixels of the images
+  model.localizer.width = 256  # filters of its 3x3 convolution
+  model.localizer.overlap = 0.7  # IoU above which of two regions only the surer one is kept
+
   loss = config.loss = ml_collections.ConfigDict()
   loss.classification = "euclidean"  # Eq. 7-8; or "sigmoid"
   loss.localization_weight = 0.1  # gamma
@@ -112,11 +140,27 @@ def get_config() -> ml_collections.ConfigDict:
   loss.positive_weight = 0.1  # lambda_2
   loss.max_scale = 0.5  # alpha
   loss.min_scale = 0.1  # beta
+  loss.rarl = ml_collections.ConfigDict()  # of the head "rarl", in place of the localization terms
+  loss.rarl.policy_weight = 1.0  # of the expected reward; reconstructed
+  loss.rarl.baseline = "learned"  # or "batch", the other images' mean reward; reconstructed
+  loss.rarl.baseline_weight = 1.0  # of the learned baseline's squared error; reconstructed
 
   config.batch_size = 16
-  config.accumulate = 1  # parts that a batch is trained in, one after the other, where memory is short; the same result
+  config.accumulate = 1  # parts of a batch, in turn, where memory is short; the same result but for sampled looks
   config.remat = False  # or the backward pass computes each stage of the backbone again: less memory, a third more work
   config.epoch_size = 0  # records in an epoch; 0: as many as the training split has
+
+  # Before the two stages the head's localiser, if it has one, is trained; then it is frozen.
+  localizer = config.localizer = _schedule()
+  localizer.data = ""  # the data set whose boxes it learns; empty: the run's own, data.train and data.validation
+  localizer.train = "train"  # splits of another data set
+  localizer.validation = "validation"  # empty: the last epoch counts
+  localizer.epoch_size = 0  # as above, of these records
+  localizer.num_boxes = 64  # of an image at most
+  localizer.positive = 0.7  # IoU of an anchor that stands for a box; the best one of each does, too
+  localizer.negative = 0.3  # IoU below which an anchor stands for nothing
+  localizer.samples = 256  # anchors of an image that are learned from, at most half of them positive
+  localizer.box_weight = 1.0  # of the offsets' loss beside the confidence's; reconstructed
 
   # Stage one fine-tunes the backbone under a control's head; stage two trains all of it with Eq. 14.
   config.stage_one = _stage()
@@ -144,10 +188,9 @@ def get_config() -> ml_collections.ConfigDict:
   return config.lock()
 
 
-def _stage() -> ml_collections.ConfigDict:
+def _schedule() -> ml_collections.ConfigDict:
   stage = ml_collections.ConfigDict()
   stage.epochs = 45  # 0 leaves stage one out
-  stage.classification = ""  # empty: loss.classification
   stage.learning_rate = 1e-5
   stage.schedule = "step"  # or "cosine"
   stage.warmup_steps = 0
@@ -155,6 +198,12 @@ def _stage() -> ml_collections.ConfigDict:
   stage.drop_epoch = 30  # of "step": from here on the rate is divided by ten
   stage.beta_1 = 0.9  # Adam
   stage.beta_2 = 0.999
+  return stage
+
+
+def _stage() -> ml_collections.ConfigDict:
+  stage = _schedule()
+  stage.classification = ""  # empty: loss.classification
   stage.head = ""
   stage.auxiliary_weight = 0.0  # in stage two, of stage one's head, kept as a dense auxiliary loss; the paper has none
   return stage

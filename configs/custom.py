@@ -23,4 +23,6 @@ def get_config(variant: str = ""):
   config = common.paper_config(*common.parse(variant, "configs/custom.py", SCALES, HEADS))
   config.data.name = "custom"
   config.data.train = config.data.validation = config.data.test = ""  # to be given
+  if config.model.head in common.RLSD:
+    config.localizer.data, config.localizer.epochs, config.localizer.drop_epoch = "coco/2014", 6, 4
   return config

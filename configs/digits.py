@@ -2,6 +2,7 @@
 
 python train.py                                               the saliency localiser on `easy`
 python train.py --config=configs/digits.py:recurrent          the paper's rule
+python train.py --config=configs/digits.py:rarl               a sister system, docs/systems.md
 python train.py --config=configs/digits.py:mean_pool          a control; also max_pool, score_map, whole_image, fixed_grid
 python train.py --config=configs/digits.py:hard               harder scenes; also hard:mean_pool, ...
 python train.py --config=configs/digits.py:long               three times as many steps of stage two
@@ -38,6 +39,7 @@ def get_config(variant: str = ""):
   model.region_pool = 1
   model.x_width = model.lstm_width = model.z_width = 128
   model.saliency.scale = 0.18 if setting == "hard" else 0.3
+  model.rarl.sizes = (0.2, 0.35) if setting == "hard" else (0.3, 0.5)
   model.score_map.places = 8 if setting == "hard" else 12
 
   config.loss.classification = "sigmoid"
@@ -55,6 +57,21 @@ def get_config(variant: str = ""):
   config.evaluation.views = "centre"  # digits stay whole in it
   config.evaluation.svm_images = 3_000
   config.evaluation.svm_c = (1.0,)
+  if head in common.RLSD:
+    model.rlsd.steps = 7 if setting == "hard" else 5  # all labels of a scene, and END
+    sides = (10, 13, 16, 20) if setting == "hard" else (12, 15, 19, 24)
+    model.localizer.anchors = tuple(
+      (side * config.data.crop_size / (96 if setting == "hard" else 64),) * 2 for side in sides
+    )
+    model.localizer.width = 64
+    model.localizer.overlap = 0.3  # digits do not lie on each other, and a few regions have to do
+    config.localizer.data = f"digits/source_{setting}" if head == "rlsd" else ""
+    config.localizer.epochs = 2
+    config.localizer.epoch_size = 6_400
+    config.localizer.num_boxes = 8
+    config.localizer.learning_rate = 1e-3
+    config.localizer.schedule = "cosine"
+    config.localizer.warmup_steps = 50
   if head == "saliency":
     config.controls = ("mean_pool",)
   if head in common.POOLS:  # the control goes on by itself, for as long

@@ -21,7 +21,7 @@ POSITIVE_WEIGHT = 0.1  # lambda_2
 LOCALIZATION_WEIGHT = 0.1  # gamma
 
 
-def _batch_mean(per_example: jax.Array, example_mask: jax.Array | None) -> jax.Array:
+def batch_mean(per_example: jax.Array, example_mask: jax.Array | None) -> jax.Array:
   """[..., B] -> [...]: the mean over the real examples; 0 where there are none."""
   if example_mask is None:
     return per_example.mean(axis=-1)
@@ -66,7 +66,7 @@ def classification_loss(
     labels = labels * kept
   target = labels / jnp.maximum(labels.sum(axis=-1, keepdims=True), 1)
   probability = jax.nn.softmax(scores, axis=-1, where=kept)
-  return _batch_mean(((probability - target) ** 2).sum(axis=-1), example_mask)
+  return batch_mean(((probability - target) ** 2).sum(axis=-1), example_mask)
 
 
 def sigmoid_loss(
@@ -81,7 +81,7 @@ def sigmoid_loss(
   terms = optax.sigmoid_binary_cross_entropy(scores, jnp.asarray(labels, scores.dtype))
   if ignore is not None:
     terms = jnp.where(jnp.asarray(ignore, bool), 0, terms)
-  return _batch_mean(terms.sum(axis=-1), example_mask)
+  return batch_mean(terms.sum(axis=-1), example_mask)
 
 
 CLASSIFICATION_LOSSES = {"euclidean": classification_loss, "sigmoid": sigmoid_loss}
@@ -136,7 +136,7 @@ def localization_loss(
     + anchor_weight * anchor_loss(thetas).sum(axis=0)
     + positive_weight * positive_loss(thetas, min_scale=min_scale).sum(axis=0)
   )
-  return _batch_mean(per_example, example_mask)
+  return batch_mean(per_example, example_mask)
 
 
 def joint_loss(

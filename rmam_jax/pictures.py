@@ -25,6 +25,7 @@ class Verdict(NamedTuple):
 
 
 MOST_VERDICTS = 10  # lines beside a picture
+MOST_REGIONS = 16  # that a picture shows all of; of more, those that won a label beside it
 
 
 class Panel(NamedTuple):
@@ -43,6 +44,8 @@ def colour(step: int) -> str:
 
 def draw(path: pathlib.Path, panels: Sequence[Panel], *, columns: int = 1) -> None:
   """A PNG of one panel or many: the image with its regions, numbered and coloured by step, its labels beside it.
+
+  Of an image with more than `MOST_REGIONS` regions only those are shown that won a label.
 
   A label has the number and colour of the step that won it; present labels are bold. The picture's size does not depend
   on the image's.
@@ -64,9 +67,16 @@ def draw(path: pathlib.Path, panels: Sequence[Panel], *, columns: int = 1) -> No
     view = figure.add_axes((left + 0.02 * width, bottom + 0.02 * height, 0.66 * width, 0.90 * height))
     beside = figure.add_axes((left + 0.70 * width, bottom + 0.02 * height, 0.29 * width, 0.90 * height))
     draw_image(view, panel.image, panel.title)
-    draw_regions(view, panel.boxes, [colour(step) for step in range(len(panel.boxes))], numbered=True)
+    steps = _steps_to_draw(panel)
+    draw_regions(view, panel.boxes[steps], list(map(colour, steps)), numbers=[step + 1 for step in steps])
     _draw_verdicts(beside, panel)
   figure.savefig(path)
+
+
+def _steps_to_draw(panel: Panel) -> list[int]:
+  if len(panel.boxes) <= MOST_REGIONS:
+    return list(range(len(panel.boxes)))
+  return sorted({verdict.step for verdict in panel.verdicts[:MOST_VERDICTS]})
 
 
 def draw_image(axes, image: np.ndarray, title: str) -> None:
@@ -84,16 +94,16 @@ def draw_image(axes, image: np.ndarray, title: str) -> None:
   axes.set_axis_off()
 
 
-def draw_regions(axes, boxes: np.ndarray, colours: Sequence[str], *, numbered: bool = False) -> None:
-  """The part inside the image of boxes [K, 4], each in its colour on a dark rim."""
+def draw_regions(axes, boxes: np.ndarray, colours: Sequence[str], *, numbers: Sequence[int] = ()) -> None:
+  """The part inside the image of boxes [K, 4], each in its colour on a dark rim; with its number, if they have any."""
   from matplotlib.patches import Rectangle
 
-  for step, (box, each) in enumerate(zip(metrics.clip_boxes(boxes), colours, strict=True)):
+  for index, (box, each) in enumerate(zip(metrics.clip_boxes(boxes), colours, strict=True)):
     top, left, bottom, right = box
     for edge, line in (("black", 3.5), (each, 2)):
       axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=edge, lw=line))
-    if numbered:
-      draw_tag(axes, left, top, str(step + 1), each, size=7, va="top")
+    if numbers:
+      draw_tag(axes, left, top, str(numbers[index]), each, size=7, va="top")
   axes.set(xlim=(0, 1), ylim=(1, 0))
 
 
@@ -123,9 +133,11 @@ def _draw_verdicts(axes, panel: Panel) -> None:
   if more > 0:
     axes.text(0.15, 0.96 - 0.075 * MOST_VERDICTS, f"and {more} more", va="center", fontsize=9, style="italic")
   if len(panel.boxes):
-    axes.text(0.0, 0.095, "looks, in order", va="center", fontsize=8, color="#555555")
-    for step in range(len(panel.boxes)):
-      _draw_step(axes, 0.06 + 0.12 * (step % 8), 0.03 - 0.05 * (step // 8), step)
+    few = len(panel.boxes) <= MOST_REGIONS
+    label = "looks, in order" if few else f"looks that won a label, of {len(panel.boxes)}"
+    axes.text(0.0, 0.095, label, va="center", fontsize=8, color="#555555")
+    for index, step in enumerate(_steps_to_draw(panel)):
+      _draw_step(axes, 0.06 + 0.12 * (index % 8), 0.03 - 0.05 * (index // 8), step)
 
 
 def _draw_step(axes, x: float, y: float, step: int) -> None:

@@ -21,7 +21,7 @@ from rmam_jax.evaluation import choices as choosing
 from rmam_jax.evaluation import decisions, features, report, svm
 from rmam_jax.evaluation import scores as scoring
 from rmam_jax.evaluation import views as viewing
-from rmam_jax.training import checkpoints, loop, workdir
+from rmam_jax.training import checkpoints, localizing, loop, workdir
 from rmam_jax.training import step as stepping
 
 _NOTHING: Mapping[str, Any] = types.MappingProxyType({})
@@ -331,6 +331,6 @@ def _fit_svms(
 
 def _stage_seconds(folder: pathlib.Path):
   """The wall time that each stage took, over all the runs it took."""
-  for stage in loop.STAGES:
+  for stage in (localizing.NAME, *loop.STAGES):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     yield max((line["seconds"] for line in map(json.loads, lines) if line["stage"] == stage), default=0.0)

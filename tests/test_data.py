@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from configs import common
-from rmam_jax.data import batches, digits, records
+from rmam_jax.data import batches, digits, letters, records
 
 
 def section(data_root, **changes):
@@ -383,3 +383,18 @@ def test_bad_batches_are_refused():
   images[1, 2, 3, 0] = np.nan
   with pytest.raises(ValueError, match="not finite, first in example 1"):
     batches.check_batch(batch_of(images, labels))
+
+
+def test_source_scenes_share_no_sample_and_no_background_with_scenes_of_digits():
+  digit_samples = {image.tobytes() for split in digits.SPLITS for image in digits.digit_samples(split)[0]}
+  letter_samples = [{image.tobytes() for image in letters.samples(split)[0]} for split in digits.SPLITS]
+  assert not digit_samples & set.union(*letter_samples)
+  for photograph in letters.photographs():
+    assert not any(photograph.shape == other.shape for other in digits._photographs())
+  assert digits.SETTINGS["source_easy"].classes == letters.CLASSES
+  # Nor where the objects lie: the scenes of one index are drawn from different numbers.
+  pairs = [
+    [digits.draw_scene(digits.SETTINGS[name], "train", index)[2] for name in ("easy", "source_easy")]
+    for index in range(20)
+  ]
+  assert not any(np.array_equal(*pair) for pair in pairs)

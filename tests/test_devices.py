@@ -175,7 +175,7 @@ def test_processes_without_a_coordinator_are_refused():
   assert said.strip().splitlines()[-1] == "error: --num_processes and --process_id need --coordinator=HOST:PORT"
 
 
-@pytest.mark.parametrize("head", ["recurrent", "saliency"])
+@pytest.mark.parametrize("head", ["recurrent", "saliency", "rarl", "rlsd"])
 def test_the_paper_s_train_step_lowers_for_tpus(head):
   config = voc.get_config(f"512:{head}")
   config.model.dtype = "bfloat16"

@@ -29,6 +29,15 @@ def test_a_picture_shows_each_step_in_its_colour(tmp_path):
   assert [has(tmp_path / "one.png", pictures.colour(step)) for step in range(3)] == [True, True, False]
 
 
+def test_of_many_regions_those_that_won_a_label_are_shown(tmp_path):
+  image = np.full((64, 64, 3), 128, np.uint8)
+  boxes = np.tile([0.1, 0.1, 0.4, 0.4], (pictures.MOST_REGIONS + 1, 1))
+  verdicts = [pictures.Verdict("cat", 0.9, True, True, 16), pictures.Verdict("dog", 0.2, True, False, 9)]
+  pictures.draw(tmp_path / "one.png", [pictures.Panel("a picture", image, boxes, verdicts)])
+  shown = [has(tmp_path / "one.png", each) for each in pictures.STEP_COLOURS[:7]]  # the eighth is the paper's white
+  assert shown == [True, True, False, False, False, False, False]  # 16 and 9, in rounds of eight
+
+
 def test_an_overview_holds_panels_of_heads_that_do_not_look(tmp_path):
   image = np.zeros((8, 8, 3), np.uint8)
   panel = pictures.Panel("nothing", image, np.zeros((0, 4)), [pictures.Verdict("cat", 0.5, True, True, None)])

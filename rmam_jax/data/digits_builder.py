@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 import tqdm
 from PIL import Image
 
-from rmam_jax.data import digits
+from rmam_jax.data import digits, letters
 
 _CHUNK = 100  # scenes drawn by one task
 _SERIAL_CHUNKS = 20  # up to so many, starting workers costs more than it saves
@@ -61,17 +61,21 @@ class Digits(tfds.core.GeneratorBasedBuilder):
   BUILDER_CONFIGS: ClassVar = [DigitsConfig(name, setting) for name, setting in digits.SETTINGS.items()]
 
   def _info(self) -> tfds.core.DatasetInfo:
+    setting = self.builder_config.setting
+    names = setting.classes
     return self.dataset_info_from_configs(
-      description=digits.__doc__,
-      license="Photographs CC BY 2.0 (Ian Griggs, Neil Kandalgaonkar); digits CC BY 4.0 (UCI optdigits)",
+      description=(letters if setting.source else digits).__doc__,
+      license="Photograph in the public domain (US Navy); fonts under the licences of DejaVu and STIX"
+      if setting.source
+      else "Photographs CC BY 2.0 (Ian Griggs, Neil Kandalgaonkar); digits CC BY 4.0 (UCI optdigits)",
       features=tfds.features.FeaturesDict(
         {
           "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
           "image/filename": tfds.features.Text(),
-          "labels": tfds.features.Sequence(tfds.features.ClassLabel(names=digits.CLASSES)),
+          "labels": tfds.features.Sequence(tfds.features.ClassLabel(names=names)),
           "objects": tfds.features.Sequence(
             {
-              "label": tfds.features.ClassLabel(names=digits.CLASSES),
+              "label": tfds.features.ClassLabel(names=names),
               "bbox": tfds.features.BBoxFeature(),
             }
           ),

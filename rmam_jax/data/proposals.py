@@ -4,8 +4,10 @@
                      a stand-in where images are too small for a real method
   selective_search   Uijlings et al. 2013, by OpenCV's contrib package (the extra `proposals`)
 
-Of either the first so many are taken that overlap none of those before by an IoU of more than 0.7. Boxes are
-(top, left, bottom, right) as shares of the image.
+  objects            the data set's own boxes as they are: what a localisation layer learns from (`rmam_jax.localization`)
+
+Of the first two so many are taken that overlap none of those before by an IoU of more than 0.7. Boxes are (top, left,
+bottom, right) as shares of the image.
 """
 
 import concurrent.futures
@@ -68,6 +70,14 @@ def jittered(record: Record, count: int) -> np.ndarray:
   return _filled(suppress(metrics.clip_boxes(every), count), count)
 
 
+def objects(record: Record, count: int) -> np.ndarray:
+  """The first `count` of a record's boxes and, where there are fewer, boxes of no area: float32 [count, 4]."""
+  found = np.zeros((count, 4), np.float32)
+  boxes = record.boxes[:count]
+  found[: len(boxes)] = boxes
+  return found
+
+
 def selective_search(image: np.ndarray, count: int) -> np.ndarray:
   """The first proposals of selective search in its fast mode, in its own order, which is partly random.
 
@@ -122,7 +132,7 @@ def make(kind: str, count: int, source: Any, path: pathlib.Path, made_by: str) -
   """From a record to its proposals, float32 [count, 4].
 
   Args:
-    kind: "jittered", "selective_search", or "" for none: returns None.
+    kind: "jittered", "selective_search", "objects", or "" for none: returns None.
     count: how many.
     source: all records, by position.
     path: where the results of a slow method are kept.
@@ -138,4 +148,6 @@ def make(kind: str, count: int, source: Any, path: pathlib.Path, made_by: str) -
   if kind == "selective_search":
     found = _stored(path, f"{made_by} {count}", source, count)
     return lambda record: found[record.id]
+  if kind == "objects":
+    return lambda record: objects(record, count)
   raise ValueError(f"data.proposals must be jittered, selective_search or empty, got {kind!r}")

@@ -18,7 +18,7 @@ def _localization(found: metrics.Localization, prefix: str = "") -> dict[str, fl
 
 
 def localizations(test: Answers, config: Any) -> dict[str, metrics.Localization]:
-  """How the regions fit the objects, against the same regions at random places and a grid that never moves.
+  """How the regions fit the objects, against the same regions at random places and a grid of as many that never moves.
 
   Nothing is trained in the grid, so it has no winning regions: its figures are what the best choice would reach.
 
@@ -27,7 +27,7 @@ def localizations(test: Answers, config: Any) -> dict[str, metrics.Localization]
   """
   truth = test.boxes, test.box_classes
   ours = regions.region_boxes(test.thetas, config).transpose(1, 0, 2)
-  grid = update_rules.grid_thetas(config.model.num_regions, config.model.fixed_grid.scale)
+  grid = update_rules.grid_thetas(len(test.thetas), config.model.fixed_grid.scale)
   grid_regions = np.broadcast_to(regions.region_boxes(grid, config), ours.shape)
   return {
     "ours": metrics.localization(ours, test.winners, *truth),

@@ -1,4 +1,4 @@
-"""What turns a feature map into scores: the paper's module, and the controls that every attention result needs.
+"""What turns a feature map into scores: the paper's module, its sister, and the controls that every attention result needs.
 
 Each head maps f_I [B, H, W, C] to an `Attention`. A control is a head of one region, the whole image.
 """
@@ -10,8 +10,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from rmam_jax import attention, geometry
+from rmam_jax import attention, geometry, rarl, rlsd
 from rmam_jax.attention import Attention
 
 
@@ -62,6 +63,111 @@ class RMAM(nn.Module):
       feature_map,
       num_regions=self.num_regions,
       next_region=functools.partial(self.next_region, **guide),
+      region_size=tuple(self.region_size),
+      pool=self.pool,
+      squash_cell=self.squash_cell,
+      align_corners=self.align_corners,
+    )
+
+
+class RARL(nn.Module):
+  """Holds the parameters of `rarl.attend`; samples where it looks if it is given the generator "look".
+
+  Attributes:
+    num_classes: L.
+    steps, shapes, deviation: as in `rarl.attend`; the shapes as a tuple of pairs.
+    policy_scale: as in `rarl.init_attention`.
+    region_size, pool, squash_cell, align_corners: as in `attend`.
+    x_width, lstm_width, z_width, forget_bias: as in `init_attention`.
+  """
+
+  num_classes: int
+  steps: int
+  shapes: Sequence[tuple[float, float]]
+  deviation: float
+  policy_scale: float = 0.01
+  region_size: Sequence[int] = (7, 7)
+  pool: int = 1
+  squash_cell: bool = False
+  align_corners: bool = True
+  x_width: int = 4096
+  lstm_width: int = 4096
+  z_width: int = 4096
+  forget_bias: float = 0.0
+
+  @nn.compact
+  def __call__(self, feature_map: jax.Array) -> Attention:
+    """[B, H, W, C] -> T * k regions; their memory is a `rarl.Rollout`."""
+    params = self.param(
+      "attention",
+      lambda key: rarl.init_attention(
+        key,
+        policy_scale=self.policy_scale,
+        channels=feature_map.shape[-1],
+        num_classes=self.num_classes,
+        region_size=tuple(self.region_size),
+        x_width=self.x_width,
+        lstm_width=self.lstm_width,
+        z_width=self.z_width,
+        forget_bias=self.forget_bias,
+      ),
+    )
+    return rarl.attend(
+      params,
+      feature_map,
+      steps=self.steps,
+      shapes=np.asarray(self.shapes, np.float32),
+      deviation=self.deviation,
+      key=self.make_rng("look") if self.has_rng("look") else None,
+      region_size=tuple(self.region_size),
+      pool=self.pool,
+      squash_cell=self.squash_cell,
+      align_corners=self.align_corners,
+    )
+
+
+class RLSD(nn.Module):
+  """Holds the parameters of `rlsd.recognize`.
+
+  Attributes:
+    num_classes: L.
+    steps: labels that are read at most.
+    region_size, pool, squash_cell, align_corners: as in `attend`.
+    x_width, lstm_width, z_width, forget_bias: as in `init_attention`.
+  """
+
+  num_classes: int
+  steps: int
+  region_size: Sequence[int] = (7, 7)
+  pool: int = 1
+  squash_cell: bool = False
+  align_corners: bool = True
+  x_width: int = 4096
+  lstm_width: int = 4096
+  z_width: int = 4096
+  forget_bias: float = 0.0
+
+  @nn.compact
+  def __call__(self, feature_map: jax.Array, *, boxes: jax.Array) -> Attention:
+    """[B, H, W, C] and boxes [B, K, 4] of (top, left, bottom, right) as shares of what it shows -> K regions."""
+    params = self.param(
+      "attention",
+      lambda key: rlsd.init(
+        key,
+        channels=feature_map.shape[-1],
+        num_classes=self.num_classes,
+        region_size=tuple(self.region_size),
+        x_width=self.x_width,
+        lstm_width=self.lstm_width,
+        z_width=self.z_width,
+        forget_bias=self.forget_bias,
+      ),
+    )
+    return rlsd.recognize(
+      params,
+      feature_map,
+      boxes,
+      steps=self.steps,
       region_size=tuple(self.region_size),
       pool=self.pool,
       squash_cell=self.squash_cell,

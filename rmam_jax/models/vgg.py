@@ -11,6 +11,11 @@ import jax.numpy as jnp
 VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
+def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+  """Images [B, height, width, 3] of 0..255, uint8 or float -> float32, by the mean and deviation of each channel."""
+  return (images.astype(jnp.float32) - jnp.asarray(mean)) / jnp.asarray(std)
+
+
 def max_pool(x: jax.Array) -> jax.Array:
   """2x2 max-pooling with stride 2: [B, H, W, C] -> [B, H // 2, W // 2, C].
 

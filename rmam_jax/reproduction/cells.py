@@ -64,7 +64,10 @@ SPECS: Mapping[str, Spec] = {
   "proposals": Spec("proposals", 0, {**PRINTED, "loss.localization_weight": 0.0}, "rmam"),
   **{
     head: Spec(head)
-    for head in ("saliency", "recurrent", "fixed_grid", "whole_image", "score_map", "max_pool", "mean_pool")
+    for head in (
+      *("saliency", "recurrent", "rarl", "rlsd", "rlsd_ft_rpn"),
+      *("fixed_grid", "whole_image", "score_map", "max_pool", "mean_pool"),
+    )
   },
 }
 
@@ -137,8 +140,7 @@ class Maker:
 
 def _fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """All that can change what a run finds."""
-  fields = workdir.flatten(json.loads(config.to_json()))
-  return {field: value for field, value in fields.items() if field not in workdir.FREE_FIELDS}
+  return workdir.determining(workdir.flatten(json.loads(config.to_json())), config)
 
 
 def _digest(content: Any) -> str:
@@ -155,6 +157,7 @@ def _stage_one(config: ml_collections.ConfigDict) -> str:
   left_out = _AFTER_STAGE_ONE
   if not recognizer.looks(config.stage_one.head):
     left_out += ("data.proposals", "data.num_proposals", *(f"loss.{name}" for name in _OF_REGIONS))
+    left_out += recognizer.unused_sections([config.stage_one.head])
   fields = {field: value for field, value in _fields(config).items() if not field.startswith(left_out)}
   kind = fields.pop("stage_one.classification") or fields["loss.classification"]
   fields.pop("loss.classification")

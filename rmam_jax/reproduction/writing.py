@@ -11,6 +11,7 @@ import numpy as np
 
 import rmam_jax
 from rmam_jax.evaluation.bootstrap import Interval
+from rmam_jax.models import recognizer
 from rmam_jax.reproduction import looks, tables
 from rmam_jax.reproduction.measuring import Measurements
 from rmam_jax.reproduction.tables import Row, Table
@@ -64,30 +65,26 @@ def _paper_table(found: Measurements, number: str, table: Table) -> list[str]:
   return [f"### Table {number}: {table.title}", "", *_markdown(["", "", *figures], rows), ""]
 
 
+def _head(found: Measurements, row: Row) -> list[str]:
+  (cell,) = row.cells
+  where = [_percent(found.results(row, name)) for name in _LOCALIZATION]
+  return [f"`{cell}`", *(_percent(found.results(row, name)) for name in ("mAP", "svm_mAP")), *where]
+
+
+def _rate(found: Measurements, row: Row) -> str:
+  return f"{found.plan.cell(row.cells[0], 0).config.stage_two.learning_rate:g}"
+
+
+def _bounds(found: Measurements, row: Row, label: str, prefix: str) -> list[str]:
+  """What the regions of a row would reach at random places, or a grid."""
+  return [label, "-", "-", *(_percent(found.results(row, f"{prefix}_{name}")) for name in _LOCALIZATION)]
+
+
 def _controls(found: Measurements, table: Table) -> list[str]:
-  rows = []
-  for row in table.rows:
-    (cell,) = row.cells
-    where = [_percent(found.results(row, name)) for name in _LOCALIZATION]
-    rate = found.plan.cell(cell, 0).config.stage_two.learning_rate
-    rows.append(
-      [f"`{cell}`", *(_percent(found.results(row, name)) for name in ("mAP", "svm_mAP")), *where, f"{rate:g}"]
-    )
   (saliency,) = [row for row in table.rows if row.cells == ("saliency",)]
-  for control in ("chance", "fixed_grid"):
-    label = {
-      "chance": "chance: `saliency`'s regions anywhere",
-      "fixed_grid": "a grid with the best choice among its regions",
-    }
-    rows.append(
-      [
-        label[control],
-        "-",
-        "-",
-        *(_percent(found.results(saliency, f"{control}_{name}")) for name in _LOCALIZATION),
-        "",
-      ]
-    )
+  rows = [[*_head(found, row), _rate(found, row)] for row in table.rows]
+  rows.append([*_bounds(found, saliency, "chance: `saliency`'s regions anywhere", "chance"), ""])
+  rows.append([*_bounds(found, saliency, "a grid with the best choice among its regions", "fixed_grid"), ""])
   return [
     "### What the paper lacks",
     "",
@@ -97,6 +94,28 @@ def _controls(found: Measurements, table: Table) -> list[str]:
     *_markdown(["head", "mAP", "mAP, SVMs", *_LOCALIZATION, "rate"], rows),
     "",
   ]
+
+
+def _systems(found: Measurements, table: Table) -> list[str]:
+  rows = []
+  for row in table.rows:
+    milliseconds = found.milliseconds(row)
+    rows.append([*_head(found, row), f"{np.mean(milliseconds):.2f}", _rate(found, row)])
+    if recognizer.looks(row.label):
+      rows.append([*_bounds(found, row, "its regions anywhere", "chance"), "", ""])
+  return [
+    "### The sister systems",
+    "",
+    "RMAM by two rules, `saliency` and the paper's `recurrent`, the reconstructed sister systems and two controls"
+    " (docs/systems.md), with the same backbone, stage one, batches and number of steps. ms: of the network alone for one"
+    " image, the centre view, in batches, on the machine above.",
+    "",
+    *_markdown(["head", "mAP", "mAP, SVMs", *_LOCALIZATION, "ms", "rate"], rows),
+    "",
+  ]
+
+
+_OURS = {"controls": _controls, "systems": _systems}
 
 
 def _trials(found: Measurements) -> list[str]:
@@ -182,7 +201,10 @@ def write(root: pathlib.Path, found: Measurements, *, command: str, day: datetim
   ]
   for number in found.chosen:
     table = every[number]
-    lines += _controls(found, table) if number == "controls" else _paper_table(found, number, table)
+    if number in _OURS:
+      lines += _OURS[number](found, table)
+    else:
+      lines += _paper_table(found, number, table)
   lines += _orderings(found) + _trials(found)
   if "controls" in found.chosen and found.has_boxes():
     by_name = {name: found.looks(name) for name in ("saliency", "recurrent")}

@@ -1,4 +1,4 @@
-"""A run from nothing to results: stage one, stage two, evaluation, pictures. It goes on where it stopped."""
+"""The training of a run: its localiser if it has one, stage one, stage two. It goes on where it stopped."""
 
 import contextlib
 import dataclasses
@@ -8,6 +8,7 @@ import math
 import pathlib
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,11 +24,12 @@ from rmam_jax.data import batches
 from rmam_jax.data.records import open_split
 from rmam_jax.evaluation import answers as answering
 from rmam_jax.models import recognizer
-from rmam_jax.training import checkpoints, profile, stopping, workdir
+from rmam_jax.training import checkpoints, localizing, profile, stopping, workdir
 from rmam_jax.training import step as stepping
 from rmam_jax.weights import start
 
 STAGES = ("stage_one", "stage_two")
+_STREAMS = (*STAGES, localizing.NAME)  # each has its own random numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +37,10 @@ class Stage:
   """A stage of a run, made from its configuration: what is trained, by what, and for how long."""
 
   name: str
+  trains: str  # its head, or what a localiser learns from
   model: nn.Module
   optimizer: optax.GradientTransformation
-  objective: stepping.Objective
+  objective: stepping.Objective | localizing.Objective
   epochs: int
   steps_per_epoch: int
 
@@ -69,23 +72,22 @@ def build_model(config: ml_collections.ConfigDict, name: str, num_classes: int) 
   return recognizer.build(config.model, num_classes, head=head, auxiliary=auxiliary)
 
 
-def build_stage(config: ml_collections.ConfigDict, name: str, *, num_classes: int, num_records: int) -> Stage:
-  """A stage as `config` describes it.
+def _build_timetable(
+  config: ml_collections.ConfigDict, name: str, num_records: int
+) -> tuple[optax.GradientTransformation, int, int]:
+  """Of a stage: its optimiser, its epochs and the steps of each.
 
   Raises:
     ValueError: a value that no stage can have; names its field.
   """
-  section, loss = config[name], config.loss
+  section = config[name]
   if config.batch_size < 1 or config.batch_size > num_records:
     raise ValueError(f"batch_size must be between 1 and the {num_records} records, got {config.batch_size}")
-  least = int(name == "stage_two")
+  least = int(name != "stage_one")
   if section.epochs < least:
     raise ValueError(f"{name}.epochs must be at least {least}, got {section.epochs}")
   if not 0 <= section.stop_epoch <= section.epochs:
     raise ValueError(f"{name}.stop_epoch must be between 0 and its {section.epochs} epochs, got {section.stop_epoch}")
-  kind = section.classification or loss.classification
-  if kind not in losses.CLASSIFICATION_LOSSES:
-    raise ValueError(f"{name}.classification must be one of {', '.join(losses.CLASSIFICATION_LOSSES)}, got {kind!r}")
   steps_per_epoch = max((config.epoch_size or num_records) // config.batch_size, 1)
   schedule = stepping.learning_rate_schedule(
     section.schedule,
@@ -94,25 +96,76 @@ def build_stage(config: ml_collections.ConfigDict, name: str, *, num_classes: in
     warmup_steps=section.warmup_steps,
     drop_at=section.drop_epoch * steps_per_epoch,
   )
+  optimizer = optax.adam(schedule, b1=section.beta_1, b2=section.beta_2)
+  return optimizer, section.stop_epoch or section.epochs, steps_per_epoch
+
+
+def build_localizer_stage(config: ml_collections.ConfigDict, num_records: int) -> Stage:
+  """The training of a localiser as `localizing.config_of` describes it.
+
+  Raises:
+    ValueError: see `build_stage`.
+  """
+  section = config.localizer
+  optimizer, epochs, steps_per_epoch = _build_timetable(config, localizing.NAME, num_records)
+  model = recognizer.build_localizer(config.model)
+  return Stage(
+    name=localizing.NAME,
+    trains=config.data.name,
+    model=model.clone(backbone=model.backbone.clone(remat=config.remat)),
+    optimizer=optimizer,
+    objective=localizing.Objective(section.positive, section.negative, section.samples, section.box_weight),
+    epochs=epochs,
+    steps_per_epoch=steps_per_epoch,
+  )
+
+
+def build_stage(config: ml_collections.ConfigDict, name: str, *, num_classes: int, num_records: int) -> Stage:
+  """A stage as `config` describes it.
+
+  Raises:
+    ValueError: a value that no stage can have; names its field.
+  """
+  section, loss = config[name], config.loss
+  optimizer, epochs, steps_per_epoch = _build_timetable(config, name, num_records)
+  kind = section.classification or loss.classification
+  if kind not in losses.CLASSIFICATION_LOSSES:
+    raise ValueError(f"{name}.classification must be one of {', '.join(losses.CLASSIFICATION_LOSSES)}, got {kind!r}")
+  head = head_of(config, name)
+  head_loss = recognizer.LOSSES[head](config, kind) if head in recognizer.LOSSES else None
   objective = stepping.Objective(
     classification=kind,
-    localization_weight=loss.localization_weight if recognizer.looks(head_of(config, name)) else 0.0,
+    localization_weight=loss.localization_weight if recognizer.looks(head) and head_loss is None else 0.0,
     auxiliary_weight=section.auxiliary_weight,
     localization={
       field: loss[field] for field in ("scale_weight", "anchor_weight", "positive_weight", "max_scale", "min_scale")
     },
+    head_loss=head_loss,
   )
   model = build_model(config, name, num_classes)
   if config.remat:
     model = model.clone(backbone=model.backbone.clone(remat=True))
   return Stage(
     name=name,
+    trains=head,
     model=model,
-    optimizer=optax.adam(schedule, b1=section.beta_1, b2=section.beta_2),
+    optimizer=optimizer if model.localizer is None else _freeze_localizer(optimizer),
     objective=objective,
-    epochs=section.stop_epoch or section.epochs,
+    epochs=epochs,
     steps_per_epoch=steps_per_epoch,
   )
+
+
+def _freeze_localizer(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Updates all of a recogniser's parameters but its localiser's, and keeps nothing for them."""
+
+  def kinds(params):
+    return {
+      part: jax.tree.map(lambda _, part=part: "frozen" if part == localizing.NAME else "trained", tree)
+      for part, tree in params.items()
+    }
+
+  return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, kinds)
 
 
 def take_over(fresh: stepping.Params, trained: stepping.Params, head: str) -> stepping.Params:
@@ -171,7 +224,7 @@ class _Trainer:
       image_size=data.image_size,
       crop_size=data.crop_size,
       flip=data.flip,
-      seed=self.config.seed * len(STAGES) + STAGES.index(stage.name),
+      seed=self.config.seed * len(STAGES) + _STREAMS.index(stage.name),
       start_step=start,
       threads=data.threads,
       workers=data.workers,
@@ -186,6 +239,10 @@ class _Trainer:
       bar.write(f"skipped: {reason}")
       with (self.folder / "skipped.jsonl").open("a") as file:
         file.write(json.dumps({"step": step, "reason": str(reason)}) + "\n")
+
+  def make_forward(self, stage: Stage):
+    """What `validate` asks."""
+    return answering.make_forward(stage.model, self.mesh)
 
   def validate(self, stage: Stage, forward, params) -> dict[str, float]:
     """The stage's loss over the whole validation split, summed once over all its examples, and its mAP.
@@ -216,17 +273,26 @@ class _Trainer:
     """Fresh parameters with what `config.weights` has for them."""
     params, taken = self.first.fill(
       params,
-      heads={"head": head_of(self.config, stage.name), "auxiliary": self.config.stage_one.head},
+      heads={"head": stage.trains, "auxiliary": self.config.stage_one.head},
       class_names=self.train.class_names,
       region_size=tuple(self.config.model.region_size),
     )
     print(f"{stage.name} begins with {', '.join(taken)} of {self.config.weights}: {self.first.title}")
     return params
 
-  def run(self, stage: Stage, previous: stepping.Params | None, kept: str) -> stepping.Params:
-    """Trains a stage, or what is left of it; returns the parameters of its best epoch."""
+  def run(
+    self, stage: Stage, previous: stepping.Params | None = None, kept: str = "", localizer: Any = None
+  ) -> stepping.Params:
+    """Trains a stage, or what is left of it; returns the parameters of its best epoch.
+
+    Args:
+      stage: what is trained.
+      previous: the best parameters of the stage before, or None.
+      kept: see `take_over`.
+      localizer: the parameters of a localiser that the stage's recogniser has, or None.
+    """
     replicated = meshes.replicated(self.mesh)
-    key = jax.random.fold_in(jax.random.key(self.config.seed), STAGES.index(stage.name))
+    key = jax.random.fold_in(jax.random.key(self.config.seed), _STREAMS.index(stage.name))
     init = functools.partial(stepping.init_state, stage.model, stage.optimizer, size=self.config.data.crop_size)
     shapes = checkpoints.abstract(jax.eval_shape(init, key), replicated)
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
@@ -243,6 +309,8 @@ class _Trainer:
         params = self.begin(stage, params)
       if previous is not None:
         params = take_over(params, previous, kept)
+      if localizer is not None:
+        params = {**params, localizing.NAME: localizer}
       state = state._replace(params=jax.device_put(params, replicated))
       progress = {"best_loss": math.inf, "best_epoch": 0, "seconds": 0.0}
     if int(state.step) < stage.steps or progress.get("unfinished"):
@@ -254,16 +322,18 @@ class _Trainer:
   def _train(self, stage: Stage, state: stepping.TrainState, progress: dict, saved) -> None:
     sharding, replicated = meshes.by_example(self.mesh), meshes.replicated(self.mesh)
     train_step = jax.jit(
-      stepping.make_train_step(stage.model, stage.optimizer, stage.objective, accumulate=self.config.accumulate),
+      stepping.make_train_step(
+        stage.model, stage.optimizer, stage.objective, accumulate=self.config.accumulate, seed=self.config.seed
+      ),
       in_shardings=(replicated, sharding),
       out_shardings=replicated,
       donate_argnums=0,
     )
-    forward = answering.make_forward(stage.model, self.mesh)
+    forward = self.make_forward(stage)
     step, totals = int(state.step), list(progress.pop("unfinished", ()))  # metrics of the steps of an unfinished epoch
     log = workdir.MetricsLog(self.folder, stage.name, step) if processes.is_first() else None
     started = time.monotonic() - progress["seconds"]
-    label = f"{stage.name} ({head_of(self.config, stage.name)})"
+    label = f"{stage.name} ({stage.trains})"
 
     def save_unfinished() -> None:
       seconds = time.monotonic() - started
@@ -325,8 +395,27 @@ class _Trainer:
         if log is not None:
           log.write(step, {"epoch": epoch, **means, **found, "seconds": progress["seconds"]})
         saved.save_last(state, progress)
-        validated = "validation loss {validation_loss:.3f}, mAP {validation_mAP:.1%}".format(**found) if found else ""
-        bar.write(f"{label} epoch {epoch}/{stage.epochs}: loss {means['loss']:.3f}, {validated}".rstrip(", "))
+        validated = "".join(
+          f", validation loss {value:.3f}" if name == "validation_loss" else f", {name.split('_')[1]} {value:.1%}"
+          for name, value in found.items()
+        )
+        bar.write(f"{label} epoch {epoch}/{stage.epochs}: loss {means['loss']:.3f}{validated}")
+
+
+class _LocalizerTrainer(_Trainer):
+  """Trains a localiser: the data are those with boxes."""
+
+  def make_forward(self, stage: Stage):
+    return localizing.make_forward(stage.model, self.mesh)
+
+  def validate(self, stage: Stage, forward, params) -> dict[str, float]:
+    """The share of the objects that no region finds, by which the best epoch is chosen, and of those that one does."""
+    if self.validation is None:
+      return {}
+    found = localizing.recall(
+      forward, params, self.validation, data=self.config.data, batch_size=self.config.evaluation.batch_size
+    )
+    return {"validation_loss": 1 - found, "validation_recall": found}
 
 
 def _settle(place: str, step_metrics: stepping.Metrics, ids: Sequence[str]) -> dict[str, float]:
@@ -349,7 +438,7 @@ def _settle(place: str, step_metrics: stepping.Metrics, ids: Sequence[str]) -> d
 def train(
   config: ml_collections.ConfigDict, folder: pathlib.Path, *, profile_folder: pathlib.Path | None = None
 ) -> stepping.Params:
-  """Runs both stages, or what is left of them.
+  """Runs both stages, and the training of the localiser before them if the head has one, or what is left of them.
 
   Args:
     config: see `configs/common.py`.
@@ -372,14 +461,19 @@ def train(
   stages = [
     build_stage(config, name, num_classes=trainer.num_classes, num_records=len(trainer.train)) for name in STAGES
   ]
+  localizing_trainer = localizer_stage = None
+  if any(stage.model.localizer is not None for stage in stages):
+    localizing_trainer = _LocalizerTrainer(localizing.config_of(config), folder, first, profile.Trace(None))
+    localizer_stage = build_localizer_stage(localizing_trainer.config, len(localizing_trainer.train))
   # Only now: a configuration that cannot run leaves nothing behind.
   with processes.first_before_others("claim"):
     workdir.claim(folder, config, trainer.train.class_names)
   params, kept = None, ""
+  localizer = localizing_trainer.run(localizer_stage) if localizing_trainer else None
   with contextlib.closing(trace):
     for stage in stages:
       if stage.epochs:
-        params = trainer.run(stage, params, kept)
+        params = trainer.run(stage, params, kept, None if stage.model.localizer is None else localizer)
       kept = kept_head(config)
   return params
 

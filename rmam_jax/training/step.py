@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from rmam_jax import losses
-from rmam_jax.models.recognizer import Recognition
+from rmam_jax.models.recognizer import HeadLoss, Recognition
 
 Params = Any
 Metrics = dict[str, jax.Array]
@@ -25,40 +25,45 @@ class TrainState(NamedTuple):
 
 
 class Objective(NamedTuple):
-  """What a stage minimises: Eq. 14, and the auxiliary head's classification loss beside it.
+  """What a stage minimises: Eq. 14 or the head's own loss, and the auxiliary head's classification loss beside it.
 
   Attributes:
     classification: "euclidean" (Eq. 7-8) or "sigmoid".
     localization_weight: gamma; 0 for heads that do not look.
     auxiliary_weight: of the auxiliary head's own sigmoid loss.
     localization: keyword arguments of `losses.localization_loss`.
+    head_loss: in place of Eq. 14, for a head that has a loss of its own (`recognizer.LOSSES`).
   """
 
   classification: str = "euclidean"
   localization_weight: float = losses.LOCALIZATION_WEIGHT
   auxiliary_weight: float = 0.0
   localization: Mapping[str, float] = {}
+  head_loss: HeadLoss | None = None
 
   def __call__(
     self, recognition: Recognition, labels: jax.Array, ignore: jax.Array, mask: jax.Array
   ) -> tuple[jax.Array, Metrics]:
     """The loss and its terms, each a mean over the real examples."""
-    scores, thetas = recognition.attention.scores, recognition.attention.thetas
     common = {"ignore": ignore, "example_mask": mask}
-    classification = losses.CLASSIFICATION_LOSSES[self.classification]
-    loss = losses.joint_loss(
-      scores,
-      thetas,
-      labels,
-      localization_weight=self.localization_weight,
-      classification=classification,
-      **common,
-      **self.localization,
-    )
-    # Under jit these are the same sums again, and computed once.
-    terms = {"classification": classification(losses.max_pool_scores(scores), labels, **common)}
-    if self.localization_weight:
-      terms["localization"] = losses.localization_loss(thetas, example_mask=mask, **self.localization)
+    if self.head_loss is not None:
+      loss, terms = self.head_loss(recognition.attention, labels, ignore, mask)
+    else:
+      scores, thetas = recognition.attention.scores, recognition.attention.thetas
+      classification = losses.CLASSIFICATION_LOSSES[self.classification]
+      loss = losses.joint_loss(
+        scores,
+        thetas,
+        labels,
+        localization_weight=self.localization_weight,
+        classification=classification,
+        **common,
+        **self.localization,
+      )
+      # Under jit these are the same sums again, and computed once.
+      terms = {"classification": classification(losses.max_pool_scores(scores), labels, **common)}
+      if self.localization_weight:
+        terms["localization"] = losses.localization_loss(thetas, example_mask=mask, **self.localization)
     if recognition.auxiliary is not None:
       auxiliary = losses.max_pool_scores(recognition.auxiliary.scores)
       terms["auxiliary"] = losses.sigmoid_loss(auxiliary, labels, **common)
@@ -84,6 +89,7 @@ def make_train_step(
   *,
   axis_name: str | None = None,
   accumulate: int = 1,
+  seed: int = 0,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]:
   """Builds the step: state, batch -> state, metrics. Pure; neither jitted nor donated.
 
@@ -97,19 +103,27 @@ def make_train_step(
       batches must be equally large. Leave it out under `jit`, where the batch is one array whatever its sharding.
       Not for `jax.shard_map`, which sums the gradients of replicated parameters by itself.
     accumulate: equal parts of the batch that are computed one after the other, in the memory of one; their gradients
-      are weighted by their real examples, so that the result is the whole batch's.
+      are weighted by their real examples, so that the result is the whole batch's, but for the noise of a head that
+      samples.
+    seed: of that noise, the generator "look" of Flax, which is a function of it and of `state.step`, whatever the devices
+      under `jit`; under `pmap` each device has its own.
   """
 
   def train_step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
-    def loss_fn(params, batch):
-      recognition = model.apply({"params": params}, batch["image"], batch.get("proposals"))
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    if axis_name is not None:
+      key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+
+    def loss_fn(params, batch, key):
+      recognition = model.apply({"params": params}, batch["image"], batch.get("proposals"), rngs={"look": key})
       return objective(recognition, batch["labels"], batch["ignore"], batch["mask"])
 
     part_gradients = jax.grad(loss_fn, has_aux=True)
     if accumulate == 1:
-      gradients, metrics = part_gradients(state.params, batch)
+      gradients, metrics = part_gradients(state.params, batch, key)
     else:
-      gradients, metrics = _weighted_sum(functools.partial(part_gradients, state.params), batch, accumulate)
+      keys = jax.random.split(key, accumulate)
+      gradients, metrics = _weighted_sum(functools.partial(part_gradients, state.params), batch, keys)
     if axis_name is not None:
       gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -122,18 +136,19 @@ def make_train_step(
   return train_step
 
 
-def _weighted_sum(function: Callable[[Any], Any], batch: Mapping[str, jax.Array], parts: int) -> Any:
-  """The sum of `function` over equal parts of a batch, each weighted by its share of the real examples."""
+def _weighted_sum(function: Callable[[Any, jax.Array], Any], batch: Mapping[str, jax.Array], keys: jax.Array) -> Any:
+  """The sum of `function` over as many equal parts of a batch as keys, each weighted by its share of the real examples."""
   # Every parts-th example, so that a batch that is shared out over devices gives each of them a share of every part.
-  every = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), dict(batch))
+  every = jax.tree.map(lambda x: x.reshape(-1, len(keys), *x.shape[1:]).swapaxes(0, 1), dict(batch))
   real = jnp.maximum(batch["mask"].sum(), 1)
 
-  def add(total, part):
+  def add(total, part_and_key):
+    part, _ = part_and_key
     weight = part["mask"].sum() / real
-    return jax.tree.map(lambda a, b: a + weight * b, total, function(part)), None
+    return jax.tree.map(lambda a, b: a + weight * b, total, function(*part_and_key)), None
 
-  shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], every))
-  return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), every)[0]
+  shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], every), keys[0])
+  return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), (every, keys))[0]
 
 
 def learning_rate_schedule(

@@ -12,6 +12,7 @@ from typing import Any
 
 import ml_collections
 
+from rmam_jax.models import recognizer
 from rmam_jax.version import __version__
 
 FORMAT = 2  # of a workdir: one more when a field of the configuration comes or goes or a parameter changes its shape
@@ -33,6 +34,17 @@ def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
   return flat
 
 
+def determining(fields: dict[str, Any], config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Of a configuration's values by their dotted names, those that can change what a run finds.
+
+  Left out are `FREE_FIELDS` and the sections that only other heads read than those which `config` trains
+  (`recognizer.SECTIONS`), so that such a head changes nothing for the others.
+  """
+  heads = {config.model.head, config.stage_one.head, config.stage_two.head, *config.controls}
+  unused = recognizer.unused_sections(heads)
+  return {name: value for name, value in fields.items() if name not in FREE_FIELDS and not name.startswith(unused)}
+
+
 def check(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
   """Refuses a folder that belongs to another configuration; changes nothing.
 
@@ -42,18 +54,18 @@ def check(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
   """
   path = folder / "config.json"
   try:
-    theirs = flatten(json.loads(path.read_text()))
+    theirs = determining(flatten(json.loads(path.read_text())), config)
   except FileNotFoundError:
     return
   except OSError as error:
     raise _unusable(folder, error) from error
   except json.JSONDecodeError as error:
     raise ValueError(f"{path} is not JSON ({error}). Name another folder with --workdir=DIR.") from error
-  mine = flatten({"format": FORMAT, **json.loads(config.to_json())})
+  mine = determining(flatten({"format": FORMAT, **json.loads(config.to_json())}), config)
   differing = [
     f"{name} ({theirs.get(name, 'absent')} there, {mine.get(name, 'absent')} now)"
     for name in sorted(mine | theirs)
-    if name not in FREE_FIELDS and (name in mine, mine.get(name)) != (name in theirs, theirs.get(name))
+    if (name in mine, mine.get(name)) != (name in theirs, theirs.get(name))
   ]
   if differing:
     raise ValueError(

@@ -1,0 +1,73 @@
+"""How many objects of the run's own data a trained localiser finds with its K surest regions, and how fast.
+
+    python -m benchmarks.localizer runs/digits-easy-rlsd runs/digits-easy-rlsd_ft_rpn
+    python -m benchmarks.localizer --regions=4,6,10 --split=validation runs/digits-easy-rlsd
+
+Recall: the share of the objects with which some region has an IoU of at least 0.5. The boxes are only measured against,
+but those of training scenes by a localiser that has learned from them (`localizer.data` empty: RLSD+ft-RPN).
+"""
+
+import argparse
+import functools
+import pathlib
+import time
+
+import jax
+
+from benchmarks import machine
+from rmam_jax import mesh as meshes
+from rmam_jax.data.records import open_split
+from rmam_jax.models import recognizer
+from rmam_jax.training import checkpoints, localizing, step, workdir
+
+
+def load(config, folder: pathlib.Path, mesh: jax.sharding.Mesh):
+  """The localiser's parameters in a workdir."""
+  init = functools.partial(step.init_params, recognizer.build_localizer(config.model), size=config.data.crop_size)
+  saved = checkpoints.StageCheckpoints(folder / "checkpoints" / localizing.NAME)
+  restored = saved.restore_best(checkpoints.abstract(jax.eval_shape(init, jax.random.key(0)), meshes.replicated(mesh)))
+  saved.close()
+  if restored is None:
+    raise FileNotFoundError(f"{folder} holds no localiser: train there with the head rlsd or rlsd_ft_rpn")
+  return restored[0]
+
+
+def measure(config, params, regions: int, split: str, mesh: jax.sharding.Mesh) -> tuple[float, float]:
+  """The recall with so many regions on a split of the run's own data, and the milliseconds that an image takes."""
+  own = config.copy_and_resolve_references()
+  own.localizer.data = ""
+  own.model.num_regions = regions
+  own = localizing.config_of(own)
+  records = open_split(own.data, split)
+  forward = localizing.make_forward(recognizer.build_localizer(own.model), mesh)
+  find = functools.partial(
+    localizing.recall, forward, params, records, data=own.data, batch_size=config.evaluation.batch_size
+  )
+  find()  # compiles
+  started = time.perf_counter()
+  return find(), 1e3 * (time.perf_counter() - started) / len(records)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("folders", nargs="+", type=pathlib.Path, help="workdirs")
+  parser.add_argument("--regions", default="2,4,6,10,20", help="K, several with commas")
+  parser.add_argument("--split", default="test")
+  parser.add_argument("--overlap", type=float, help="of the suppression; as configured if left out")
+  flags = parser.parse_args()
+  mesh = meshes.make_mesh()
+  print(machine.describe("jax"))
+  print("\n| | learned from | K | recall at IoU 0.5 | ms an image, decoding included |\n|-|-|-|-|-|")
+  for folder in flags.folders:
+    config = workdir.read_config(folder)
+    with config.unlocked():
+      config.model.localizer.overlap = flags.overlap or config.model.localizer.overlap
+    params = load(config, folder, mesh)
+    for regions in map(int, flags.regions.split(",")):
+      share, milliseconds = measure(config, params, regions, flags.split, mesh)
+      source = config.localizer.data or f"{config.data.name} itself"
+      print(f"| {folder.name} | {source} | {regions} | {100 * share:.1f} | {milliseconds:.2f} |")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,196 @@
+"""A fully convolutional localisation layer, as DenseCap's (Johnson, Karpathy and Fei-Fei, CVPR 2016, Sec. 3.2).
+
+At each cell of a feature map lie k anchors of different sizes. For each the layer gives a confidence that an object is
+there and four offsets (t_x, t_y, t_w, t_h) that make the anchor (x_a, y_a, w_a, h_a) a region:
+
+    x = x_a + t_x w_a    y = y_a + t_y h_a    w = w_a e^{t_w}    h = h_a e^{t_h}
+
+with (x, y) the centre. It learns from boxes, whatever is in them. RLSD takes its regions from such a layer.
+
+Boxes are (top, left, bottom, right) as shares of what the map shows. Letters: B batch, H W cells of the map, k anchors
+a cell, N = H W k anchors, n boxes of an image, K regions.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0)
+
+
+def anchor_boxes(cells: tuple[int, int], sizes: Sequence[tuple[float, float]], stride: int) -> np.ndarray:
+  """The anchors around the centre of every cell, in the order of rows, columns and sizes.
+
+  Args:
+    cells: (H, W) of the map.
+    sizes: k of (width, height) in pixels of the image.
+    stride: pixels between neighbouring cells.
+
+  Returns:
+    float32 [N, 4]; some reach beyond the image.
+  """
+  height, width = cells
+  y, x = np.mgrid[:height, :width].reshape(2, -1, 1) + 0.5
+  half_w, half_h = np.array(sizes, float).T / (2 * stride)  # in cells
+  edges = [(y - half_h) / height, (x - half_w) / width, (y + half_h) / height, (x + half_w) / width]
+  return np.stack(edges, axis=-1).reshape(-1, 4).astype(np.float32)
+
+
+def box_area(boxes: jax.Array) -> jax.Array:
+  """[..., 4] -> [...]; 0 for a box whose edges are out of order."""
+  return jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0).prod(axis=-1)
+
+
+def box_iou(a: jax.Array, b: jax.Array) -> jax.Array:
+  """Intersection over union of every box of one set [m, 4] with every box of another [n, 4]: [m, n], 0 if both are empty."""
+  a, b = a[:, None], b[None]
+  corners = [jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:])]
+  shared = box_area(jnp.concatenate(corners, axis=-1))
+  union = box_area(a) + box_area(b) - shared
+  return shared / jnp.where(union > 0, union, 1)
+
+
+def _centre_and_size(boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """(x, y) and (w, h), [..., 2] each."""
+  return ((boxes[..., :2] + boxes[..., 2:]) / 2)[..., ::-1], (boxes[..., 2:] - boxes[..., :2])[..., ::-1]
+
+
+def apply_offsets(anchors: jax.Array, offsets: jax.Array) -> jax.Array:
+  """Anchors [..., 4] and offsets (t_x, t_y, t_w, t_h) [..., 4] -> regions [..., 4]."""
+  centre, size = _centre_and_size(anchors)
+  centre, half = centre + offsets[..., :2] * size, size * jnp.exp(offsets[..., 2:]) / 2
+  return jnp.concatenate([(centre - half)[..., ::-1], (centre + half)[..., ::-1]], axis=-1)
+
+
+def find_offsets(anchors: jax.Array, boxes: jax.Array) -> jax.Array:
+  """The offsets that make anchors [..., 4] boxes [..., 4] of positive area: the inverse of `apply_offsets`."""
+  (centre, size), (wanted_centre, wanted_size) = _centre_and_size(anchors), _centre_and_size(boxes)
+  return jnp.concatenate([(wanted_centre - centre) / size, jnp.log(wanted_size / size)], axis=-1)
+
+
+def match(
+  anchors: jax.Array, boxes: jax.Array, *, positive: float = 0.7, negative: float = 0.3
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Which anchors of one image stand for an object and which for none; those between are for neither.
+
+  Args:
+    anchors: [N, 4].
+    boxes: [n, 4]; those of no area are padding.
+    positive: an anchor with a higher IoU with some box stands for it, and so does the best anchor of each box.
+    negative: an anchor with a lower IoU with all of them stands for none.
+
+  Returns:
+    bool [N], bool [N], and the box that each positive anchor stands for, int [N].
+  """
+  present = box_area(boxes) > 0
+  iou = jnp.where(present, box_iou(anchors, boxes), 0)
+  best = (jnp.arange(len(anchors))[:, None] == iou.argmax(axis=0)) & present
+  forced = best.any(axis=1)
+  highest = iou.max(axis=1)
+  stands_for = jnp.where(forced, best.argmax(axis=1), iou.argmax(axis=1))
+  return forced | (highest > positive), ~forced & (highest < negative), stands_for
+
+
+def _first(eligible: jax.Array, order: jax.Array, count: jax.Array | int) -> jax.Array:
+  """Of the eligible, bool [N], the `count` of lowest order, float [N]: bool [N]."""
+  places = jnp.argsort(jnp.where(eligible, order, jnp.inf))
+  rank = jnp.zeros(len(places), int).at[places].set(jnp.arange(len(places)), unique_indices=True)
+  return eligible & (rank < count)
+
+
+def sample(noise: jax.Array, positive: jax.Array, negative: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+  """Draws the anchors that one image is learned from: at most half of them positive, the rest negative.
+
+  Args:
+    noise: [N], uniform: the draw.
+    positive, negative: bool [N].
+    count: how many, if there are so many.
+
+  Returns:
+    Those of each kind, bool [N].
+  """
+  drawn = _first(positive, noise, count // 2)
+  return drawn, _first(negative, noise, count - drawn.sum())
+
+
+def layer_loss(
+  scores: jax.Array,
+  offsets: jax.Array,
+  anchors: jax.Array,
+  boxes: jax.Array,
+  noise: jax.Array,
+  *,
+  positive: float = 0.7,
+  negative: float = 0.3,
+  samples: int = 256,
+) -> tuple[jax.Array, jax.Array]:
+  """What the layer gets wrong on one image, by the anchors drawn for it.
+
+  Args:
+    scores: [N, 2], of nothing and of an object.
+    offsets: [N, 4].
+    anchors: [N, 4].
+    boxes: [n, 4], within the image; those of no area are padding.
+    noise: [N], uniform; see `sample`.
+    positive, negative: see `match`.
+    samples: see `sample`.
+
+  Returns:
+    The mean cross-entropy of the confidence, and the mean over the positive ones of the smooth L1 distance of the
+    offsets, summed over the four; 0 where there are none.
+  """
+  positives, negatives, stands_for = match(anchors, boxes, positive=positive, negative=negative)
+  positives, negatives = sample(noise, positives, negatives, samples)
+  drawn = positives | negatives
+  entropy = optax.softmax_cross_entropy_with_integer_labels(scores, positives.astype(int))
+  # A box of area for every anchor, or its logarithm would be infinite and the gradient of what is left out nan.
+  wanted = find_offsets(anchors, jnp.where(positives[:, None], boxes[stands_for], anchors))
+  distance = optax.huber_loss(offsets, wanted).sum(axis=1)
+  confidence = (entropy * drawn).sum() / jnp.maximum(drawn.sum(), 1)
+  return confidence, (distance * positives).sum() / jnp.maximum(positives.sum(), 1)
+
+
+def suppress(boxes: jax.Array, confidence: jax.Array, *, count: int, overlap: float) -> tuple[jax.Array, jax.Array]:
+  """Greedy non-maximum suppression in one image: the surest boxes that overlap no surer one that is kept.
+
+  Args:
+    boxes: [N, 4].
+    confidence: [N]; boxes at minus infinity are never kept.
+    count: K.
+    overlap: the IoU above which of two boxes only the surer one is kept.
+
+  Returns:
+    [K, 4] and their confidence [K], the surest first. Where fewer are left the whole image stands in their place, at
+    minus infinity.
+  """
+
+  boxes = jnp.asarray(boxes)
+
+  def keep(left, _):
+    best = left.argmax()
+    found = left[best] > -jnp.inf
+    box = jnp.where(found, boxes[best], jnp.asarray(WHOLE_IMAGE, boxes.dtype))
+    near = (box_iou(boxes[best][None], boxes)[0] > overlap).at[best].set(True)
+    return jnp.where(near, -jnp.inf, left), (box, left[best])
+
+  return jax.lax.scan(keep, jnp.asarray(confidence), length=count)[1]
+
+
+def propose(
+  scores: jax.Array, offsets: jax.Array, anchors: jax.Array, *, count: int, overlap: float
+) -> tuple[jax.Array, jax.Array]:
+  """The surest regions of one image that differ, within the image.
+
+  Args:
+    scores, offsets, anchors: [N, 2], [N, 4] and [N, 4], as in `layer_loss`.
+    count, overlap: see `suppress`.
+
+  Returns:
+    [K, 4] and their confidence [K], as log-odds; see `suppress`.
+  """
+  boxes = jnp.clip(apply_offsets(anchors, offsets), 0, 1)
+  confidence = jnp.where(box_area(boxes) > 0, scores[:, 1] - scores[:, 0], -jnp.inf)
+  return suppress(boxes, confidence, count=count, overlap=overlap)
