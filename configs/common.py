@@ -95,7 +95,7 @@ def get_config() -> ml_collections.ConfigDict:
   model.dtype = "float32"  # of the backbone; or "bfloat16"
   model.pixel_mean = (123.68, 116.779, 103.939)  # red, green, blue in 0..255
   model.pixel_std = (1.0, 1.0, 1.0)
-  model.head = "recurrent"  # or "saliency", "rarl", "fixed_grid", "whole_image", "mean_pool", "max_pool", "score_map"
+  model.head = "recurrent"  # or another of HEADS
   model.num_regions = 5  # K
   model.region_size = (7, 7)
   model.region_pool = 2  # samples per side for each of the region's cells, max-pooled

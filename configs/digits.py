@@ -3,6 +3,7 @@
 python train.py                                               the saliency localiser on `easy`
 python train.py --config=configs/digits.py:recurrent          the paper's rule
 python train.py --config=configs/digits.py:rarl               a sister system, docs/systems.md
+python train.py --config=configs/digits.py:rlsd               another; rlsd_ft_rpn with the scenes' own boxes
 python train.py --config=configs/digits.py:mean_pool          a control; also max_pool, score_map, whole_image, fixed_grid
 python train.py --config=configs/digits.py:hard               harder scenes; also hard:mean_pool, ...
 python train.py --config=configs/digits.py:long               three times as many steps of stage two
