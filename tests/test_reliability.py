@@ -148,14 +148,14 @@ def test_a_run_that_is_told_to_stop_finishes_its_step_and_goes_on_exactly_there(
 
 def test_a_run_that_is_killed_ends_bit_for_bit_where_an_uninterrupted_one_does(tmp_path):
   whole, killed, cache = tmp_path / "whole", tmp_path / "killed", tmp_path / "cache"
-  operations = crash.train(whole, cache)
+  operations = crash.run("train", whole, cache)
   for operation in (25, 60, 150):  # preparing the scenes; saving the best of stage one, and the last state of stage two
-    assert crash.train(killed, cache, operation=operation) is None
+    assert crash.run("train", killed, cache, operation=operation) is None
     assert operations > operation
-  crash.train(killed, cache)
+  crash.run("train", killed, cache)
   wanted, found = crash.outcome(whole), crash.outcome(killed)
   assert found.keys() == wanted.keys()
-  assert len([name for name in wanted if name.startswith("checkpoints/")]) == 6  # two last, one best of each stage
+  assert len([name for name in wanted if name.startswith("run/checkpoints/")]) == 6  # two last, one best of each stage
   for name in wanted:
     assert found[name] == wanted[name], name
   results = json.loads((whole / "run" / "results.json").read_text())
