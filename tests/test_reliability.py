@@ -122,6 +122,18 @@ def signal_at(monkeypatch, number, name, call):
   monkeypatch.setattr(owner, name, counted_batches if name == "train_batches" else counted)
 
 
+@pytest.fixture
+def heeding():
+  """Both signals act as in a terminal; what a shell starts in the background ignores SIGINT."""
+  before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  yield
+  for number, how in before.items():
+    signal.signal(number, how)
+
+
+@pytest.mark.usefixtures("heeding")
 def test_a_run_that_is_told_to_stop_finishes_its_step_and_goes_on_exactly_there(
   whole, data_root, tmp_path, monkeypatch, capsys
 ):
