@@ -47,6 +47,7 @@ def end(process, timeout=240):
   return process.returncode, said
 
 
+@pytest.mark.slow
 def test_eight_devices_agree_with_one(data_root, tmp_path, monkeypatch):
   one = meshes.make_mesh(jax.devices()[:1])
   state = jax.device_put(eight_devices.fresh_state(eight_devices.tiny(data_root)), meshes.replicated(one))
@@ -74,6 +75,7 @@ def test_eight_devices_agree_with_one(data_root, tmp_path, monkeypatch):
   assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), restored, state))
 
 
+@pytest.mark.slow
 def test_the_example_under_pmap_ends_where_jit_does(data_root):
   config = eight_devices.tiny(data_root)
   model, optimizer, objective = eight_devices.parts(config)
@@ -140,6 +142,7 @@ def alone(data_root, tmp_path_factory):
   return folder
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one_and_only_the_first_speaks(alone, data_root, tmp_path):
   processes = two_processes(small_config(data_root), tmp_path / "two")
   (first, said), (second, nothing) = map(end, processes)
@@ -153,6 +156,7 @@ def test_two_processes_agree_with_one_and_only_the_first_speaks(alone, data_root
   assert len(list((tmp_path / "two" / "pictures").iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_a_lost_process_ends_the_run_which_goes_on_with_one(alone, data_root, tmp_path):
   config = small_config(data_root)
   first, second = two_processes(config, tmp_path / "two")

@@ -158,6 +158,7 @@ def test_a_run_that_is_told_to_stop_finishes_its_step_and_goes_on_exactly_there(
   assert same(best_params(config, folder), best_params(config, whole))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_ends_bit_for_bit_where_an_uninterrupted_one_does(tmp_path):
   whole, killed, cache = tmp_path / "whole", tmp_path / "killed", tmp_path / "cache"
   operations = crash.run("train", whole, cache)

@@ -128,6 +128,7 @@ def make_tables(data_root, tmp_path):
   return make
 
 
+@pytest.mark.slow
 def test_tables_from_nothing_and_nothing_twice(make_tables, monkeypatch, capsys):
   root = make_tables()
   text = (root / "tables.md").read_text()
