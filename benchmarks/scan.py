@@ -37,10 +37,10 @@ def unrolled(params, feature_map, num_regions):
   carry, scores = (hidden, hidden), []
   theta = jax.numpy.broadcast_to(jax.numpy.asarray(attention.geometry.WHOLE_IMAGE), (len(feature_map), 4))
   for k in range(num_regions + 1):
-    f = attention.region_features(feature_map, theta, REGION, pool=POOL)
-    carry, h = attention.lstm_step(params["lstm"], carry, jax.nn.relu(attention.dense(params["fx"], f)))
-    z = jax.nn.relu(attention.dense(params["hz"], h))
-    scores.append(attention.dense(params["zs"], z))
+    x = attention.region_code(params, feature_map, theta, REGION, pool=POOL)
+    carry, h = attention.lstm_step(params["lstm"], carry, x)
+    z, every = attention.read_state(params, h)
+    scores.append(every)
     _, theta = choose((), z, k)
   return jax.numpy.stack(scores[1:])
 

@@ -83,6 +83,19 @@ def region_features(
   return fine.reshape(batch, h, pool, w, pool, channels).max(axis=(2, 4)).reshape(batch, -1)
 
 
+def region_code(
+  params: Params, feature_map: jax.Array, theta: jax.Array, region_size: tuple[int, int], **sampling: Any
+) -> jax.Array:
+  """x_k = ReLU(W_fx f_k + b_x), [B, X]; arguments as of `attend` and `region_features`."""
+  return jax.nn.relu(dense(params["fx"], region_features(feature_map, theta, region_size, **sampling)))
+
+
+def read_state(params: Params, h: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """What a state says (Eq. 5): h [..., N] -> z [..., Z] and scores [..., L]."""
+  z = jax.nn.relu(dense(params["hz"], h))
+  return z, dense(params["zs"], z)
+
+
 def lstm_step(
   params: Params, carry: tuple[jax.Array, jax.Array], x: jax.Array, *, squash_cell: bool = False
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
@@ -143,11 +156,9 @@ def attend(
 
   def look(state, k):
     (carry, theta, memory) = state
-    f = region_features(feature_map, theta, region_size, pool=pool, align_corners=align_corners)
-    x = jax.nn.relu(dense(params["fx"], f))
+    x = region_code(params, feature_map, theta, region_size, pool=pool, align_corners=align_corners)
     carry, h = lstm_step(params["lstm"], carry, x, squash_cell=squash_cell)
-    z = jax.nn.relu(dense(params["hz"], h))
-    scores = dense(params["zs"], z)
+    z, scores = read_state(params, h)
     memory, next_theta = choose(memory, z, k)
     return (carry, next_theta + nothing, memory), (scores, theta, x, h, z)
 

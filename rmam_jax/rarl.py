@@ -92,12 +92,12 @@ def attend(
   batch = feature_map.shape[0]
 
   @functools.partial(jax.vmap, in_axes=(None, 0))
-  def features_of(feature_map, theta):
-    return attention.region_features(feature_map, theta, region_size, pool=pool, align_corners=align_corners)
+  def code(feature_map, theta):
+    return attention.region_code(params, feature_map, theta, region_size, pool=pool, align_corners=align_corners)
 
   def look(state, thetas_kB4):
     """The k regions, and the mean of their states."""
-    x = jax.nn.relu(dense(params["fx"], features_of(feature_map, thetas_kB4)))
+    x = code(feature_map, thetas_kB4)
     shared = jax.tree.map(lambda array: array[None], state)
     states, h = attention.lstm_step(params["lstm"], shared, x, squash_cell=squash_cell)
     return jax.tree.map(lambda array: array.mean(axis=0), states), x, h
@@ -115,8 +115,7 @@ def attend(
       axis=-1,
     )
     state, x, h = look(state, thetas)
-    z = jax.nn.relu(dense(params["hz"], h))
-    scores = dense(params["zs"], z)
+    z, scores = attention.read_state(params, h)
     return state, ((scores, thetas, x, h, z), Rollout(mean, centre, h_before, expected))
 
   zeros = jnp.zeros((batch, params["lstm"]["w_h"].shape[0]), jnp.promote_types(feature_map.dtype, jnp.float32))

@@ -50,8 +50,7 @@ def init(key: jax.Array, *, num_classes: int, x_width: int, **options: Any) -> P
 def _step(params: Params, carry, x: jax.Array, squash_cell: bool) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
   """One input [K, B, X] -> the LSTM's state, h, z and the logits of all labels and END [K, B, L + 1]."""
   carry, h = attention.lstm_step(params["lstm"], carry, x, squash_cell=squash_cell)
-  z = jax.nn.relu(attention.dense(params["hz"], h))
-  return carry, h, z, attention.dense(params["zs"], z)
+  return carry, h, *attention.read_state(params, h)
 
 
 def _nothing(params: Params, codes: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -192,8 +191,7 @@ def recognize(
   thetas = geometry.boxes_to_thetas(boxes, feature_map.shape[1:3], align_corners=align_corners).swapaxes(0, 1)
 
   def code(theta):
-    f = attention.region_features(feature_map, theta, region_size, pool=pool, align_corners=align_corners)
-    return jax.nn.relu(attention.dense(params["fx"], f))
+    return attention.region_code(params, feature_map, theta, region_size, pool=pool, align_corners=align_corners)
 
   codes = jax.lax.map(code, thetas)
   _, h, z, _ = _step(params, _nothing(params, codes), codes, squash_cell)

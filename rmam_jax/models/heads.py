@@ -1,4 +1,4 @@
-"""What turns a feature map into scores: the paper's module, its sister, and the controls that every attention result needs.
+"""What turns a feature map into scores: the paper's module, its sisters, and the controls that every attention result needs.
 
 Each head maps f_I [B, H, W, C] to an `Attention`. A control is a head of one region, the whole image.
 """
@@ -16,22 +16,16 @@ from rmam_jax import attention, geometry, rarl, rlsd
 from rmam_jax.attention import Attention
 
 
-class RMAM(nn.Module):
-  """Holds the parameters of `attention.attend`.
+class _Regions(nn.Module):
+  """What all heads have that look at regions and remember.
 
   Attributes:
     num_classes: L.
-    num_regions: K.
-    next_region: the rule, with all but its parameters, the map and the dense scores filled in.
-    init_next_region: the rule's initialiser.
-    region_size, pool, squash_cell, align_corners: as in `attend`.
-    x_width, lstm_width, z_width, forget_bias: as in `init_attention`.
+    region_size, pool, squash_cell, align_corners: as in `attention.attend`.
+    x_width, lstm_width, z_width, forget_bias: as in `attention.init_attention`.
   """
 
   num_classes: int
-  num_regions: int
-  next_region: attention.NextRegion
-  init_next_region: Callable[..., Any]
   region_size: Sequence[int] = (7, 7)
   pool: int = 1
   squash_cell: bool = False
@@ -40,139 +34,101 @@ class RMAM(nn.Module):
   lstm_width: int = 4096
   z_width: int = 4096
   forget_bias: float = 0.0
+
+  def _parameters(self, init: Callable[..., Any], feature_map: jax.Array) -> Any:
+    """The head's one parameter tree, by an initialiser that takes a key and what `attention.init_attention` does."""
+    return self.param(
+      "attention",
+      lambda key: init(
+        key,
+        channels=feature_map.shape[-1],
+        num_classes=self.num_classes,
+        region_size=tuple(self.region_size),
+        x_width=self.x_width,
+        lstm_width=self.lstm_width,
+        z_width=self.z_width,
+        forget_bias=self.forget_bias,
+      ),
+    )
+
+  def _looking(self) -> dict[str, Any]:
+    """Keyword arguments of the function that looks."""
+    return {
+      "region_size": tuple(self.region_size),
+      "pool": self.pool,
+      "squash_cell": self.squash_cell,
+      "align_corners": self.align_corners,
+    }
+
+
+class RMAM(_Regions, kw_only=True):
+  """Holds the parameters of `attention.attend`.
+
+  Attributes:
+    num_regions: K.
+    next_region: the rule, with all but its parameters, the map and the dense scores filled in.
+    init_next_region: the rule's initialiser.
+  """
+
+  num_regions: int
+  next_region: attention.NextRegion
+  init_next_region: Callable[..., Any]
 
   @nn.compact
   def __call__(self, feature_map: jax.Array, **guide: jax.Array) -> Attention:
     """[B, H, W, C] -> K regions; `guide` is what a rule reads beside the map, e.g. `dense_scores` [B, H, W, L]."""
-    params = self.param(
-      "attention",
-      lambda key: attention.init_attention(
-        key,
-        channels=feature_map.shape[-1],
-        num_classes=self.num_classes,
-        init_next_region=self.init_next_region,
-        region_size=tuple(self.region_size),
-        x_width=self.x_width,
-        lstm_width=self.lstm_width,
-        z_width=self.z_width,
-        forget_bias=self.forget_bias,
-      ),
-    )
+    init = functools.partial(attention.init_attention, init_next_region=self.init_next_region)
     return attention.attend(
-      params,
+      self._parameters(init, feature_map),
       feature_map,
       num_regions=self.num_regions,
       next_region=functools.partial(self.next_region, **guide),
-      region_size=tuple(self.region_size),
-      pool=self.pool,
-      squash_cell=self.squash_cell,
-      align_corners=self.align_corners,
+      **self._looking(),
     )
 
 
-class RARL(nn.Module):
+class RARL(_Regions, kw_only=True):
   """Holds the parameters of `rarl.attend`; samples where it looks if it is given the generator "look".
 
   Attributes:
-    num_classes: L.
     steps, shapes, deviation: as in `rarl.attend`; the shapes as a tuple of pairs.
     policy_scale: as in `rarl.init_attention`.
-    region_size, pool, squash_cell, align_corners: as in `attend`.
-    x_width, lstm_width, z_width, forget_bias: as in `init_attention`.
   """
 
-  num_classes: int
   steps: int
   shapes: Sequence[tuple[float, float]]
   deviation: float
   policy_scale: float = 0.01
-  region_size: Sequence[int] = (7, 7)
-  pool: int = 1
-  squash_cell: bool = False
-  align_corners: bool = True
-  x_width: int = 4096
-  lstm_width: int = 4096
-  z_width: int = 4096
-  forget_bias: float = 0.0
 
   @nn.compact
   def __call__(self, feature_map: jax.Array) -> Attention:
     """[B, H, W, C] -> T * k regions; their memory is a `rarl.Rollout`."""
-    params = self.param(
-      "attention",
-      lambda key: rarl.init_attention(
-        key,
-        policy_scale=self.policy_scale,
-        channels=feature_map.shape[-1],
-        num_classes=self.num_classes,
-        region_size=tuple(self.region_size),
-        x_width=self.x_width,
-        lstm_width=self.lstm_width,
-        z_width=self.z_width,
-        forget_bias=self.forget_bias,
-      ),
-    )
+    init = functools.partial(rarl.init_attention, policy_scale=self.policy_scale)
     return rarl.attend(
-      params,
+      self._parameters(init, feature_map),
       feature_map,
       steps=self.steps,
       shapes=np.asarray(self.shapes, np.float32),
       deviation=self.deviation,
       key=self.make_rng("look") if self.has_rng("look") else None,
-      region_size=tuple(self.region_size),
-      pool=self.pool,
-      squash_cell=self.squash_cell,
-      align_corners=self.align_corners,
+      **self._looking(),
     )
 
 
-class RLSD(nn.Module):
+class RLSD(_Regions, kw_only=True):
   """Holds the parameters of `rlsd.recognize`.
 
   Attributes:
-    num_classes: L.
     steps: labels that are read at most.
-    region_size, pool, squash_cell, align_corners: as in `attend`.
-    x_width, lstm_width, z_width, forget_bias: as in `init_attention`.
   """
 
-  num_classes: int
   steps: int
-  region_size: Sequence[int] = (7, 7)
-  pool: int = 1
-  squash_cell: bool = False
-  align_corners: bool = True
-  x_width: int = 4096
-  lstm_width: int = 4096
-  z_width: int = 4096
-  forget_bias: float = 0.0
 
   @nn.compact
   def __call__(self, feature_map: jax.Array, *, boxes: jax.Array) -> Attention:
     """[B, H, W, C] and boxes [B, K, 4] of (top, left, bottom, right) as shares of what it shows -> K regions."""
-    params = self.param(
-      "attention",
-      lambda key: rlsd.init(
-        key,
-        channels=feature_map.shape[-1],
-        num_classes=self.num_classes,
-        region_size=tuple(self.region_size),
-        x_width=self.x_width,
-        lstm_width=self.lstm_width,
-        z_width=self.z_width,
-        forget_bias=self.forget_bias,
-      ),
-    )
-    return rlsd.recognize(
-      params,
-      feature_map,
-      boxes,
-      steps=self.steps,
-      region_size=tuple(self.region_size),
-      pool=self.pool,
-      squash_cell=self.squash_cell,
-      align_corners=self.align_corners,
-    )
+    params = self._parameters(rlsd.init, feature_map)
+    return rlsd.recognize(params, feature_map, boxes, steps=self.steps, **self._looking())
 
 
 def _one_region(scores: jax.Array, features: jax.Array, memory: Any = ()) -> Attention:

@@ -126,6 +126,20 @@ RULES: Mapping[str, Callable[[Any], Rule]] = {
 }
 
 
+def _regions(model: Any) -> dict[str, Any]:
+  """What all heads take that look at regions and remember."""
+  return {
+    "region_size": tuple(model.region_size),
+    "pool": model.region_pool,
+    "squash_cell": model.squash_cell,
+    "align_corners": model.align_corners,
+    "x_width": model.x_width,
+    "lstm_width": model.lstm_width,
+    "z_width": model.z_width,
+    "forget_bias": model.forget_bias,
+  }
+
+
 def _rmam(model: Any, num_classes: int, rule: str) -> heads.RMAM:
   next_region, init = RULES[rule](model)
   return heads.RMAM(
@@ -133,14 +147,7 @@ def _rmam(model: Any, num_classes: int, rule: str) -> heads.RMAM:
     num_regions=model.num_regions,
     next_region=next_region,
     init_next_region=init,
-    region_size=tuple(model.region_size),
-    pool=model.region_pool,
-    squash_cell=model.squash_cell,
-    align_corners=model.align_corners,
-    x_width=model.x_width,
-    lstm_width=model.lstm_width,
-    z_width=model.z_width,
-    forget_bias=model.forget_bias,
+    **_regions(model),
   )
 
 
@@ -160,14 +167,7 @@ def _rarl(model: Any, num_classes: int) -> heads.RARL:
     shapes=tuple(map(tuple, rarl.region_shapes(section.sizes, section.aspects).tolist())),
     deviation=section.deviation,
     policy_scale=section.policy_scale,
-    region_size=tuple(model.region_size),
-    pool=model.region_pool,
-    squash_cell=model.squash_cell,
-    align_corners=model.align_corners,
-    x_width=model.x_width,
-    lstm_width=model.lstm_width,
-    z_width=model.z_width,
-    forget_bias=model.forget_bias,
+    **_regions(model),
   )
 
 
@@ -211,14 +211,7 @@ def _rlsd(model: Any, num_classes: int) -> heads.RLSD:
   return heads.RLSD(
     num_classes=num_classes,
     steps=steps,
-    region_size=tuple(model.region_size),
-    pool=model.region_pool,
-    squash_cell=model.squash_cell,
-    align_corners=model.align_corners,
-    x_width=model.x_width,
-    lstm_width=model.lstm_width,
-    z_width=model.z_width,
-    forget_bias=model.forget_bias,
+    **_regions(model),
   )
 
 
