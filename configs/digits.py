@@ -73,6 +73,8 @@ def get_config(variant: str = ""):
     config.localizer.learning_rate = 1e-3
     config.localizer.schedule = "cosine"
     config.localizer.warmup_steps = 50
+  if head in ("recurrent", "proposals"):
+    config.stage_two.learning_rate = 6e-4  # the better of two for the paper's rule; its rival in Table 3 shares it
   if head == "saliency":
     config.controls = ("mean_pool",)
   if head in common.POOLS:  # the control goes on by itself, for as long
