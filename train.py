@@ -1,7 +1,7 @@
 """Trains a recogniser on image-level labels, evaluates it and draws where it looked.
 
     python train.py                                    digit scenes, made on the spot
-    python train.py --config=configs/voc.py --workdir=runs/voc
+    python train.py --config=configs/voc.py --config.weights=FILE --workdir=runs/voc
     python train.py --config.model.num_regions=8 --workdir=runs/k8
     python train.py --coordinator=host0:7654 --num_processes=2 --process_id=0      and 1 on the other machine
 

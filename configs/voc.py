@@ -11,7 +11,7 @@ FILE holds ImageNet weights; the README says where to get them. The first phase,
 chooses epochs, C and thresholds on `val`; the second carries them to `trainval` and is evaluated on `test`.
 
 The paper, 11-point mAP with ten views and SVMs: 91.3 at 512, 91.3 at 640, 91.9 for both. None of these has been
-reproduced: neither the data nor the weights could be had where this was written.
+reproduced: neither the data nor the weights could be had.
 
 By counting, VGG-16 forward and backward on a crop of 448 is 0.37 TFLOP, and both phases at most 680,000 crops: a quarter
 of an EFLOP, a day at a sustained 3 TFLOP/s; 1.65 times that at 640. Nothing for a CPU. Parameters and Adam's moments take
