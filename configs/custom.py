@@ -9,20 +9,28 @@
 FILE holds ImageNet weights; the README says where to get them, and how manifests look. `configs/custom.py:640` takes
 larger images, `configs/custom.py:512:recurrent` the paper's rule; a head after the scale chooses it, the default being
 the saliency localiser. Nothing is known of the score on your images. The time is that of configs/voc.py, by the number
-of images; --config.stage_one.epochs and --config.stage_two.epochs shorten it.
+of images; --config.stage_one.epochs and --config.stage_two.epochs shorten it. `configs/custom.py:thin` is a small network
+on images of 144 pixels that begins with random weights: a first try without a GPU.
 """
 
 from configs import common
 
 SCALES = common.SCALES
-HEADS = ("saliency", *(head for head in common.HEADS if head != "saliency"))
+HEADS = ("saliency", *(head for head in common.HEADS if head not in ("saliency", "rlsd_ft_rpn")))  # no boxes of its own
 
 
 def get_config(variant: str = ""):
   """The configuration of `SCALE:HEAD`, either of which may be left out: 512, saliency."""
-  config = common.paper_config(*common.parse(variant, "configs/custom.py", SCALES, HEADS))
+  scale, head = common.parse(variant, "configs/custom.py", (*SCALES, "thin"), HEADS)
+  config = common.paper_config("144" if scale == "thin" else scale, head)
+  if scale == "thin":
+    common.thin(config)
+    config.data.crop_size = 128
+    config.model.pixel_mean = (120.0, 120.0, 120.0)
+    config.model.pixel_std = (60.0, 60.0, 60.0)
+    config.stage_one.epochs = config.stage_two.epochs = 20
   config.data.name = "custom"
   config.data.train = config.data.validation = config.data.test = ""  # to be given
-  if config.model.head in common.RLSD:
+  if config.model.head == "rlsd":
     config.localizer.data, config.localizer.epochs, config.localizer.drop_epoch = "coco/2014", 6, 4
   return config

@@ -31,14 +31,11 @@ def get_config(variant: str = ""):
   config.data.flip = False  # a mirrored digit is another sign
 
   model = config.model
-  model.stages = ((16,), (32,), (64, 64))
+  model.head = head
+  common.thin(config)
   model.pixel_mean = (90.0, 90.0, 90.0)
   model.pixel_std = (64.0, 64.0, 64.0)
-  model.head = head
   model.num_regions = 8 if setting == "hard" else 6
-  model.region_size = (5, 5)
-  model.region_pool = 1
-  model.x_width = model.lstm_width = model.z_width = 128
   model.saliency.scale = 0.18 if setting == "hard" else 0.3
   model.rarl.sizes = (0.2, 0.35) if setting == "hard" else (0.3, 0.5)
   model.score_map.places = 8 if setting == "hard" else 12
@@ -47,11 +44,8 @@ def get_config(variant: str = ""):
   config.loss.anchor_weight = 0.0
   config.batch_size = 16
   config.epoch_size = 6_400  # 400 steps
-  for stage, epochs, rate in ((config.stage_one, 3, 3e-3), (config.stage_two, 12 if length == "long" else 4, 2e-3)):
-    stage.epochs = epochs
-    stage.learning_rate = rate
-    stage.schedule = "cosine"
-    stage.warmup_steps = 50
+  config.stage_one.epochs = 3
+  config.stage_two.epochs = 12 if length == "long" else 4
   config.stage_one.head = "score_map"
   config.stage_two.auxiliary_weight = 1.0
   config.evaluation.batch_size = 48
@@ -70,11 +64,6 @@ def get_config(variant: str = ""):
     config.localizer.epochs = 2
     config.localizer.epoch_size = 6_400
     config.localizer.num_boxes = 8
-    config.localizer.learning_rate = 1e-3
-    config.localizer.schedule = "cosine"
-    config.localizer.warmup_steps = 50
-  if head in ("recurrent", "proposals"):
-    config.stage_two.learning_rate = 6e-4  # the better of two for the paper's rule; its rival in Table 3 shares it
   if head == "saliency":
     config.controls = ("mean_pool",)
   if head in common.POOLS:  # the control goes on by itself, for as long

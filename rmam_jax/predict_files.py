@@ -16,7 +16,7 @@ import tqdm
 from rmam_jax import pictures, predictor
 
 # By which a folder's images are told from its other files.
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 COLUMNS = ("image", "kind", "label", "probability", "step", "left", "top", "right", "bottom")
 
 

@@ -107,17 +107,16 @@ WRITERS = {"csv": write_csv, "jsonl": write_jsonl, "coco": write_coco, "voc": wr
 
 
 def thin_config(manifests, head="mean_pool", **data):
-  config = custom.get_config(head)
-  config.weights = "none"
+  config = custom.get_config(f"thin:{head}")
   config.data.update(
     {**dict(zip(("train", "validation", "test"), manifests, strict=True)), "image_size": 40, "crop_size": 32, **data}
   )
-  config.model.update({"stages": ((4,), (8,)), "region_size": (3, 3), "region_pool": 1, "num_regions": 3})
+  config.model.update({"stages": ((4,), (8,)), "region_size": (3, 3), "num_regions": 3})
   config.model.x_width = config.model.lstm_width = config.model.z_width = 16
   config.batch_size = 4
   config.stage_one.epochs, config.stage_two.epochs = 1, 2
   for stage in (config.stage_one, config.stage_two):
-    stage.drop_epoch, stage.learning_rate = 2, 1e-2
+    stage.schedule, stage.warmup_steps, stage.drop_epoch, stage.learning_rate = "step", 0, 2, 1e-2
   config.evaluation.update({"batch_size": 6, "views": "centre", "svm_solver": "", "pictures": 2})
   return config
 
