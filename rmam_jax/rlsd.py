@@ -203,7 +203,7 @@ def make_loss(*, steps: int, order: Sequence[int] = (), squash_cell: bool = Fals
   """The head's loss (`models.recognizer.HeadLoss`): `sequence_loss` by teacher forcing. Arguments as above."""
 
   def head_loss(attention, labels, ignore, mask):
-    sequence, counts = label_sequence(labels, steps, order)
+    sequence, counts = label_sequence(jnp.where(ignore, 0, labels), steps, order)
     logits = read_given(attention.memory.params, attention.memory.codes, sequence, squash_cell=squash_cell)
     loss = sequence_loss(logits, sequence, counts, ignore=ignore, mask=mask)
     return loss, {"sequence": loss}

@@ -38,7 +38,7 @@ def train_and_evaluate(
   """A whole run, or what is left of it: both stages, the controls, the evaluation.
 
   With `data.final_train` there are two phases. The first, in `folder/choose`, trains on `data.train` and chooses the
-  epoch of each stage, C, thresholds and temperature on `data.validation`. The second carries them to `final_train`, in
+  epoch of each stage and of a localiser, C, thresholds and temperature on `data.validation`. The second carries them to `final_train`, in
   `folder`, and is evaluated on `data.test`, on which nothing is chosen.
 
   Args:
@@ -63,6 +63,8 @@ def _train_and_evaluate(
   if first is not None:
     print(f"first phase: choosing on {config.data.validation}, in {first}")
     train_and_evaluate(choosing_config(config), first)
+    if config.localizer.data and processes.is_first():  # what it learns from is the same: it is not trained again
+      checkpoints.take_over(localizing.NAME, first, folder)
     config = final_config(config, loop.best_epochs(first))
     print(f"second phase: {config.data.train}, with the epochs, C and thresholds of the first")
   elif not config.data.validation:

@@ -491,10 +491,17 @@ def test_full_size_models_have_their_shapes():
 
 
 def test_what_cannot_be_localised_is_refused(data_root):
-  config = custom.get_config("rlsd_ft_rpn")
+  config = custom.get_config("rlsd")
   config.localizer.data = ""
   with pytest.raises(ValueError, match=r"localizer\.data must name a prepared data set with boxes"):
     localizing.config_of(config)
+  with pytest.raises(ValueError, match="rlsd learns from another data set's boxes"):
+    localizing.config_of(small_config(data_root, **{"localizer.data": ""}))
+  config = small_config(data_root, **{"model.head": "rlsd_ft_rpn"})
+  with pytest.raises(ValueError, match="must be empty, got 'digits/source_tiny'"):
+    localizing.config_of(config)
+  with pytest.raises(ValueError, match="none of 512, 640, thin"):
+    custom.get_config("rlsd_ft_rpn")
   config = small_config(data_root)
   config.model.localizer.anchors = ()
   with pytest.raises(ValueError, match=r"model\.localizer\.anchors must be pairs"):
@@ -508,6 +515,31 @@ def test_what_cannot_be_localised_is_refused(data_root):
       recognizer.build(config.model, 10, head="rlsd")
   with pytest.raises(ValueError, match=r"localizer\.epochs must be at least 1, got 0"):
     loop.build_localizer_stage(small_config(data_root, **{"localizer.epochs": 0}), 160)
+  with pytest.raises(ValueError, match=r"localizer\.samples must be at least 2, got 1"):
+    loop.build_localizer_stage(small_config(data_root, **{"localizer.samples": 1}), 160)
+  with pytest.raises(ValueError, match=r"the first not above the second, got 0\.8 and 0\.7"):
+    loop.build_localizer_stage(small_config(data_root, **{"localizer.negative": 0.8}), 160)
+  config = small_config(data_root, **{"model.localizer.overlap": 1.5})
+  with pytest.raises(ValueError, match=r"model\.localizer\.overlap must be an IoU in \[0, 1\], got 1\.5"):
+    recognizer.build_localizer(config.model)
+
+
+@pytest.mark.parametrize("head", common.RLSD)
+def test_in_two_phases_the_localiser_is_that_of_the_first_or_learns_as_long(head, data_root, tmp_path):
+  source = "digits/source_tiny" if head == "rlsd" else ""
+  config = small_config(data_root, **{"model.head": head, "localizer.data": source, "stage_two.epochs": 1})
+  config.data.final_train = "train+validation"
+  run.train_and_evaluate(config, tmp_path)
+  chosen = loop.best_epochs(tmp_path / "choose")
+  assert chosen.keys() == {"localizer", "stage_two"}
+  raw = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (tmp_path, tmp_path / "choose")]
+  log = [[line for line in map(json.loads, each) if line["stage"] == "localizer"] for each in raw]
+  if head == "rlsd":
+    assert log[0] == log[1]  # with its seconds: it was not trained again
+  else:
+    assert [line["epoch"] for line in log[0]] == list(range(1, chosen["localizer"] + 1))
+    assert "validation_recall" in log[1][0]
+    assert "validation_recall" not in log[0][0]
 
 
 @pytest.mark.parametrize("head", common.RLSD)

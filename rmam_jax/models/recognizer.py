@@ -241,6 +241,9 @@ LOSSES: Mapping[str, Callable[[Any, str], HeadLoss]] = {
   "rlsd_ft_rpn": _rlsd_loss,
 }
 
+# Heads that sample where they look in training: what a batch teaches them depends on how it is cut into parts.
+SAMPLING = ("rarl",)
+
 # The sections of the configuration that only these heads read.
 SECTIONS: Mapping[str, Sequence[str]] = {
   "rarl": ("model.rarl.", "loss.rarl."),
@@ -292,13 +295,15 @@ def build_localizer(model: Any) -> Localizer:
   """The localiser that a configuration's `model` section describes.
 
   Raises:
-    ValueError: K < 1, or no anchors.
+    ValueError: K < 1, no anchors, or an overlap that is none.
   """
   section = model.localizer
   if model.num_regions < 1:
     raise ValueError(f"model.num_regions must be at least 1, got {model.num_regions}")
   if not section.anchors or np.shape(section.anchors)[1:] != (2,) or np.min(section.anchors) <= 0:
     raise ValueError(f"model.localizer.anchors must be pairs (width, height) of pixels, got {section.anchors}")
+  if not 0 <= section.overlap <= 1:
+    raise ValueError(f"model.localizer.overlap must be an IoU in [0, 1], got {section.overlap}")
   return Localizer(
     backbone=_backbone(model),
     anchors=tuple(map(tuple, section.anchors)),

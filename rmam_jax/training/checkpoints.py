@@ -7,12 +7,14 @@ bit is restored in silence and another type cast. So each holds the digests of i
 import hashlib
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from rmam_jax.training import workdir
 from rmam_jax.training.step import Params, TrainState
 from rmam_jax.weights import tensors
 
@@ -155,6 +157,28 @@ class StageCheckpoints:
   def close(self) -> None:
     for manager in self._managers.values():
       manager.close()
+
+
+def take_over(stage: str, source: pathlib.Path, folder: pathlib.Path) -> None:
+  """Begins a workdir with a stage of another that has finished it: its checkpoints, and its lines of the metrics.
+
+  Args:
+    stage: its name; nothing happens if the source has not trained it, or the workdir has begun it.
+    source, folder: the workdirs; the second is made.
+  """
+  place = folder / "checkpoints" / stage
+  if place.exists() or not (source / "checkpoints" / stage).is_dir():
+    return
+  draft = folder / "draft"
+  shutil.rmtree(draft, ignore_errors=True)
+  shutil.copytree(source / "checkpoints" / stage, draft)
+  log = folder / "metrics.jsonl"
+  lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+  lines = [line for line in lines if json.loads(line)["stage"] != stage]
+  theirs = (source / "metrics.jsonl").read_text().splitlines(keepends=True)
+  workdir.write_text(log, "".join(lines + [line for line in theirs if json.loads(line)["stage"] == stage]))
+  place.parent.mkdir(exist_ok=True)
+  draft.rename(place)
 
 
 def _brief(error: Exception) -> str:

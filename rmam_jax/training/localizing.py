@@ -22,11 +22,20 @@ def config_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """The run's configuration with the data that its localiser learns from: another set's, or its own, with boxes.
 
   Raises:
-    ValueError: own images without another set beside them.
+    ValueError: own images without another set beside them; or a head that is named by where it learns, and learns
+      elsewhere.
   """
   section = config.localizer
   if config.data.name == "custom" and not section.data:
     raise ValueError("localizer.data must name a prepared data set with boxes, e.g. coco/2014, beside custom images")
+  if section.data and config.model.head == "rlsd_ft_rpn":
+    raise ValueError(
+      f"the localiser of rlsd_ft_rpn learns from the run's own boxes: localizer.data must be empty, got {section.data!r}"
+    )
+  if not section.data and config.model.head == "rlsd":
+    raise ValueError(
+      "the localiser of rlsd learns from another data set's boxes: name it in localizer.data (own boxes: rlsd_ft_rpn)"
+    )
   own = config.copy_and_resolve_references()
   if section.data:
     own.data.name, own.data.train, own.data.validation = section.data, section.train, section.validation

@@ -29,7 +29,7 @@ from rmam_jax.training import step as stepping
 from rmam_jax.weights import start
 
 STAGES = ("stage_one", "stage_two")
-_STREAMS = (*STAGES, localizing.NAME)  # each has its own random numbers
+_STREAMS = (*STAGES, localizing.NAME)  # of one run each has its own random numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +107,13 @@ def build_localizer_stage(config: ml_collections.ConfigDict, num_records: int) -
     ValueError: see `build_stage`.
   """
   section = config.localizer
+  if section.samples < 2:
+    raise ValueError(f"localizer.samples must be at least 2, got {section.samples}")
+  if not 0 <= section.negative <= section.positive <= 1:
+    raise ValueError(
+      "localizer.negative and localizer.positive must be IoUs in [0, 1], the first not above the second, got"
+      f" {section.negative} and {section.positive}"
+    )
   optimizer, epochs, steps_per_epoch = _build_timetable(config, localizing.NAME, num_records)
   model = recognizer.build_localizer(config.model)
   return Stage(
@@ -479,9 +486,11 @@ def train(
 
 
 def best_epochs(folder: pathlib.Path) -> dict[str, int]:
-  """The best epoch of each stage that has one in a workdir, by the stage's name."""
+  """The best epoch of each stage that has one in a workdir, the localiser's among them, by the stage's name."""
   found = {}
-  for name in STAGES:
+  for name in (localizing.NAME, *STAGES):
+    if not (folder / "checkpoints" / name).is_dir():
+      continue
     saved = checkpoints.StageCheckpoints(folder / "checkpoints" / name)
     if progress := saved.best_progress():
       found[name] = progress["best_epoch"]

@@ -18,7 +18,7 @@ from rmam_jax.version import __version__
 FORMAT = 2  # of a workdir: one more when a field of the configuration comes or goes or a parameter changes its shape
 # Fields that change where and how fast, never what: a run may go on with others. (What lies at `weights` is told by
 # `weights_digest`.)
-FREE_FIELDS = ("accumulate", "data.root", "data.threads", "data.workers", "remat", "weights")
+FREE_FIELDS = ("data.root", "data.threads", "data.workers", "remat", "weights")
 
 _GO_ON = "The checkpoints stay: free or open the folder and run the same command again."
 
@@ -37,12 +37,13 @@ def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
 def determining(fields: dict[str, Any], config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Of a configuration's values by their dotted names, those that can change what a run finds.
 
-  Left out are `FREE_FIELDS` and the sections that only other heads read than those which `config` trains
+  Left out are `FREE_FIELDS`, `accumulate` unless a head samples where it looks, and the sections that only other heads read than those which `config` trains
   (`recognizer.SECTIONS`), so that such a head changes nothing for the others.
   """
   heads = {config.model.head, config.stage_one.head, config.stage_two.head, *config.controls}
   unused = recognizer.unused_sections(heads)
-  return {name: value for name, value in fields.items() if name not in FREE_FIELDS and not name.startswith(unused)}
+  free = FREE_FIELDS if heads & set(recognizer.SAMPLING) else ("accumulate", *FREE_FIELDS)
+  return {name: value for name, value in fields.items() if name not in free and not name.startswith(unused)}
 
 
 def check(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
