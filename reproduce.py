@@ -14,6 +14,14 @@ import pathlib
 from absl import app, flags
 from ml_collections import config_flags
 
+
+def _is_positive(text: str) -> bool:
+  try:
+    return 0 < float(text) < float("inf")
+  except ValueError:
+    return False
+
+
 _CONFIG = config_flags.DEFINE_config_file(
   "config", "configs/digits.py", "Configuration; --config.FIELD=VALUE sets a field for all cells."
 )
@@ -21,6 +29,9 @@ _TABLES = flags.DEFINE_list("tables", None, "Which: 1 to 6, controls, systems; b
 _SEEDS = flags.DEFINE_integer("seeds", 1, "How many seeds: 0, 1, ...", lower_bound=1)
 _RATES = flags.DEFINE_list(
   "rates", [], "Learning rates of stage two to try for every head on the first seed; by default the configuration's."
+)
+flags.register_validator(
+  "rates", lambda rates: all(map(_is_positive, rates)), "must be positive numbers with commas between them"
 )
 _OUT = flags.DEFINE_string("out", None, "Folder of all results; by default runs/tables-DATA.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be done and the time that it is expected to take.")

@@ -1,7 +1,7 @@
 """Cells: the trainings that tables are made of, each in a folder that is named by all that it depends on.
 
-A finished cell is never trained again; one that was stopped goes on. Cells whose stage one is the same take it over from
-the first that has finished. Two processes share the work of one folder: a cell that another process holds is left to it.
+A finished cell is never trained again; one that was stopped goes on. Cells whose stage one or localiser is the same take
+it over from the first that has finished. Two processes share the work of one folder: a cell that another process holds is left to it.
 """
 
 import contextlib
@@ -22,7 +22,8 @@ from rmam_jax.data.records import open_split
 from rmam_jax.evaluation import features
 from rmam_jax.evaluation import scores as scoring
 from rmam_jax.models import recognizer
-from rmam_jax.training import workdir
+from rmam_jax.training import checkpoints, localizing, workdir
+from rmam_jax.weights import start
 
 # The paper's losses, where a data set's configuration takes others: Eq. 7-8 and Eq. 10-14, nothing beside.
 PRINTED: Mapping[str, Any] = types.MappingProxyType(
@@ -71,15 +72,34 @@ SPECS: Mapping[str, Spec] = {
   },
 }
 
-RATE = "stage_two.learning_rate"  # what the trials vary
+# What is the cells' own, so that nobody can set it for all of them.
+RESERVED = (
+  "seed",
+  "controls",
+  "model.head",
+  "stage_two.head",
+  "evaluation.views",
+  "data.proposals",
+  "data.num_proposals",
+)
+
+PARTS_FILE = "parts.json"  # in a cell's folder
 
 
 class Cell(NamedTuple):
-  """One training."""
+  """One training.
 
-  name: str  # of the spec
+  Attributes:
+    name: of the spec.
+    config: the training's.
+    digest: of all that it depends on.
+    parts: of all that a part depends on which cells can share: "stage_one", "localizer".
+  """
+
+  name: str
   config: ml_collections.ConfigDict
   digest: str
+  parts: Mapping[str, str]
 
   @property
   def label(self) -> str:
@@ -97,6 +117,9 @@ class Maker:
     scales: the names of its two scales.
     variant: what the user wrote behind the file's name.
     changes: fields that the user set for all cells.
+
+  Raises:
+    ValueError: one of them is the cells' own.
   """
 
   def __init__(
@@ -108,6 +131,9 @@ class Maker:
   ):
     self.get_config, self.scales, self.variant, self.changes = get_config, scales, variant, changes
     self._data: dict[str, str] = {}
+    self._weights: dict[str, Mapping[str, Any]] = {}
+    if reserved := [field for field in RESERVED if field in changes]:
+      raise ValueError(f"--config.{reserved[0]} cannot be set for all cells: they differ in it")
 
   def cell(self, name: str, seed: int, rate: float | None = None) -> Cell:
     """The cell of a spec.
@@ -116,8 +142,14 @@ class Maker:
       name: of `SPECS`.
       seed: the run's.
       rate: of stage two; None: the configuration's.
+
+    Raises:
+      ValueError: a field is set for all cells that makes this one what it is; or no weights are given, or do not fit.
+      FileNotFoundError: the weights are not there.
     """
     spec = SPECS[name]
+    if clash := sorted(set(spec.changes) & set(self.changes)):
+      raise ValueError(f"--config.{clash[0]} cannot be set for all cells: the tables' {name} has its own value")
     config = self.get_config(":".join(filter(None, [self.variant, self.scales[spec.scale], spec.head])))
     if spec.changes:  # they are stage two's: stage one is that of all rows
       config.stage_one.classification = config.stage_one.classification or config.loss.classification
@@ -129,13 +161,34 @@ class Maker:
     config.seed, config.controls, config.evaluation.pictures = seed, (), 0
     if rate is not None:
       config.stage_two.learning_rate = rate
-    return Cell(name, config, self._digest(config))
+    self._resolve_weights(config)
+    about = [rmam_jax.__version__, workdir.FORMAT, self._digest_data(config.data)]
+    fields = _fields(config)
+    parts = {"stage_one": _digest([*about, *_of_stage_one(config, fields)])}
+    if recognizer.needs_localizer(config.model.head):
+      parts[localizing.NAME] = _digest([*about, _of_localizer(fields)])
+    return Cell(name, config, _digest([*about, fields]), parts)
 
-  def _digest(self, config: ml_collections.ConfigDict) -> str:
-    data = config.data.to_json()
-    if data not in self._data:
-      self._data[data] = features.digest_split(open_split(config.data, config.data.test))
-    return _digest([rmam_jax.__version__, workdir.FORMAT, self._data[data], _fields(config)])
+  def _resolve_weights(self, config: ml_collections.ConfigDict) -> None:
+    if config.weights not in self._weights:
+      resolved, _ = start.resolve(config)
+      fields = workdir.flatten(json.loads(resolved.to_json()))
+      self._weights[config.weights] = {
+        name: fields[name] for name in ("weights_digest", "model.pixel_mean", "model.pixel_std")
+      }
+    if config.weights != start.NONE:
+      config.update_from_flattened_dict(
+        {
+          name: tuple(value) if isinstance(value, list) else value
+          for name, value in self._weights[config.weights].items()
+        }
+      )
+
+  def _digest_data(self, data: ml_collections.ConfigDict) -> str:
+    key = data.to_json()
+    if key not in self._data:
+      self._data[key] = features.digest_split(open_split(data, data.test))
+    return self._data[key]
 
 
 def _fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -152,36 +205,37 @@ _AFTER_STAGE_ONE = ("stage_two.", "evaluation.", "controls", "model.head")
 _OF_REGIONS = ("localization_weight", "anchor_weight", "scale_weight", "positive_weight", "max_scale", "min_scale")
 
 
-def _stage_one(config: ml_collections.ConfigDict) -> str:
-  """A digest of all that stage one depends on; its data and version are those of the folder of all cells."""
+def _of_stage_one(config: ml_collections.ConfigDict, fields: Mapping[str, Any]) -> list[Any]:
+  """All that stage one depends on."""
   left_out = _AFTER_STAGE_ONE
   if not recognizer.looks(config.stage_one.head):
     left_out += ("data.proposals", "data.num_proposals", *(f"loss.{name}" for name in _OF_REGIONS))
-    left_out += recognizer.unused_sections([config.stage_one.head])
-  fields = {field: value for field, value in _fields(config).items() if not field.startswith(left_out)}
-  kind = fields.pop("stage_one.classification") or fields["loss.classification"]
-  fields.pop("loss.classification")
-  return _digest([kind, fields])
+    left_out += ("accumulate", *recognizer.unused_sections([config.stage_one.head]))
+  seen = {field: value for field, value in fields.items() if not field.startswith(left_out)}
+  kind = seen.pop("stage_one.classification") or seen["loss.classification"]
+  seen.pop("loss.classification")
+  return [kind, seen]
 
 
-def _take_over_stage_one(cell: Cell, root: pathlib.Path) -> None:
-  """Gives a cell that has not begun the stage one of a finished cell, if there is one that is the same."""
+def _of_localizer(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """All that a localiser depends on."""
+  left_out = (*_AFTER_STAGE_ONE, "stage_one.", "loss.", "model.rlsd.")
+  return {field: value for field, value in fields.items() if not field.startswith(left_out)}
+
+
+def _take_over_parts(cell: Cell, root: pathlib.Path) -> None:
+  """Gives a cell that has not begun the stage one and the localiser of finished cells, if there are such that are the same."""
   folder = cell.folder(root)
-  if (folder / "config.json").exists():
+  if any((phase / "config.json").exists() for phase in (folder, folder / "choose")):
     return
   folder.mkdir(parents=True, exist_ok=True)
   for other in sorted((root / "cells").iterdir()):
-    if not (other / "results.json").exists() or (other / "choose").exists():
+    if not (other / "results.json").exists() or not (other / PARTS_FILE).exists():
       continue
-    if _stage_one(workdir.read_config(other)) == _stage_one(cell.config):
-      draft = folder / "draft"
-      shutil.rmtree(draft, ignore_errors=True)
-      shutil.copytree(other / "checkpoints" / "stage_one", draft / "stage_one")
-      lines = (other / "metrics.jsonl").read_text().splitlines(keepends=True)
-      (folder / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["stage"] == "stage_one"))
-      shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-      draft.rename(folder / "checkpoints")
-      return
+    theirs = workdir.read_json(other / PARTS_FILE)
+    for part in (part for part, digest in cell.parts.items() if theirs.get(part) == digest):
+      for phase in ("choose", ""):
+        checkpoints.take_over(part, other / phase, folder / phase)
 
 
 @contextlib.contextmanager
@@ -218,7 +272,8 @@ def measure(cell: Cell, root: pathlib.Path, views: str) -> None:
   """Trains a cell, as far as it is not trained yet, and evaluates it from these views."""
   folder, place = cell.folder(root), _place(cell, root, views)
   if not (folder / "results.json").exists():
-    _take_over_stage_one(cell, root)
+    _take_over_parts(cell, root)
+    workdir.write_json(folder / PARTS_FILE, cell.parts)
     run.train_and_evaluate(cell.config, folder)
   run.evaluate(folder, {"views": views})
   draft = place.with_name(views + ".draft")

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from rmam_jax.data.records import open_split
+from rmam_jax.data.records import Split, open_split
+from rmam_jax.models import recognizer
 from rmam_jax.reproduction import cells
 from rmam_jax.reproduction.plan import Plan, work
-from rmam_jax.training import loop
+from rmam_jax.training import localizing, loop
 from rmam_jax.training import step as stepping
 
 SHARE = 0.25  # of the rate of a matrix product, that a training reaches where none has been measured
@@ -32,33 +33,49 @@ def _matmul_rate() -> float:
   return times * 2 * side**3 / (time.monotonic() - started) * jax.device_count()
 
 
-def _operations(config: ml_collections.ConfigDict, num_classes: int, num_records: int) -> float:
-  """Of both stages, by the compiler's count of one step."""
-  total = 0.0
-  for name in loop.STAGES:
-    stage = loop.build_stage(config, name, num_classes=num_classes, num_records=num_records)
-    size, batch = config.data.crop_size, config.batch_size
-    state = jax.eval_shape(
-      lambda stage=stage, size=size: stepping.init_state(stage.model, stage.optimizer, jax.random.key(0), size)
-    )
-    example = {
-      "image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
-      "labels": jax.ShapeDtypeStruct((batch, num_classes), jnp.float32),
-      "ignore": jax.ShapeDtypeStruct((batch, num_classes), bool),
-      "mask": jax.ShapeDtypeStruct((batch,), jnp.float32),
-    }
-    step = jax.jit(stepping.make_train_step(stage.model, stage.optimizer, stage.objective))
-    total += step.lower(state, example).cost_analysis()["flops"] * stage.steps
+def _operations(config: ml_collections.ConfigDict) -> float:
+  """Of a whole training: its stages, twice if it has two phases, and its localiser."""
+  train = open_split(config.data, config.data.train)
+  total = _count_stages(config, train)
+  if config.data.final_train:  # at most as long
+    total += _count_stages(config, open_split(config.data, config.data.final_train))
+  if recognizer.needs_localizer(config.model.head):
+    own = localizing.config_of(config)
+    boxed = open_split(own.data, own.data.train)
+    total += _count(own, loop.build_localizer_stage(own, len(boxed)), len(boxed.class_names))
   return total
 
 
+def _count_stages(config: ml_collections.ConfigDict, train: Split) -> float:
+  classes = len(train.class_names)
+  stages = [loop.build_stage(config, name, num_classes=classes, num_records=len(train)) for name in loop.STAGES]
+  return sum(_count(config, stage, classes) for stage in stages)
+
+
+def _count(config: ml_collections.ConfigDict, stage: loop.Stage, classes: int) -> float:
+  """By the compiler's count of one step, in which the looks, a loop, count once."""
+  size, batch = config.data.crop_size, config.batch_size
+  state = jax.eval_shape(lambda: stepping.init_state(stage.model, stage.optimizer, jax.random.key(0), size))
+  example = {
+    "image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
+    "labels": jax.ShapeDtypeStruct((batch, classes), jnp.float32),
+    "ignore": jax.ShapeDtypeStruct((batch, classes), bool),
+    "mask": jax.ShapeDtypeStruct((batch,), jnp.float32),
+  }
+  if config.data.proposals:
+    example["proposals"] = jax.ShapeDtypeStruct((batch, config.data.num_proposals, 4), jnp.float32)
+  step = jax.jit(stepping.make_train_step(stage.model, stage.optimizer, stage.objective))
+  return step.lower(state, example).cost_analysis()["flops"] * stage.steps
+
+
 def _seconds_known(plan: Plan) -> Mapping[str, float]:
-  """Wall seconds of the specs that have a finished cell."""
+  """Wall seconds of the specs that have a finished cell, of both its phases if it has two."""
   found = {}
   for cell, _ in work(plan):
-    path = cell.folder(plan.root) / "results.json"
-    if path.exists():
-      found[cell.name] = json.loads(path.read_text())["wall_seconds"]
+    folder = cell.folder(plan.root)
+    if (folder / "results.json").exists():
+      paths = [path for path in (folder / "choose" / "results.json", folder / "results.json") if path.exists()]
+      found[cell.name] = sum(json.loads(path.read_text())["wall_seconds"] for path in paths)
   return found
 
 
@@ -66,7 +83,6 @@ def describe(plan: Plan) -> str:
   """A line for each cell that is left with the time that it is expected to take, and their sum."""
   known = _seconds_known(plan)
   lines, total = [], 0.0
-  split = None
   pending: dict[str, tuple[cells.Cell, list[str]]] = {}
   for cell, views in work(plan):
     if not cells.is_measured(cell, plan.root, views):
@@ -77,8 +93,7 @@ def describe(plan: Plan) -> str:
     elif cell.name in known:
       seconds, source = known[cell.name], "as another seed took"
     else:
-      split = split or open_split(cell.config.data, cell.config.data.train)
-      counted = _operations(cell.config, len(split.class_names), len(split))
+      counted = _operations(cell.config)
       seconds, source = counted / (SHARE * _matmul_rate()), f"{counted / 1e12:,.1f} TFLOP counted"
     total += seconds
     lines.append(f"  {seconds / 60:7.1f} min  {cell.label}: {', '.join(views)} ({source}) {folder}")

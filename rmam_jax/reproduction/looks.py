@@ -27,9 +27,11 @@ def by_looks(folder: pathlib.Path, most: int = MOST) -> ByLooks:
 
   Args:
     folder: a finished workdir; its head looks.
-    most: looks.
+    most: looks; of a rule whose anchors depend on K, as many as it was trained with.
   """
   config = workdir.read_config(folder)
+  if config.model.head == "recurrent" and config.model.recurrent.anchored:
+    most = config.model.num_regions
   with config.unlocked():
     config.model.num_regions = most
   test = open_split(config.data, config.data.test)

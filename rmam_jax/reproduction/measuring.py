@@ -50,10 +50,6 @@ class Measurements:
     found = metrics.measure(rules, scores.svm, scores.labels, scores.ignore)
     return {**found, "AP": dict(zip(scores.class_names.tolist(), found["AP"], strict=True))}
 
-  def by_seed(self, row: Row, figure: str) -> list[float]:
-    """A figure of `figures` for each seed."""
-    return [self.figures(row, seed)[figure] for seed in self.plan.seeds]
-
   def results(self, row: Row, figure: str) -> list[float | None]:
     """A figure of results.json for each seed; None where it is not there."""
     (cell,) = row.cells

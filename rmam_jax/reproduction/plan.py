@@ -46,10 +46,8 @@ def make(maker: Maker, root: pathlib.Path, chosen: Sequence[str], seeds: int, ra
     rates: learning rates of stage two to try for every head.
 
   Raises:
-    ValueError: no such table, or no seed.
+    ValueError: no such table, or the configuration has no SVMs, which the tables measure.
   """
-  if seeds < 1:
-    raise ValueError(f"--seeds must be at least 1, got {seeds}")
   every = tables.tables()
   unknown = [name for name in chosen if name not in every]
   if unknown:
@@ -61,6 +59,8 @@ def make(maker: Maker, root: pathlib.Path, chosen: Sequence[str], seeds: int, ra
         views.setdefault(cell, [])
         if row.views not in views[cell]:
           views[cell].append(row.views)
+  if not maker.cell(next(iter(views)), 0).config.evaluation.svm_solver:
+    raise ValueError("the tables measure SVMs: evaluation.svm_solver must not be empty")
   for name in list(views):
     if rates and (tuned := cells.SPECS[name].tuned_as):
       views.setdefault(tuned, [tables.SINGLE])

@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import filelock
+
 from rmam_jax.reproduction import cells, expected, measuring, plan, tables, writing
 
 
@@ -58,14 +60,15 @@ def reproduce(
   maker = load_maker(config, changes)
   data = maker.cell("rmam", 0).config.data.name
   root = out or pathlib.Path("runs", f"tables-{data}".replace("/", "-"))
-  chosen = list(tables_chosen or tables.TABLES)
+  chosen = list(dict.fromkeys(tables_chosen or tables.TABLES))
+  if root.exists() and not root.is_dir():
+    raise ValueError(f"--out={root} is a file: name a folder")
   todo = plan.make(maker, root, chosen, seeds, rates)
   if dry_run:
     print(expected.describe(todo))
     return
   plan.run(todo)
-  found = measuring.Measurements(todo, chosen)
-  writing.write(
-    root, found, command=writing.command_line(config, changes, chosen, seeds, rates), day=datetime.date.today()
-  )
+  command = writing.command_line(config, changes, chosen, seeds, rates)
+  with filelock.FileLock(root / "tables.lock"):  # of two that share the work, one after the other times and writes
+    writing.write(root, measuring.Measurements(todo, chosen), command=command, day=datetime.date.today())
   print(f"wrote {root / 'tables.md'}")

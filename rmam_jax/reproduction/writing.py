@@ -3,6 +3,7 @@
 import datetime
 import pathlib
 import platform
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ def command_line(
   """The command that makes the same tables."""
   parts = [f"python reproduce.py --config={config} --tables={','.join(chosen)} --seeds={seeds}"]
   parts += [f"--rates={','.join(f'{rate:g}' for rate in rates)}"] if rates else []
-  return " ".join([*parts, *(f"--config.{field}={value}" for field, value in changes.items())])
+  return " ".join([*parts, *(shlex.quote(f"--config.{field}={value}") for field, value in changes.items())])
 
 
 def _percent(values: Sequence[float | None]) -> str:
@@ -41,17 +42,14 @@ def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]
 
 
 def _paper_table(found: Measurements, number: str, table: Table) -> list[str]:
-  first = found.figures(table.rows[0], 0)
+  measured = {row.label: [found.figures(row, seed) for seed in found.plan.seeds] for row in table.rows}
+  first = measured[table.rows[0].label][0]
   figures = [name for figure in table.figures for name in (first["AP"] if figure == "AP" else [figure])]
   same = tables.PAPER_DATA[table.data] == found.data
 
-  def value(row: Row, figure: str) -> list[float]:
-    every = [found.figures(row, seed) for seed in found.plan.seeds]
-    return [each["AP"][figure] if figure in each["AP"] else each[figure] for each in every]
-
   rows = []
   for row in table.rows:
-    ours = [value(row, figure) for figure in figures]
+    ours = [[{**each, **each["AP"]}[figure] for each in measured[row.label]] for figure in figures]
     rows.append([row.label, "ours", *map(_percent, ours)])
     printed = [row.paper.get(figure) for figure in figures]
     if any(each is not None for each in printed):
@@ -88,8 +86,8 @@ def _controls(found: Measurements, table: Table) -> list[str]:
   return [
     "### What the paper lacks",
     "",
-    "Every head on the same backbone, stage one and batches, for as many steps; the centre view; the network's own scores"
-    " and the SVMs'.",
+    "Every head on the same backbone and batches, for as many steps, with the losses and stage one of its configuration;"
+    " the centre view; the network's own scores and the SVMs'.",
     "",
     *_markdown(["head", "mAP", "mAP, SVMs", *_LOCALIZATION, "rate"], rows),
     "",
@@ -107,8 +105,8 @@ def _systems(found: Measurements, table: Table) -> list[str]:
     "### The sister systems",
     "",
     "RMAM by two rules, `saliency` and the paper's `recurrent`, the reconstructed sister systems and two controls"
-    " (docs/systems.md), with the same backbone, stage one, batches and number of steps. ms: of the network alone for one"
-    " image, the centre view, in batches, on the machine above.",
+    " (docs/systems.md), with the same backbone, batches and number of steps, each with the losses and stage one of its"
+    " configuration. ms: of the network alone for one image, the centre view, in batches, on the machine above.",
     "",
     *_markdown(["head", "mAP", "mAP, SVMs", *_LOCALIZATION, "ms", "rate"], rows),
     "",

@@ -78,12 +78,14 @@ def _shapes(tree: Any) -> Any:
   return jax.tree.map(jnp.shape, tree)
 
 
-def resolve(config: ml_collections.ConfigDict, folder: pathlib.Path) -> tuple[ml_collections.ConfigDict, Start | None]:
+def resolve(
+  config: ml_collections.ConfigDict, folder: pathlib.Path | None = None
+) -> tuple[ml_collections.ConfigDict, Start | None]:
   """Finds and checks `config.weights`.
 
   Args:
     config: see `configs/common.py`.
-    folder: the workdir. A run whose stages have all begun goes on though the weights are gone: its checkpoints have
+    folder: the workdir, if there is one. A run whose stages have all begun goes on though the weights are gone: its checkpoints have
       what came of them.
 
   Returns:
@@ -119,9 +121,9 @@ def resolve(config: ml_collections.ConfigDict, folder: pathlib.Path) -> tuple[ml
   return config, first
 
 
-def _gone(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Start | None:
+def _gone(config: ml_collections.ConfigDict, folder: pathlib.Path | None) -> Start | None:
   """The weights of a run that began with them, from the cache; None where every stage has a checkpoint."""
-  recorded = workdir.read_config(folder) if (folder / "config.json").exists() else {}
+  recorded = workdir.read_config(folder) if folder and (folder / "config.json").exists() else {}
   digest = recorded.get("weights_digest", "")
   if not digest or recorded.get("weights") != config.weights:
     raise FileNotFoundError(f"config.weights: there is no {config.weights}. Give {HOW}")
