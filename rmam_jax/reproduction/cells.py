@@ -170,19 +170,16 @@ class Maker:
     return Cell(name, config, _digest([*about, fields]), parts)
 
   def _resolve_weights(self, config: ml_collections.ConfigDict) -> None:
+    if config.weights == start.NONE:
+      return
     if config.weights not in self._weights:
       resolved, _ = start.resolve(config)
-      fields = workdir.flatten(json.loads(resolved.to_json()))
       self._weights[config.weights] = {
-        name: fields[name] for name in ("weights_digest", "model.pixel_mean", "model.pixel_std")
+        "weights_digest": resolved.weights_digest,
+        "model.pixel_mean": resolved.model.pixel_mean,
+        "model.pixel_std": resolved.model.pixel_std,
       }
-    if config.weights != start.NONE:
-      config.update_from_flattened_dict(
-        {
-          name: tuple(value) if isinstance(value, list) else value
-          for name, value in self._weights[config.weights].items()
-        }
-      )
+    config.update_from_flattened_dict(self._weights[config.weights])
 
   def _digest_data(self, data: ml_collections.ConfigDict) -> str:
     key = data.to_json()
@@ -224,7 +221,7 @@ def _of_localizer(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _take_over_parts(cell: Cell, root: pathlib.Path) -> None:
-  """Gives a cell that has not begun the stage one and the localiser of finished cells, if there are such that are the same."""
+  """Gives a cell that has not begun the stage one and the localiser of finished cells, where they are the same."""
   folder = cell.folder(root)
   if any((phase / "config.json").exists() for phase in (folder, folder / "choose")):
     return

@@ -37,8 +37,8 @@ def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
 def determining(fields: dict[str, Any], config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Of a configuration's values by their dotted names, those that can change what a run finds.
 
-  Left out are `FREE_FIELDS`, `accumulate` unless a head samples where it looks, and the sections that only other heads read than those which `config` trains
-  (`recognizer.SECTIONS`), so that such a head changes nothing for the others.
+  Left out are `FREE_FIELDS`, `accumulate` unless a head samples where it looks, and the sections that only other heads
+  read than those which `config` trains (`recognizer.SECTIONS`), so that such a head changes nothing for the others.
   """
   heads = {config.model.head, config.stage_one.head, config.stage_two.head, *config.controls}
   unused = recognizer.unused_sections(heads)
