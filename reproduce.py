@@ -1,6 +1,6 @@
 """The paper's tables by one command, ours beside theirs, with the controls that it lacks.
 
-    python reproduce.py                                             digit scenes, one seed: about an hour on two cores
+    python reproduce.py                                             digit scenes, one seed: half an hour on two cores
     python reproduce.py --config=configs/digits.py:hard --seeds=3 --tables=4,6,controls
     python reproduce.py --config=configs/voc.py --config.weights=FILE --dry_run
 

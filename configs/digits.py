@@ -9,7 +9,7 @@ python train.py --config=configs/digits.py:hard               harder scenes; als
 python train.py --config=configs/digits.py:long               three times as many steps of stage two
 python train.py --config=configs/digits.py:1.25x              larger images
 
-Expected of the default on two cores of an EPYC: about five minutes with the mean-pool control, 1.1 GB; test mAP 0.981,
+Expected of the default on two cores of an EPYC: about five minutes with the mean-pool control, 1.1 GB; test mAP 0.980,
 coverage 0.996 (means of three seeds); mean pool 0.82. The README's results table has the other heads; `long` 0.990.
 """
 
