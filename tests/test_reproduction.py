@@ -117,6 +117,8 @@ def test_what_cells_share(data_root):
   others = [ft_rpn, maker.cell("rlsd", 1).parts, longer.cell("rlsd", 0).parts]
   assert len({rlsd["localizer"], *(each["localizer"] for each in others)}) == 4
   assert "localizer" not in maker.cell("saliency", 0).parts
+  assert maker.cell("rmam", 0).parts == maker.cell("proposals", 0).parts
+  assert maker.cell("rmam", 0).parts != maker.cell("rmam-large", 0).parts
 
 
 def test_weights_are_what_a_cell_depends_on_wherever_they_lie(data_root, tmp_path):

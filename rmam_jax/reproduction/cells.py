@@ -162,12 +162,14 @@ class Maker:
     if rate is not None:
       config.stage_two.learning_rate = rate
     self._resolve_weights(config)
-    about = [rmam_jax.__version__, workdir.FORMAT, self._digest_data(config.data)]
-    fields = _fields(config)
+    fields, made_by = _fields(config), [rmam_jax.__version__, workdir.FORMAT]
+    without_proposals = config.data.copy_and_resolve_references()
+    without_proposals.proposals = ""
+    about = [*made_by, self._digest_data(without_proposals)]
     parts = {"stage_one": _digest([*about, *_of_stage_one(config, fields)])}
     if recognizer.needs_localizer(config.model.head):
       parts[localizing.NAME] = _digest([*about, _of_localizer(fields)])
-    return Cell(name, config, _digest([*about, fields]), parts)
+    return Cell(name, config, _digest([*made_by, self._digest_data(config.data), fields]), parts)
 
   def _resolve_weights(self, config: ml_collections.ConfigDict) -> None:
     if config.weights == start.NONE:
