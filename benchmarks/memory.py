@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from benchmarks import machine
 from configs import voc
-from rmam_jax.training import loop, step
+from rmam_jax.training import stages, step
 
 WAYS = {
   "as it is": {},
@@ -40,7 +40,7 @@ def count(config, side: int) -> tuple[int, int, jax.stages.Lowered]:
 
   From shapes alone, for stage two.
   """
-  stage = loop.build_stage(config, "stage_two", num_classes=CLASSES, num_records=5_011)
+  stage = stages.build(config, "stage_two", num_classes=CLASSES, num_records=5_011)
   init = functools.partial(step.init_state, stage.model, stage.optimizer, size=side)
   state = jax.eval_shape(init, jax.random.key(0))
   batch = {

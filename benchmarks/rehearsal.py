@@ -25,7 +25,7 @@ from benchmarks import machine, roofline
 from configs import common, voc
 from rmam_jax import metrics
 from rmam_jax.data import digits
-from rmam_jax.training import loop, step
+from rmam_jax.training import stages, step
 
 SMALL = {
   "model.stages": ((16,), (32,), (64, 64)),
@@ -133,17 +133,17 @@ def main() -> None:
   train_scenes = scenes(size, "train", arguments.scenes)
   test_scenes = scenes(size, "test", TEST_SCENES)
   batches = crops(*train_scenes, config.batch_size, side, np.random.default_rng(0))
-  stages = {
-    name: loop.build_stage(config, name, num_classes=len(digits.CLASSES), num_records=arguments.scenes)
+  planned = {
+    name: stages.build(config, name, num_classes=len(digits.CLASSES), num_records=arguments.scenes)
     for name in ("stage_one", "stage_two")
   }
 
   print(f"{jax.devices()[0].device_kind}; {machine.describe('jax', 'flax', 'optax')}. Head {arguments.head},")
   print(f"crops of {side} from {size}, batch {config.batch_size}, {arguments.dtype}, Adam {arguments.rate:g}.\n")
   rows, curves, params = [], [], None
-  for name, stage in stages.items():
+  for name, stage in planned.items():
     fresh = jax.jit(functools.partial(step.init_params, stage.model, size=side))(jax.random.key(0))
-    params = fresh if params is None else loop.take_over(fresh, params, loop.kept_head(config))
+    params = fresh if params is None else stages.take_over(fresh, params, stages.kept_head(config))
     before = mean_ap(stage, params, *test_scenes, side, config.batch_size)
     params, told, program = train(stage, params, batches, 30 * arguments.minutes)
     after = mean_ap(stage, params, *test_scenes, side, config.batch_size)

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks import machine, train_step
 from configs import voc
-from rmam_jax.training import loop, step
+from rmam_jax.training import stages, step
 
 AXES = {
   "side": (64, 96, 128, 192),
@@ -32,7 +32,7 @@ def make_work(full: bool, side: int, K: int, classes: int, batch: int):
   if not full:
     config.update_from_flattened_dict(train_step.SMALL)
   config.batch_size, config.model.num_regions = batch, K
-  stage = loop.build_stage(config, "stage_two", num_classes=classes, num_records=5_011)
+  stage = stages.build(config, "stage_two", num_classes=classes, num_records=5_011)
   params = jax.jit(functools.partial(step.init_params, stage.model, size=side))(jax.random.key(0))
   rng = np.random.default_rng(0)
   made = {

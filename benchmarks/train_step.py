@@ -21,7 +21,7 @@ from torch.nn import functional
 from benchmarks import machine, roofline
 from configs import voc
 from rmam_jax import geometry
-from rmam_jax.training import loop, step
+from rmam_jax.training import stages, step
 
 CLASSES = 20
 SMALL = {
@@ -163,7 +163,7 @@ def main() -> None:
   if arguments.small:
     config.update_from_flattened_dict(SMALL)
     side = SMALL_SIDE
-  stage = loop.build_stage(config, "stage_two", num_classes=CLASSES, num_records=5_011)
+  stage = stages.build(config, "stage_two", num_classes=CLASSES, num_records=5_011)
   params = jax.jit(functools.partial(step.init_params, stage.model, size=side))(jax.random.key(0))
   rng = np.random.default_rng(0)
   batch = {

@@ -16,7 +16,7 @@ from rmam_jax import metrics
 from rmam_jax.data import batches
 from rmam_jax.evaluation import decisions, regions
 from rmam_jax.models import recognizer
-from rmam_jax.training import loop
+from rmam_jax.training import stages
 from rmam_jax.weights import published
 
 PRETRAINED = pathlib.Path(__file__).parent / "pretrained" / "digits-easy"
@@ -121,7 +121,7 @@ class Predictor:
     self._looks = recognizer.looks(head)
     if recognizer.GUIDES.get(head) == "boxes":
       raise ValueError(f"head {head!r} looks at proposals, which images alone do not have: it can only be evaluated")
-    model = loop.build_model(config, "stage_two", len(trained.class_names))
+    model = stages.build_model(config, "stage_two", len(trained.class_names))
     self._params = jax.device_put(trained.params, meshes.replicated(mesh))
     self._forward = _make_forward(model, mesh)
 

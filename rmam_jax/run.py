@@ -21,7 +21,7 @@ from rmam_jax.evaluation import choices as choosing
 from rmam_jax.evaluation import decisions, features, report, svm
 from rmam_jax.evaluation import scores as scoring
 from rmam_jax.evaluation import views as viewing
-from rmam_jax.training import checkpoints, localizing, loop, workdir
+from rmam_jax.training import checkpoints, localizing, loop, stages, workdir
 from rmam_jax.training import step as stepping
 
 _NOTHING: Mapping[str, Any] = types.MappingProxyType({})
@@ -38,8 +38,8 @@ def train_and_evaluate(
   """A whole run, or what is left of it: both stages, the controls, the evaluation.
 
   With `data.final_train` there are two phases. The first, in `folder/choose`, trains on `data.train` and chooses the
-  epoch of each stage and of a localiser, C, thresholds and temperature on `data.validation`. The second carries them to `final_train`, in
-  `folder`, and is evaluated on `data.test`, on which nothing is chosen.
+  epoch of each stage and of a localiser, C, thresholds and temperature on `data.validation`. The second carries them to
+  `final_train`, in `folder`, and is evaluated on `data.test`, on which nothing is chosen.
 
   Args:
     config: see `configs/common.py`.
@@ -190,7 +190,7 @@ def load_best(config: ml_collections.ConfigDict, folder: pathlib.Path, num_class
     FileNotFoundError: stage two has not finished an epoch there.
     ValueError: the checkpoint is damaged, or of another model than the configuration's.
   """
-  model = loop.build_model(config, "stage_two", num_classes)
+  model = stages.build_model(config, "stage_two", num_classes)
   size = config.data.crop_size
   like = jax.eval_shape(lambda key: stepping.init_params(model, key, size), jax.random.key(0))
   saved = checkpoints.StageCheckpoints(folder / "checkpoints" / "stage_two")
@@ -267,7 +267,7 @@ def evaluate(
     train = answers(open_split(data, data.train, section.svm_images), "images for the SVMs")
   if validation_split is not None:
     validation = answers(validation_split, "validation images")
-  head, kind = loop.head_of(config, "stage_two"), classification_of(config)
+  head, kind = stages.head_of(config, "stage_two"), classification_of(config)
   if validation is None:
     chosen = choosing.read(folder, names)
   elif processes.is_first():  # what follows from answers takes the devices of one process
@@ -333,6 +333,6 @@ def _fit_svms(
 
 def _stage_seconds(folder: pathlib.Path):
   """The wall time that each stage took, over all the runs it took."""
-  for stage in (localizing.NAME, *loop.STAGES):
+  for stage in (localizing.NAME, *stages.NAMES):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     yield max((line["seconds"] for line in map(json.loads, lines) if line["stage"] == stage), default=0.0)

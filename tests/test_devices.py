@@ -20,7 +20,7 @@ from configs import voc
 from examples import pmap_training
 from rmam_jax import mesh as meshes
 from rmam_jax import run
-from rmam_jax.training import checkpoints, loop, step
+from rmam_jax.training import checkpoints, loop, stages, step
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -183,7 +183,7 @@ def test_processes_without_a_coordinator_are_refused():
 def test_the_paper_s_train_step_lowers_for_tpus(head):
   config = voc.get_config(f"512:{head}")
   config.model.dtype = "bfloat16"
-  stage = loop.build_stage(config, "stage_two", num_classes=20, num_records=5011)
+  stage = stages.build(config, "stage_two", num_classes=20, num_records=5011)
   state = jax.eval_shape(functools.partial(step.init_state, stage.model, stage.optimizer, size=448), jax.random.key(0))
   batch = {
     "image": jax.ShapeDtypeStruct((16, 448, 448, 3), np.uint8),

@@ -7,7 +7,7 @@ import pytest
 from test_training import tiny_config
 
 from rmam_jax import run
-from rmam_jax.training import loop
+from rmam_jax.training import loop, stages
 
 
 def two_phases(data_root):
@@ -36,7 +36,7 @@ def test_the_second_phase_carries_what_the_first_has_chosen(trained):
   assert json.loads((folder / "choose" / "results.json").read_text())["data"] == "digits/tiny validation"
   lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
   assert not any("validation_mAP" in line for line in lines)
-  last = {stage: max(line["epoch"] for line in lines if line["stage"] == stage) for stage in loop.STAGES}
+  last = {stage: max(line["epoch"] for line in lines if line["stage"] == stage) for stage in stages.NAMES}
   assert last == loop.best_epochs(folder / "choose") == loop.best_epochs(folder)
 
 
@@ -50,9 +50,9 @@ def test_the_same_command_again_trains_nothing(trained, data_root):
 
 def test_a_carried_epoch_ends_the_stage_but_not_its_schedule(data_root):
   config = tiny_config(data_root)
-  whole = loop.build_stage(config, "stage_two", num_classes=10, num_records=160)
+  whole = stages.build(config, "stage_two", num_classes=10, num_records=160)
   config.stage_two.stop_epoch = 2
-  short = loop.build_stage(config, "stage_two", num_classes=10, num_records=160)
+  short = stages.build(config, "stage_two", num_classes=10, num_records=160)
   assert (whole.epochs, short.epochs) == (3, 2)
   assert short.steps == 2 * whole.steps_per_epoch
   params = {"w": jax.numpy.ones(3)}
@@ -66,7 +66,7 @@ def test_a_carried_epoch_ends_the_stage_but_not_its_schedule(data_root):
   assert (last_update(short) == last_update(whole)).all()
   config.stage_two.stop_epoch = 4
   with pytest.raises(ValueError, match=r"stage_two\.stop_epoch must be between 0 and its 3 epochs, got 4"):
-    loop.build_stage(config, "stage_two", num_classes=10, num_records=160)
+    stages.build(config, "stage_two", num_classes=10, num_records=160)
 
 
 def test_a_run_that_has_nothing_to_choose_on_says_so_before_it_trains(data_root, tmp_path):

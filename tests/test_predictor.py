@@ -19,7 +19,7 @@ from rmam_jax import mesh as meshes
 from rmam_jax import metrics, predict_files, predictor
 from rmam_jax.data import records
 from rmam_jax.evaluation import answers, decisions
-from rmam_jax.training import loop, step
+from rmam_jax.training import stages, step
 from rmam_jax.weights.published import Published
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -39,7 +39,7 @@ def untrained(head="saliency", **fields):
   config.model.x_width = config.model.lstm_width = config.model.z_width = 16
   for field, value in fields.items():
     config.model[field] = value
-  model = loop.build_model(config, "stage_two", len(NAMES))
+  model = stages.build_model(config, "stage_two", len(NAMES))
   shapes = jax.eval_shape(lambda key: step.init_params(model, key, config.data.crop_size), jax.random.key(0))
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(leaf.dtype), shapes)
@@ -68,7 +68,7 @@ def encoded(image, format="PNG"):
 def test_predictions_are_the_evaluation_s(small, scenes, data_root):
   trained = untrained()
   mesh = meshes.make_mesh()
-  model = loop.build_model(trained.config, "stage_two", len(NAMES))
+  model = stages.build_model(trained.config, "stage_two", len(NAMES))
   theirs = answers.answer_split(
     answers.make_forward(model, mesh),
     trained.params,

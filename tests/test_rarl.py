@@ -12,7 +12,7 @@ import pytest
 from configs import coco, common, digits, voc
 from rmam_jax import attention, geometry, losses, predictor, rarl, run
 from rmam_jax import mesh as meshes
-from rmam_jax.training import loop, step
+from rmam_jax.training import loop, stages, step
 from rmam_jax.weights import published
 
 SHAPES = rarl.region_shapes((0.3, 0.5), (2.0, 1.0, 0.5))
@@ -344,7 +344,7 @@ def thin_config(data_root="", variant="tiny:rarl"):
 
 
 def test_the_step_on_two_devices_and_with_padding():
-  stage = loop.build_stage(thin_config(), "stage_two", num_classes=10, num_records=160)
+  stage = stages.build(thin_config(), "stage_two", num_classes=10, num_records=160)
   state = jax.jit(functools.partial(step.init_state, stage.model, optax.sgd(0.1), size=64))(jax.random.key(0))
   rng = np.random.default_rng(0)
   batch = {
@@ -385,12 +385,12 @@ def test_impossible_configurations_are_refused(changes, message):
   config = thin_config()
   config.update_from_flattened_dict(changes)
   with pytest.raises(ValueError, match=message):
-    loop.build_stage(config, "stage_two", num_classes=10, num_records=160)
+    stages.build(config, "stage_two", num_classes=10, num_records=160)
 
 
 @pytest.mark.parametrize(("config", "classes"), [(voc.get_config("rarl"), 20), (coco.get_config("640:rarl"), 80)])
 def test_the_step_of_natural_images_has_its_shapes(config, classes):
-  stage = loop.build_stage(config, "stage_two", num_classes=classes, num_records=5_000)
+  stage = stages.build(config, "stage_two", num_classes=classes, num_records=5_000)
   init = functools.partial(step.init_state, stage.model, stage.optimizer, size=config.data.crop_size)
   state = jax.eval_shape(init, jax.random.key(0))
   # VGG-16's 13 convolutions; W_fx; the LSTM's gates; W_hz, W_zs, the policy and the baseline; each with its bias.

@@ -14,7 +14,7 @@ from configs import coco, common, custom, digits, voc
 from rmam_jax import localization, mesh, metrics, predictor, rlsd, run
 from rmam_jax.data.records import open_split
 from rmam_jax.models import recognizer
-from rmam_jax.training import checkpoints, localizing, loop, step, workdir
+from rmam_jax.training import checkpoints, localizing, loop, stages, step, workdir
 from rmam_jax.weights import published
 
 WHOLE = [0, 0, 1, 1]
@@ -371,7 +371,7 @@ def test_a_run_trains_its_localiser_first_and_leaves_it_as_it_is(finished, data_
   params, localizer = best_of(config, finished)
   assert_same(params["localizer"], localizer)
   assert (np.asarray(localizer["offsets"]["kernel"]) != 0).any()  # which it began with
-  stage = loop.build_stage(config, "stage_two", num_classes=10, num_records=160)
+  stage = stages.build(config, "stage_two", num_classes=10, num_records=160)
   state = jax.eval_shape(functools.partial(step.init_state, stage.model, stage.optimizer, size=64), jax.random.key(0))
   kept = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)]
   assert any("'head'" in name for name in kept)
@@ -422,7 +422,7 @@ def test_ten_views_have_regions_of_their_own(finished):
 
 def test_two_devices_train_a_localiser_as_one_does(data_root):
   config = small_config(data_root, **{"model.stages": ((4,), (6,))})
-  stage = loop.build_localizer_stage(localizing.config_of(config), 160)
+  stage = stages.build_localizer(localizing.config_of(config), 160)
   optimizer = optax.sgd(0.1)
   state = jax.jit(functools.partial(step.init_state, stage.model, optimizer, size=24))(jax.random.key(0))
   rng = np.random.default_rng(0)
@@ -467,7 +467,7 @@ def test_full_size_models_have_their_shapes():
     assert config.model.localizer.anchors[0] == (anchor, 2 * anchor)  # 45 x 90 of 720
     assert len(config.model.localizer.anchors) == 12
     assert config.localizer.data == {"voc/2007": "coco/2014", "coco/2014": "voc/2007"}[config.data.name]
-    stage = loop.build_stage(config, "stage_two", num_classes=20, num_records=5011)
+    stage = stages.build(config, "stage_two", num_classes=20, num_records=5011)
     side = config.data.crop_size
     state = jax.eval_shape(
       functools.partial(step.init_state, stage.model, stage.optimizer, size=side), jax.random.key(0)
@@ -484,7 +484,7 @@ def test_full_size_models_have_their_shapes():
     after, metrics = jax.eval_shape(step.make_train_step(stage.model, stage.optimizer, stage.objective), state, batch)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
     assert "sequence" in metrics
-    before = loop.build_localizer_stage(localizing.config_of(config), 1_000)
+    before = stages.build_localizer(localizing.config_of(config), 1_000)
     shapes = jax.eval_shape(functools.partial(step.init_params, before.model, size=side), jax.random.key(0))
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, state.params["localizer"])
   assert localizing.config_of(voc.get_config("rlsd_ft_rpn")).data.name == "voc/2007"
@@ -514,11 +514,11 @@ def test_what_cannot_be_localised_is_refused(data_root):
     with pytest.raises(ValueError, match=rf"model\.rlsd\.{field} .*{message}"):
       recognizer.build(config.model, 10, head="rlsd")
   with pytest.raises(ValueError, match=r"localizer\.epochs must be at least 1, got 0"):
-    loop.build_localizer_stage(small_config(data_root, **{"localizer.epochs": 0}), 160)
+    stages.build_localizer(small_config(data_root, **{"localizer.epochs": 0}), 160)
   with pytest.raises(ValueError, match=r"localizer\.samples must be at least 2, got 1"):
-    loop.build_localizer_stage(small_config(data_root, **{"localizer.samples": 1}), 160)
+    stages.build_localizer(small_config(data_root, **{"localizer.samples": 1}), 160)
   with pytest.raises(ValueError, match=r"the first not above the second, got 0\.8 and 0\.7"):
-    loop.build_localizer_stage(small_config(data_root, **{"localizer.negative": 0.8}), 160)
+    stages.build_localizer(small_config(data_root, **{"localizer.negative": 0.8}), 160)
   config = small_config(data_root, **{"model.localizer.overlap": 1.5})
   with pytest.raises(ValueError, match=r"model\.localizer\.overlap must be an IoU in \[0, 1\], got 1\.5"):
     recognizer.build_localizer(config.model)

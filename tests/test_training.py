@@ -20,7 +20,7 @@ from configs import common, digits, voc
 from rmam_jax import attention, mesh, run
 from rmam_jax.data import batches
 from rmam_jax.models import recognizer
-from rmam_jax.training import loop, step, workdir
+from rmam_jax.training import loop, stages, step, workdir
 
 
 def tiny_config(data_root, **changes):
@@ -93,7 +93,7 @@ def test_the_step_has_the_shapes_it_had_under_jit():
 
 def test_the_paper_s_model_has_its_parameters_and_its_step_its_shapes():
   config = voc.get_config()
-  stage = loop.build_stage(config, "stage_two", num_classes=20, num_records=5011)
+  stage = stages.build(config, "stage_two", num_classes=20, num_records=5011)
   init = functools.partial(step.init_state, stage.model, stage.optimizer, size=448)
   state = jax.eval_shape(init, jax.random.key(0))
   # VGG-16's 13 convolutions; W_fx; the LSTM's gates; W_hz, W_zs and W_zm; each with its bias.
@@ -196,7 +196,7 @@ def test_a_head_samples_by_seed_and_step_and_has_its_own_loss():
 def test_computing_stages_again_changes_nothing_and_keeps_less(data_root):
   found = []
   for remat in (False, True):
-    stage = loop.build_stage(tiny_config(data_root, remat=remat), "stage_one", num_classes=10, num_records=160)
+    stage = stages.build(tiny_config(data_root, remat=remat), "stage_one", num_classes=10, num_records=160)
     state = jax.jit(functools.partial(step.init_state, stage.model, optax.sgd(0.1), size=64))(jax.random.key(0))
     rng = np.random.default_rng(0)
     batch = {
@@ -340,16 +340,16 @@ def test_a_run_that_was_stopped_ends_where_an_uninterrupted_one_does(finished, d
 
 def test_stage_two_begins_with_what_stage_one_learned(finished, data_root, monkeypatch):
   config = tiny_config(data_root)
-  stage = loop.build_stage(config, "stage_two", num_classes=10, num_records=160)
+  stage = stages.build(config, "stage_two", num_classes=10, num_records=160)
   fresh = step.init_params(stage.model, jax.random.key(5), 64)
-  one = loop.build_stage(config, "stage_one", num_classes=10, num_records=160)
+  one = stages.build(config, "stage_one", num_classes=10, num_records=160)
   trained = step.init_params(one.model, jax.random.key(6), 64)
-  taken = loop.take_over(fresh, trained, "auxiliary")
+  taken = stages.take_over(fresh, trained, "auxiliary")
   assert taken["backbone"] is trained["backbone"]
   assert taken["auxiliary"] is trained["head"]
   assert taken["head"] is fresh["head"]
   with pytest.raises(ValueError, match="stage one's auxiliary does not fit"):
-    loop.take_over({**fresh, "auxiliary": {}}, trained, "auxiliary")
+    stages.take_over({**fresh, "auxiliary": {}}, trained, "auxiliary")
 
 
 @pytest.mark.parametrize("head", ["recurrent", "mean_pool"])

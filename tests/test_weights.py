@@ -21,7 +21,7 @@ from test_training import tiny_config
 
 from configs import digits, voc
 from rmam_jax.models import recognizer, vgg
-from rmam_jax.training import loop
+from rmam_jax.training import loop, stages
 from rmam_jax.weights import files, layouts, published, start, tensors
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -399,7 +399,7 @@ def test_a_run_begins_with_the_file_and_takes_its_preprocessing(tmp_path, data_r
   from rmam_jax.training import checkpoints
 
   restored = checkpoints.StageCheckpoints(folder / "checkpoints" / "stage_one")
-  stage = loop.build_stage(saved, "stage_one", num_classes=10, num_records=160)
+  stage = stages.build(saved, "stage_one", num_classes=10, num_records=160)
   like = jax.eval_shape(lambda: loop.stepping.init_params(stage.model, jax.random.key(0), 64))
   sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   params, _ = restored.restore_best(checkpoints.abstract(like, sharding))
@@ -500,7 +500,7 @@ def test_a_trained_model_begins_another_run(trained, kind, tmp_path, data_root):
   wanted = published.load(trained / kind)
   assert resolved.weights_digest == tensors.digest(tensors.flatten(wanted.params))
   assert tuple(resolved.model.pixel_mean) == (90, 90, 90)
-  stage = loop.build_stage(config, "stage_two", num_classes=10, num_records=160)
+  stage = stages.build(config, "stage_two", num_classes=10, num_records=160)
   fresh = loop.stepping.init_params(stage.model, jax.random.key(9), 64)
   heads = {"head": "saliency", "auxiliary": "score_map"}
   fill = {"heads": heads, "region_size": (5, 5)}

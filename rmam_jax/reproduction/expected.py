@@ -13,7 +13,7 @@ from rmam_jax.data.records import Split, open_split
 from rmam_jax.models import recognizer
 from rmam_jax.reproduction import cells
 from rmam_jax.reproduction.plan import Plan, work
-from rmam_jax.training import localizing, loop
+from rmam_jax.training import localizing, stages
 from rmam_jax.training import step as stepping
 
 SHARE = 0.25  # of the rate of a matrix product, that a training reaches where none has been measured
@@ -42,17 +42,19 @@ def _operations(config: ml_collections.ConfigDict) -> float:
   if recognizer.needs_localizer(config.model.head):
     own = localizing.config_of(config)
     boxed = open_split(own.data, own.data.train)
-    total += _count(own, loop.build_localizer_stage(own, len(boxed)), len(boxed.class_names))
+    total += _count(own, stages.build_localizer(own, len(boxed)), len(boxed.class_names))
   return total
 
 
 def _count_stages(config: ml_collections.ConfigDict, train: Split) -> float:
   classes = len(train.class_names)
-  stages = [loop.build_stage(config, name, num_classes=classes, num_records=len(train)) for name in loop.STAGES]
-  return sum(_count(config, stage, classes) for stage in stages)
+  return sum(
+    _count(config, stages.build(config, name, num_classes=classes, num_records=len(train)), classes)
+    for name in stages.NAMES
+  )
 
 
-def _count(config: ml_collections.ConfigDict, stage: loop.Stage, classes: int) -> float:
+def _count(config: ml_collections.ConfigDict, stage: stages.Stage, classes: int) -> float:
   """By the compiler's count of one step, in which the looks, a loop, count once."""
   size, batch = config.data.crop_size, config.batch_size
   state = jax.eval_shape(lambda: stepping.init_state(stage.model, stage.optimizer, jax.random.key(0), size))

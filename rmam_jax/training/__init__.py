@@ -1,1 +1,1 @@
-"""State, one pure train step, checkpoints and the loop."""
+"""The stages of a run, one pure train step, checkpoints and the loop."""

@@ -1,7 +1,6 @@
 """The training of a run: its localiser if it has one, stage one, stage two. It goes on where it stopped."""
 
 import contextlib
-import dataclasses
 import functools
 import json
 import math
@@ -10,12 +9,9 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 import tqdm
 
 from rmam_jax import losses, metrics, processes
@@ -23,174 +19,11 @@ from rmam_jax import mesh as meshes
 from rmam_jax.data import batches
 from rmam_jax.data.records import open_split
 from rmam_jax.evaluation import answers as answering
-from rmam_jax.models import recognizer
-from rmam_jax.training import checkpoints, localizing, profile, stopping, workdir
+from rmam_jax.training import checkpoints, localizing, profile, stages, stopping, workdir
 from rmam_jax.training import step as stepping
 from rmam_jax.weights import start
 
-STAGES = ("stage_one", "stage_two")
-_STREAMS = (*STAGES, localizing.NAME)  # of one run each has its own random numbers
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-  """A stage of a run, made from its configuration: what is trained, by what, and for how long."""
-
-  name: str
-  trains: str  # its head, or what a localiser learns from
-  model: nn.Module
-  optimizer: optax.GradientTransformation
-  objective: stepping.Objective | localizing.Objective
-  epochs: int
-  steps_per_epoch: int
-
-  @property
-  def steps(self) -> int:
-    return self.epochs * self.steps_per_epoch
-
-
-def head_of(config: ml_collections.ConfigDict, name: str) -> str:
-  """The name of the head that a stage trains."""
-  return config[name].head or config.model.head
-
-
-def build_model(config: ml_collections.ConfigDict, name: str, num_classes: int) -> recognizer.Recognizer:
-  """The recogniser of a stage; stage two keeps stage one's head beside its own where the configuration says so.
-
-  Raises:
-    ValueError: a head that does not exist or lacks what it looks by.
-  """
-  head = head_of(config, name)
-  if recognizer.GUIDES.get(head) == "boxes" and (
-    not config.data.proposals or config.data.num_proposals != config.model.num_regions
-  ):
-    raise ValueError(
-      f"head {head!r} looks at proposals: set data.proposals, and data.num_proposals to the {config.model.num_regions} of"
-      " model.num_regions"
-    )
-  auxiliary = config.stage_one.head if config[name].auxiliary_weight or recognizer.needs_scores(head) else ""
-  return recognizer.build(config.model, num_classes, head=head, auxiliary=auxiliary)
-
-
-def _build_timetable(
-  config: ml_collections.ConfigDict, name: str, num_records: int
-) -> tuple[optax.GradientTransformation, int, int]:
-  """Of a stage: its optimiser, its epochs and the steps of each.
-
-  Raises:
-    ValueError: a value that no stage can have; names its field.
-  """
-  section = config[name]
-  if config.batch_size < 1 or config.batch_size > num_records:
-    raise ValueError(f"batch_size must be between 1 and the {num_records} records, got {config.batch_size}")
-  least = int(name != "stage_one")
-  if section.epochs < least:
-    raise ValueError(f"{name}.epochs must be at least {least}, got {section.epochs}")
-  if not 0 <= section.stop_epoch <= section.epochs:
-    raise ValueError(f"{name}.stop_epoch must be between 0 and its {section.epochs} epochs, got {section.stop_epoch}")
-  steps_per_epoch = max((config.epoch_size or num_records) // config.batch_size, 1)
-  schedule = stepping.learning_rate_schedule(
-    section.schedule,
-    peak=section.learning_rate,
-    steps=section.epochs * steps_per_epoch,
-    warmup_steps=section.warmup_steps,
-    drop_at=section.drop_epoch * steps_per_epoch,
-  )
-  optimizer = optax.adam(schedule, b1=section.beta_1, b2=section.beta_2)
-  return optimizer, section.stop_epoch or section.epochs, steps_per_epoch
-
-
-def build_localizer_stage(config: ml_collections.ConfigDict, num_records: int) -> Stage:
-  """The training of a localiser as `localizing.config_of` describes it.
-
-  Raises:
-    ValueError: see `build_stage`.
-  """
-  section = config.localizer
-  if section.samples < 2:
-    raise ValueError(f"localizer.samples must be at least 2, got {section.samples}")
-  if not 0 <= section.negative <= section.positive <= 1:
-    raise ValueError(
-      "localizer.negative and localizer.positive must be IoUs in [0, 1], the first not above the second, got"
-      f" {section.negative} and {section.positive}"
-    )
-  optimizer, epochs, steps_per_epoch = _build_timetable(config, localizing.NAME, num_records)
-  model = recognizer.build_localizer(config.model)
-  return Stage(
-    name=localizing.NAME,
-    trains=config.data.name,
-    model=model.clone(backbone=model.backbone.clone(remat=config.remat)),
-    optimizer=optimizer,
-    objective=localizing.Objective(section.positive, section.negative, section.samples, section.box_weight),
-    epochs=epochs,
-    steps_per_epoch=steps_per_epoch,
-  )
-
-
-def build_stage(config: ml_collections.ConfigDict, name: str, *, num_classes: int, num_records: int) -> Stage:
-  """A stage as `config` describes it.
-
-  Raises:
-    ValueError: a value that no stage can have; names its field.
-  """
-  section, loss = config[name], config.loss
-  optimizer, epochs, steps_per_epoch = _build_timetable(config, name, num_records)
-  kind = section.classification or loss.classification
-  if kind not in losses.CLASSIFICATION_LOSSES:
-    raise ValueError(f"{name}.classification must be one of {', '.join(losses.CLASSIFICATION_LOSSES)}, got {kind!r}")
-  head = head_of(config, name)
-  head_loss = recognizer.LOSSES[head](config, kind) if head in recognizer.LOSSES else None
-  objective = stepping.Objective(
-    classification=kind,
-    localization_weight=loss.localization_weight if recognizer.looks(head) and head_loss is None else 0.0,
-    auxiliary_weight=section.auxiliary_weight,
-    localization={
-      field: loss[field] for field in ("scale_weight", "anchor_weight", "positive_weight", "max_scale", "min_scale")
-    },
-    head_loss=head_loss,
-  )
-  model = build_model(config, name, num_classes)
-  if config.remat:
-    model = model.clone(backbone=model.backbone.clone(remat=True))
-  return Stage(
-    name=name,
-    trains=head,
-    model=model,
-    optimizer=optimizer if model.localizer is None else _freeze_localizer(optimizer),
-    objective=objective,
-    epochs=epochs,
-    steps_per_epoch=steps_per_epoch,
-  )
-
-
-def _freeze_localizer(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-  """Updates all of a recogniser's parameters but its localiser's, and keeps nothing for them."""
-
-  def kinds(params):
-    return {
-      part: jax.tree.map(lambda _, part=part: "frozen" if part == localizing.NAME else "trained", tree)
-      for part, tree in params.items()
-    }
-
-  return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, kinds)
-
-
-def take_over(fresh: stepping.Params, trained: stepping.Params, head: str) -> stepping.Params:
-  """Stage two's first parameters: stage one's backbone, and its head where stage two keeps it.
-
-  Args:
-    fresh: stage two's, as initialised.
-    trained: stage one's best.
-    head: "auxiliary" where stage one's head goes on beside the new one, "head" where it is the new one, "" for none.
-  """
-  taken = {"backbone": trained["backbone"]}
-  if head:
-    taken[head] = trained["head"]
-  for name, tree in taken.items():
-    shapes = [jax.tree.map(jnp.shape, side) for side in (fresh[name], tree)]
-    if shapes[0] != shapes[1]:
-      raise ValueError(f"stage one's {name} does not fit stage two's: {shapes[1]} against {shapes[0]}")
-  return {**fresh, **taken}
+_STREAMS = (*stages.NAMES, localizing.NAME)  # of one run each has its own random numbers
 
 
 class _Trainer:
@@ -223,7 +56,7 @@ class _Trainer:
         f" {self.mesh.size} devices, got {config.accumulate}"
       )
 
-  def batches(self, stage: Stage, start: int):
+  def batches(self, stage: stages.Stage, start: int):
     data = self.config.data
     return batches.train_batches(
       self.train,
@@ -231,7 +64,7 @@ class _Trainer:
       image_size=data.image_size,
       crop_size=data.crop_size,
       flip=data.flip,
-      seed=self.config.seed * len(STAGES) + _STREAMS.index(stage.name),
+      seed=self.config.seed * len(stages.NAMES) + _STREAMS.index(stage.name),
       start_step=start,
       threads=data.threads,
       workers=data.workers,
@@ -247,11 +80,11 @@ class _Trainer:
       with (self.folder / "skipped.jsonl").open("a") as file:
         file.write(json.dumps({"step": step, "reason": str(reason)}) + "\n")
 
-  def make_forward(self, stage: Stage):
+  def make_forward(self, stage: stages.Stage):
     """What `validate` asks."""
     return answering.make_forward(stage.model, self.mesh)
 
-  def validate(self, stage: Stage, forward, params) -> dict[str, float]:
+  def validate(self, stage: stages.Stage, forward, params) -> dict[str, float]:
     """The stage's loss over the whole validation split, summed once over all its examples, and its mAP.
 
     Nothing where there is no validation split.
@@ -276,7 +109,7 @@ class _Trainer:
       "validation_mAP": metrics.mean_average_precision(precisions),
     }
 
-  def begin(self, stage: Stage, params: stepping.Params) -> stepping.Params:
+  def begin(self, stage: stages.Stage, params: stepping.Params) -> stepping.Params:
     """Fresh parameters with what `config.weights` has for them."""
     params, taken = self.first.fill(
       params,
@@ -288,14 +121,14 @@ class _Trainer:
     return params
 
   def run(
-    self, stage: Stage, previous: stepping.Params | None = None, kept: str = "", localizer: Any = None
+    self, stage: stages.Stage, previous: stepping.Params | None = None, kept: str = "", localizer: Any = None
   ) -> stepping.Params:
     """Trains a stage, or what is left of it; returns the parameters of its best epoch.
 
     Args:
       stage: what is trained.
       previous: the best parameters of the stage before, or None.
-      kept: see `take_over`.
+      kept: see `stages.take_over`.
       localizer: the parameters of a localiser that the stage's recogniser has, or None.
     """
     replicated = meshes.replicated(self.mesh)
@@ -315,7 +148,7 @@ class _Trainer:
       if self.first is not None:
         params = self.begin(stage, params)
       if previous is not None:
-        params = take_over(params, previous, kept)
+        params = stages.take_over(params, previous, kept)
       if localizer is not None:
         params = {**params, localizing.NAME: localizer}
       state = state._replace(params=jax.device_put(params, replicated))
@@ -326,7 +159,7 @@ class _Trainer:
     saved.close()
     return best
 
-  def _train(self, stage: Stage, state: stepping.TrainState, progress: dict, saved) -> None:
+  def _train(self, stage: stages.Stage, state: stepping.TrainState, progress: dict, saved) -> None:
     sharding, replicated = meshes.by_example(self.mesh), meshes.replicated(self.mesh)
     train_step = jax.jit(
       stepping.make_train_step(
@@ -412,10 +245,10 @@ class _Trainer:
 class _LocalizerTrainer(_Trainer):
   """Trains a localiser: the data are those with boxes."""
 
-  def make_forward(self, stage: Stage):
+  def make_forward(self, stage: stages.Stage):
     return localizing.make_forward(stage.model, self.mesh)
 
-  def validate(self, stage: Stage, forward, params) -> dict[str, float]:
+  def validate(self, stage: stages.Stage, forward, params) -> dict[str, float]:
     """The share of the objects that no region finds, by which the best epoch is chosen, and of those that one does."""
     if self.validation is None:
       return {}
@@ -465,30 +298,30 @@ def train(
   workdir.check(folder, config)
   trace = profile.Trace(profile_folder if processes.is_first() else None)
   trainer = _Trainer(config, folder, first, trace)
-  stages = [
-    build_stage(config, name, num_classes=trainer.num_classes, num_records=len(trainer.train)) for name in STAGES
+  planned = [
+    stages.build(config, name, num_classes=trainer.num_classes, num_records=len(trainer.train)) for name in stages.NAMES
   ]
   localizing_trainer = localizer_stage = None
-  if any(stage.model.localizer is not None for stage in stages):
+  if any(stage.model.localizer is not None for stage in planned):
     localizing_trainer = _LocalizerTrainer(localizing.config_of(config), folder, first, profile.Trace(None))
-    localizer_stage = build_localizer_stage(localizing_trainer.config, len(localizing_trainer.train))
+    localizer_stage = stages.build_localizer(localizing_trainer.config, len(localizing_trainer.train))
   # Only now: a configuration that cannot run leaves nothing behind.
   with processes.first_before_others("claim"):
     workdir.claim(folder, config, trainer.train.class_names)
   params, kept = None, ""
   localizer = localizing_trainer.run(localizer_stage) if localizing_trainer else None
   with contextlib.closing(trace):
-    for stage in stages:
+    for stage in planned:
       if stage.epochs:
         params = trainer.run(stage, params, kept, None if stage.model.localizer is None else localizer)
-      kept = kept_head(config)
+      kept = stages.kept_head(config)
   return params
 
 
 def best_epochs(folder: pathlib.Path) -> dict[str, int]:
   """The best epoch of each stage that has one in a workdir, the localiser's among them, by the stage's name."""
   found = {}
-  for name in (localizing.NAME, *STAGES):
+  for name in (localizing.NAME, *stages.NAMES):
     if not (folder / "checkpoints" / name).is_dir():
       continue
     saved = checkpoints.StageCheckpoints(folder / "checkpoints" / name)
@@ -496,11 +329,3 @@ def best_epochs(folder: pathlib.Path) -> dict[str, int]:
       found[name] = progress["best_epoch"]
     saved.close()
   return found
-
-
-def kept_head(config: ml_collections.ConfigDict) -> str:
-  """Where stage one's head goes on in stage two; see `take_over`."""
-  head = head_of(config, "stage_two")
-  if config.stage_two.auxiliary_weight or recognizer.needs_scores(head):
-    return "auxiliary"
-  return "head" if head == head_of(config, "stage_one") else ""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
-from rmam_jax.training import step, workdir
+from rmam_jax.training import stages, step, workdir
 from rmam_jax.version import __version__
 from rmam_jax.weights import tensors
 
@@ -115,8 +115,6 @@ def _load_exported(folder: pathlib.Path) -> Published:
 
 def param_shapes(config: ml_collections.ConfigDict, num_classes: int) -> Any:
   """The tree of stage two's parameters as shapes; takes no memory."""
-  from rmam_jax.training import loop  # not above, as before
-
-  model = loop.build_model(config, "stage_two", num_classes)
+  model = stages.build_model(config, "stage_two", num_classes)
   init = functools.partial(step.init_params, model, size=config.data.crop_size)
   return jax.eval_shape(init, jax.random.key(0))
