@@ -5,6 +5,7 @@
     python eval.py --workdir=runs/voc-512 --protocol=all                what others' code would print of the saved scores
     python eval.py --workdir=runs/voc-512,runs/voc-640                  two scales fused, by every protocol
     python eval.py --workdir=runs/voc-512 --gallery=gallery.html --figures=figures
+    python eval.py --workdir=runs/coco-512 --coordinator=host0:7654 --num_processes=2 --process_id=0   1 on the other
 
 Features and scores stay in the workdir: what has not changed is not computed again.
 """
@@ -15,6 +16,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from configs import common
+from rmam_jax import command
 
 _WORKDIR = flags.DEFINE_list("workdir", None, "Folder of a finished train.py run, or several to fuse.", required=True)
 config_flags.DEFINE_config_dict(
@@ -29,10 +31,11 @@ _GALLERY_IMAGES = flags.DEFINE_integer(
   "gallery_images", 1000, "Show the first so many test images there; 0 shows all.", lower_bound=0
 )
 _FIGURES = flags.DEFINE_string("figures", None, "Folder to make, with figures like the paper's 1 and 5.")
+_joined = command.define_processes()
 
 
 def main(argv: list[str]) -> None:
-  from rmam_jax import command, run
+  from rmam_jax import run
 
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}")
@@ -41,7 +44,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError("--gallery and --figures show one --workdir and no --protocol")
   changes = config_flags.get_override_values(flags.FLAGS["evaluation"])
   command.keep_compiled()
-  with command.speaking():
+  with command.speaking(), _joined():
     if _PROTOCOL.value or len(folders) > 1:
       names = [name for name in _PROTOCOL.value or () if name != "all"]
       run.print_protocols(folders, names, fusion=_FUSION.value, changes=changes)

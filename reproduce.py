@@ -2,7 +2,7 @@
 
     python reproduce.py                                             digit scenes, one seed: half an hour on two cores
     python reproduce.py --config=configs/digits.py:hard --seeds=3 --tables=4,6,controls
-    python reproduce.py --config=configs/voc.py --config.weights=FILE --dry_run
+    python reproduce.py --config=configs/voc.py --config.weights=FILE --dry-run
 
 Trains and evaluates what the tables need, each cell once, in OUT/cells/, and writes OUT/tables.md with its pictures. The
 same command again goes on where it stopped; more seeds, or more tables, add to what is there. Two processes started in
@@ -35,6 +35,7 @@ flags.register_validator(
 )
 _OUT = flags.DEFINE_string("out", None, "Folder of all results; by default runs/tables-DATA.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be done and the time that it is expected to take.")
+flags.DEFINE_alias("dry-run", "dry_run")
 
 
 def main(argv: list[str]) -> None:

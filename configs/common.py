@@ -45,6 +45,9 @@ def paper_config(scale: str, head: str) -> ml_collections.ConfigDict:
   config.model.head = head
   if head in POOLS:
     config.stage_one.head = head
+  if head == "proposals":
+    config.data.proposals, config.data.num_proposals = "selective_search", config.model.num_regions
+    config.evaluation.views = "centre"  # which the boxes are known in
   if head == "saliency":
     config.loss.classification = "sigmoid"
     config.loss.anchor_weight = 0.0
@@ -103,7 +106,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.expected = ()  # pairs (split, its number of annotated images), checked
   config.data.proposals = ""  # for the head "proposals": "jittered" or "selective_search" (rmam_jax/data/proposals.py)
   config.data.num_proposals = 5  # as many as model.num_regions
-  config.data.corrupt = "error"  # an image that cannot be read; or "skip": listed and replaced in training
+  config.data.corrupt = "error"  # an image that cannot be read; or "skip": listed, replaced in training, not counted
   config.data.image_size = 512  # N: images are resized to N x N
   config.data.crop_size = 448  # N - 64
   config.data.flip = True  # mirror half of the training images
@@ -166,7 +169,7 @@ def get_config() -> ml_collections.ConfigDict:
   loss.rarl.baseline_weight = 1.0  # of the learned baseline's squared error; reconstructed
 
   config.batch_size = 16
-  config.accumulate = 1  # parts of a batch, in turn, where memory is short; the same result but for sampled looks
+  config.accumulate = 1  # parts of a batch, in turn, where memory is short; the same but for what RARL and RLSD sample
   config.remat = False  # or the backward pass computes each stage of the backbone again: less memory, a third more work
   config.epoch_size = 0  # records in an epoch; 0: as many as the training split has
 
@@ -186,10 +189,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.stage_one = _stage()
   config.stage_one.head = "mean_pool"
   config.stage_two = _stage()
-  config.stage_two.head = ""  # empty: model.head
 
   # Heads to train beside, one after the other: both stages, as many steps on the same batches, for comparison.
   config.controls = ()
+  config.controls_rate = 0.0  # of their stage two; 0: stage_two.learning_rate, as the run's
 
   # These may be changed after training: python eval.py --workdir=DIR --evaluation.FIELD=VALUE
   evaluation = config.evaluation = ml_collections.ConfigDict()
@@ -224,6 +227,5 @@ def _schedule() -> ml_collections.ConfigDict:
 def _stage() -> ml_collections.ConfigDict:
   stage = _schedule()
   stage.classification = ""  # empty: loss.classification
-  stage.head = ""
   stage.auxiliary_weight = 0.0  # in stage two, of stage one's head, kept as a dense auxiliary loss; the paper has none
   return stage

@@ -16,7 +16,8 @@ on images of 144 pixels that begins with random weights: a first try without a G
 from configs import common
 
 SCALES = common.SCALES
-HEADS = ("saliency", *(head for head in common.HEADS if head not in ("saliency", "rlsd_ft_rpn")))  # no boxes of its own
+_NEEDS_BOXES = ("rlsd_ft_rpn", "proposals")  # which own images lack
+HEADS = ("saliency", *(head for head in common.HEADS if head not in ("saliency", *_NEEDS_BOXES)))
 
 
 def get_config(variant: str = ""):

@@ -1,12 +1,14 @@
-"""What the commands have in common: a sentence for an error, a status for each signal, compiled programs kept."""
+"""What the commands have in common: a sentence for an error, a status for each signal, compiled programs kept, flags."""
 
 import contextlib
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from absl import logging
+from absl import flags, logging
+
+from rmam_jax import processes
 
 KEPT_BYTES = 2**30
 KEPT_SECONDS = 0.1  # what compiles faster is compiled again
@@ -48,6 +50,28 @@ def speaking(*, interrupted: str = "the same command goes on from there") -> Ite
     sys.exit(TERMINATED if terminated else INTERRUPTED)
   finally:
     signal.signal(signal.SIGTERM, before)
+
+
+def define_processes() -> Callable[[], contextlib.AbstractContextManager[None]]:
+  """Defines the flags of several processes that work as one.
+
+  Returns:
+    What, called once the flags are parsed, gives `processes.joined` their values.
+  """
+  coordinator = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of the first process, where several work together; or auto: ask the cluster."
+  )
+  num_processes = flags.DEFINE_integer("num_processes", None, "How many they are.", lower_bound=1)
+  process_id = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+  heartbeat_seconds = flags.DEFINE_integer(
+    "heartbeat_seconds", 60, "A process not heard of for so long is taken for dead, and all others end.", lower_bound=1
+  )
+  return lambda: processes.joined(
+    coordinator.value,
+    num_processes=num_processes.value,
+    process_id=process_id.value,
+    heartbeat_seconds=heartbeat_seconds.value,
+  )
 
 
 def keep_compiled() -> None:

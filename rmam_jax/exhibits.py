@@ -87,13 +87,13 @@ def panels(exhibit: Exhibit, indices: Iterable[int]) -> Iterator[pictures.Panel]
 
 def draw_pictures(folder: pathlib.Path, exhibit: Exhibit) -> None:
   """Draws the first `evaluation.pictures` images, each by itself and the first six on one page, `overview.png`."""
-  shown = min(exhibit.config.evaluation.pictures, len(exhibit.split))
-  if not shown:
+  shown = exhibit.answers.readable[: exhibit.config.evaluation.pictures]
+  if not len(shown):
     return
   folder.mkdir(parents=True, exist_ok=True)
-  drawn = list(panels(exhibit, range(shown)))
-  for index, panel in enumerate(drawn):
-    pictures.draw(folder / f"{pathlib.PurePath(exhibit.split[index].id).stem}.png", [panel])
+  drawn = list(panels(exhibit, shown))
+  for index, panel in zip(shown, drawn, strict=True):
+    pictures.draw(folder / f"{index:04d}-{pathlib.PurePath(exhibit.split[index].id).stem}.png", [panel])
   pictures.draw(folder / "overview.png", drawn[:6], columns=3)
 
 
@@ -107,16 +107,16 @@ def write_gallery(path: pathlib.Path, exhibit: Exhibit, results: dict[str, Any],
     limit: show so many images; 0 shows all.
   """
   split, answers = exhibit.split, exhibit.answers
-  shown = min(limit or len(split), len(split))
+  shown = answers.readable[: limit or None]
   names = split.class_names
   gallery.write(
     path,
-    tqdm.tqdm(panels(exhibit, range(shown)), total=shown, desc="gallery", unit=" images", leave=False),
+    tqdm.tqdm(panels(exhibit, shown), total=len(shown), desc="gallery", unit=" images", leave=False),
     results=results,
     class_curves=gallery.curves(
       names, [results["AP"][name] for name in names], answers.scores, answers.labels, answers.ignore
     ),
-    num_shown=shown,
+    num_shown=len(shown),
   )
 
 

@@ -107,6 +107,8 @@ def write(
   """
   import jinja2
 
+  if path.exists():
+    raise FileExistsError(f"{path} exists")
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader("rmam_jax"),
     autoescape=True,
@@ -129,5 +131,7 @@ def write(
     num_shown=num_shown,
   )
   page.enable_buffering(64)
-  with path.open("x", encoding="utf-8") as file:
+  draft = path.with_name(path.name + ".draft")
+  with draft.open("w", encoding="utf-8") as file:
     page.dump(file)
+  draft.replace(path)

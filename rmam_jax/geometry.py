@@ -7,7 +7,8 @@ Conventions, throughout the package:
     `align_corners=True` (the default) -1 and 1 are the centres of the first and last cells; with False they are the
     outer edges of those cells. These are the conventions of `torch.nn.functional.grid_sample`.
   * Feature maps are channels last. Outside the map everything is zero.
-  * Coordinates and weights are float32 (float64 where the input is), whatever the type of the features.
+  * Coordinates and the weights that come of them are float32 (float64 where the input is), whatever the type of the
+    features; matrix products take the weights in the features' type, so that they run where such products are fast.
 
 Letters: B batch, H W map height and width, h w region height and width, C channels, K regions.
 """
@@ -171,7 +172,10 @@ def _hat(position: jax.Array, length: int) -> jax.Array:
 
 
 def _by_products(map_BHWC: jax.Array, y_Bh: jax.Array, x_Bw: jax.Array) -> jax.Array:
-  """f = A_y F A_x^T: two small matrix products, whose gradients are matrix products again."""
+  """f = A_y F A_x^T: two small matrix products, whose gradients are matrix products again.
+
+  With bfloat16 features the weights are rounded too: an error of some 0.6 % where gathering has 0.15 %.
+  """
   rows, columns = (
     _hat(position, length).astype(map_BHWC.dtype)
     for position, length in zip((y_Bh, x_Bw), map_BHWC.shape[1:3], strict=True)

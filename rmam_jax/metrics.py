@@ -145,7 +145,7 @@ class Protocol(NamedTuple):
   """A way of measuring: the same scores give other figures under another, by up to several points."""
 
   scores: str  # "network", or "svm": which scores it measures
-  ap_method: str  # see `average_precision`
+  ap_method: str  # see `average_precision`; empty: that of the data set's configuration, as the paper does not say
   ap_difficult: str  # in average precision, ignored labels are left out ("ignore") or count as "negative" or "positive"
   f1_difficult: str  # the same in CP ... OF1
   top_k: int  # labels an image at most; 0: as many as reach the threshold
@@ -164,8 +164,8 @@ _NONE = float("-inf")
 # What each prints. Others' code takes the network's scores as logits, whatever it was trained with. `difficult` occurs
 # in VOC only: for codes written for COCO it is what their labels would hold.
 PROTOCOLS: dict[str, Protocol] = {
-  "paper": Protocol("svm", "eleven_point", "ignore", "ignore", 3, 0.0, True, "CF1"),
-  "paper-top3": Protocol("svm", "eleven_point", "ignore", "ignore", 3, _NONE, False, "CF1"),
+  "paper": Protocol("svm", "", "ignore", "ignore", 3, 0.0, True, "CF1"),
+  "paper-top3": Protocol("svm", "", "ignore", "ignore", 3, _NONE, False, "CF1"),
   "ml-gcn": Protocol("network", "all_point", "ignore", "negative", 0, 0.0, False, "CF1"),
   "ml-gcn-top3": Protocol("network", "all_point", "ignore", "negative", 3, 0.0, False, "CF1"),
   "mcar": Protocol("network", "all_point", "ignore", "negative", 0, logit(0.6), False, "CF1"),

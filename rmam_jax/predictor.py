@@ -113,11 +113,18 @@ class Predictor:
       raise ValueError(f"batch_size and threads must be at least 1, got {batch_size} and {threads}")
     config = self.config = trained.config
     self.class_names = trained.class_names
-    self.decision = decisions.decide(config, trained.choices or {}, top=top, threshold=threshold)
+    choices = (trained.choices or {}).get("prediction", {})
+    self.decision = decisions.decide(
+      stages.classification_of(config, "stage_two"),
+      choices,
+      top_k=config.evaluation.top_k,
+      top=top,
+      threshold=threshold,
+    )
     mesh = meshes.make_mesh()
     self._batch_size = -(-batch_size // mesh.size) * mesh.size
     self._threads = threads
-    head = config.stage_two.head or config.model.head
+    head = config.model.head
     self._looks = recognizer.looks(head)
     if recognizer.GUIDES.get(head) == "boxes":
       raise ValueError(f"head {head!r} looks at proposals, which images alone do not have: it can only be evaluated")

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rmam_jax import attention, geometry, update_rules
+from rmam_jax import attention, geometry, losses, update_rules
 from rmam_jax.attention import Attention
 
 Params = Any
@@ -118,7 +118,7 @@ def sequence_loss(
   log_probabilities = jax.nn.log_softmax(pooled, axis=-1, where=kept[:, None])
   entropy = -jnp.take_along_axis(log_probabilities, sequence[..., None], axis=-1)[..., 0]
   each = jnp.where(counts, entropy, 0).sum(axis=1)
-  return (each * mask).sum() / jnp.maximum(mask.sum(), 1)
+  return losses.batch_mean(each, mask)
 
 
 def log_odds(logits: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """What `train.py` and `eval.py` call: a whole run, and the evaluation that ends it."""
 
 import contextlib
+import functools
 import json
 import pathlib
 import shutil
@@ -9,20 +10,20 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import ml_collections
 
 import rmam_jax
-from rmam_jax import exhibits, processes
+from rmam_jax import exhibits, metrics, processes, storing
 from rmam_jax import mesh as meshes
 from rmam_jax.data.records import Split, open_split
 from rmam_jax.evaluation import answers as answering
+from rmam_jax.evaluation import calibration, decisions, features, report, svm
 from rmam_jax.evaluation import choices as choosing
-from rmam_jax.evaluation import decisions, features, report, svm
 from rmam_jax.evaluation import scores as scoring
 from rmam_jax.evaluation import views as viewing
+from rmam_jax.models import recognizer
 from rmam_jax.training import checkpoints, localizing, loop, stages, workdir
-from rmam_jax.training import step as stepping
+from rmam_jax.weights import start
 
 _NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
@@ -53,12 +54,71 @@ def train_and_evaluate(
     ValueError, OSError, FloatingPointError: with what to do about it; another process that trains there, among them.
   """
   with workdir.locked(folder) if processes.is_first() else contextlib.nullcontext():
-    return _train_and_evaluate(config, folder, profile_folder)
+    check(config, folder)
+    results = _train_and_evaluate(config, folder, profile_folder)
+    for control in config.controls:
+      print(f"control: {control}")
+      _train_and_evaluate(control_config(config, control), folder / "controls" / control)
+    if processes.is_first():
+      results["controls"] = _controls(config, folder, results)
+      storing.write_json(folder / "results.json", results)
+      _print(results, folder)
+  return results
+
+
+def check(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
+  """Refuses now what would otherwise be found when all is trained.
+
+  Raises:
+    ValueError, OSError: with what to do about it.
+  """
+  _check_evaluation(config)
+  data = config.data
+  if not 0 < data.crop_size <= data.image_size:
+    raise ValueError(
+      f"data.crop_size must be between 1 and data.image_size {data.image_size}, got {data.crop_size}: they are set together"
+    )
+  if config.seed < 0:
+    raise ValueError(f"seed must be 0 or more, got {config.seed}")
+  with processes.first_before_others("check"):  # digit scenes may have to be made
+    for split in filter(None, (data.train, data.validation, data.final_train, data.test)):
+      open_split(data, split)
+  for control in config.controls:
+    if control not in recognizer.HEADS:
+      raise ValueError(f"controls must be some of {', '.join(recognizer.HEADS)}, got {control!r}")
+  if not data.validation:
+    choosing.check(folder)
+    if config.controls:
+      raise ValueError("controls choose on data.validation, which is empty: set --config.controls=() or name a split")
+  if data.final_train and (folder / "config.json").exists():
+    resolved, _ = start.resolve(config, folder)
+    theirs = workdir.read_config(folder)
+    workdir.check(folder, final_config(resolved, {name: theirs[name].stop_epoch for name in loop.STREAMS}))
+
+
+def _check_evaluation(config: ml_collections.ConfigDict) -> None:
+  data, section = config.data, config.evaluation
+  for field, known in (
+    ("feature", answering.FEATURES),
+    ("ap_method", metrics.AP_METHODS),
+    ("thresholds", calibration.RULES),
+    ("svm_solver", ("", *svm.SOLVERS)),
+  ):
+    if section[field] not in known:
+      raise ValueError(f"evaluation.{field} must be one of {', '.join(known)}, got {section[field]!r}")
+  if section.top_k < 1:
+    raise ValueError(f"evaluation.top_k must be at least 1, got {section.top_k}")
+  views = viewing.from_config(config)
+  if recognizer.GUIDES.get(config.model.head) == "boxes" and views != viewing.CENTRE:
+    raise ValueError("proposals are seen from the centre view alone: set evaluation.views=centre")
+  if data.validation == data.test:
+    raise ValueError(f"data.validation and data.test are both {data.test!r}: nothing may be chosen on the test split")
 
 
 def _train_and_evaluate(
-  config: ml_collections.ConfigDict, folder: pathlib.Path, profile_folder: pathlib.Path | None
+  config: ml_collections.ConfigDict, folder: pathlib.Path, profile_folder: pathlib.Path | None = None
 ) -> dict[str, Any]:
+  """A run without its controls: one phase or two."""
   first = folder / "choose" if config.data.final_train else None
   if first is not None:
     print(f"first phase: choosing on {config.data.validation}, in {first}")
@@ -67,27 +127,17 @@ def _train_and_evaluate(
       checkpoints.take_over(localizing.NAME, first, folder)
     config = final_config(config, loop.best_epochs(first))
     print(f"second phase: {config.data.train}, with the epochs, C and thresholds of the first")
-  elif not config.data.validation:
-    choosing.check(folder)  # now, and not when all is trained
   loop.train(config, folder, profile_folder=profile_folder)
   if first is not None and processes.is_first():
     shutil.copyfile(first / choosing.FILE, folder / choosing.FILE)
-  results = evaluate(folder)
-  for control in config.controls:
-    print(f"control: {control}")
-    control_folder = folder / "controls" / control
-    loop.train(control_config(config, control), control_folder)
-    evaluate(control_folder)
-  if processes.is_first():
-    results["controls"] = _controls(config, folder)
-    workdir.write_json(folder / "results.json", results)
-    _print(results, folder)
-  return results
+  return evaluate(folder)
 
 
 def evaluate_and_print(folder: pathlib.Path, changes: Mapping[str, Any] = _NOTHING, **beside: Any) -> dict[str, Any]:
-  """`evaluate`, and a summary of one screen."""
+  """`evaluate`, and a summary of one screen; in another process than the first, nothing."""
   results = evaluate(folder, changes, **beside)
+  if not processes.is_first():
+    return results
   _print(results, folder)
   for path in beside.values():
     if isinstance(path, pathlib.Path):
@@ -113,36 +163,38 @@ def print_protocols(
     changes: see `evaluate`.
 
   Returns:
-    The figures, by run and protocol.
+    The figures, by run and protocol; in another process than the first, nothing.
 
   Raises:
     ValueError: an unknown protocol or fusion, a protocol whose scores are not there, or runs that do not fit together.
   """
   for name in names:
     scoring.protocol(name)
-  runs = {}
   for folder in folders:
     if changes or not _is_evaluated(folder):
       evaluate(folder, changes)
-    runs[str(folder)] = scoring.load(folder)
+  if not processes.is_first():
+    return {}
+  runs = {str(folder): scoring.load(folder) for folder in folders}
   if len(runs) > 1:
     runs[f"{fusion} of {len(folders)}"] = scoring.fuse(runs, fusion)
   found = {run: scoring.measure(scores, names) for run, scores in runs.items()}
   print(report.protocol_table(found, next(iter(runs.values())).class_names.tolist()))
+  print("\n".join(["", *(f"{name}: {scoring.describe(scores)}" for name, scores in runs.items())]))
   return found
 
 
 def _is_evaluated(folder: pathlib.Path) -> bool:
   """Whether the saved scores are those of the best epoch."""
   workdir.read_config(folder)  # refuses what is no workdir
-  return (folder / scoring.FILE).exists() and int(scoring.load(folder).step) == _best_step(folder)
+  return (folder / scoring.FILE).exists() and scoring.checkpoint(scoring.load(folder)) == _best_digest(folder)
 
 
-def _best_step(folder: pathlib.Path) -> int | None:
+def _best_digest(folder: pathlib.Path) -> str | None:
   saved = checkpoints.StageCheckpoints(folder / "checkpoints" / "stage_two")
-  step = saved.best_step()
+  digest = saved.best_digest()
   saved.close()
-  return step
+  return digest
 
 
 def _print(results: dict[str, Any], folder: pathlib.Path) -> None:
@@ -150,17 +202,26 @@ def _print(results: dict[str, Any], folder: pathlib.Path) -> None:
   print(f"\nwrote {folder / 'results.json'} and {folder / 'pictures'}")
 
 
-def _controls(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, float]:
-  """The mAP of each control that has been trained beside the run."""
+def _controls(config: ml_collections.ConfigDict, folder: pathlib.Path, results: Mapping[str, Any]) -> dict[str, float]:
+  """The mAP of each control that has been trained beside the run and was evaluated as it was."""
   paths = {control: folder / "controls" / control / "results.json" for control in config.controls}
-  return {control: json.loads(path.read_text())["mAP"] for control, path in paths.items() if path.exists()}
+  found = {control: storing.read_json(path) for control, path in paths.items() if path.exists()}
+  alike = ("views", "mirror", "AP_method")
+  return {
+    control: theirs["mAP"]
+    for control, theirs in found.items()
+    if all(theirs[field] == results[field] for field in alike)
+  }
 
 
 def control_config(config: ml_collections.ConfigDict, head: str) -> ml_collections.ConfigDict:
-  """The same run with a control's head in both stages and nothing beside it: as many steps on the same batches."""
+  """The same run with a control's head in both stages and nothing beside it: as many steps on the same batches, at its
+  own learning rate if there is one.
+  """
   control = config.copy_and_resolve_references()
   control.model.head = control.stage_one.head = head
   control.stage_two.auxiliary_weight = 0.0
+  control.stage_two.learning_rate = config.controls_rate or config.stage_two.learning_rate
   control.controls = ()
   control.evaluation.pictures = 0
   return control
@@ -181,26 +242,6 @@ def final_config(config: ml_collections.ConfigDict, epochs: Mapping[str, int]) -
   for stage, epoch in epochs.items():
     second[stage].stop_epoch = epoch
   return second
-
-
-def load_best(config: ml_collections.ConfigDict, folder: pathlib.Path, num_classes: int, mesh: jax.sharding.Mesh):
-  """Stage two's recogniser, the parameters of its best epoch, and what the host knew then.
-
-  Raises:
-    FileNotFoundError: stage two has not finished an epoch there.
-    ValueError: the checkpoint is damaged, or of another model than the configuration's.
-  """
-  model = stages.build_model(config, "stage_two", num_classes)
-  size = config.data.crop_size
-  like = jax.eval_shape(lambda key: stepping.init_params(model, key, size), jax.random.key(0))
-  saved = checkpoints.StageCheckpoints(folder / "checkpoints" / "stage_two")
-  try:
-    restored = saved.restore_best(checkpoints.abstract(like, meshes.replicated(mesh)))
-  finally:
-    saved.close()
-  if restored is None:
-    raise FileNotFoundError(f"{folder} holds no checkpoint of stage two: run train.py --workdir={folder} to its end")
-  return model, *restored
 
 
 def evaluate(
@@ -232,34 +273,41 @@ def evaluate(
   for path, flag in ((gallery_page, "--gallery=OUT.html"), (figure_folder, "--figures=OUT")):
     if path is not None and path.exists():
       raise FileExistsError(f"{path} exists: remove it or name another with {flag}")
+    if path is not None and not path.absolute().parent.is_dir():
+      raise FileNotFoundError(f"{path.parent} is no folder: make it or name another with {flag}")
   started = time.monotonic()
   config = workdir.read_config(folder)
   with config.evaluation.unlocked():
     config.evaluation.update_from_flattened_dict(dict(changes))
   data, section = config.data, config.evaluation
+  _check_evaluation(config)
   views = viewing.from_config(config)
   mesh = meshes.make_mesh()
   if section.batch_size % mesh.size:
     raise ValueError(f"evaluation.batch_size {section.batch_size} must be a multiple of the {mesh.size} devices")
-  if data.validation == data.test:
-    raise ValueError(f"data.validation and data.test are both {data.test!r}: nothing may be chosen on the test split")
   test = open_split(data, data.test or data.validation)
   names = test.class_names
-  model, params, progress = load_best(config, folder, len(names), mesh)
-  forward = answering.make_forward(model, mesh, views, feature=section.feature)
+  model, params, progress = stages.load_best(config, folder, len(names), mesh)
   digest = features.digest_params(params)
 
-  def answers(split: Split, label: str) -> answering.Answers:
-    return features.extract(
-      features.folder_of(folder, split.name),
-      features.make_key(config, split, digest),
-      forward,
+  @functools.cache
+  def forward(views: viewing.Views) -> answering.Forward:
+    return answering.make_forward(model, mesh, views, feature=section.feature)
+
+  def answers(split: Split, label: str, views: viewing.Views = views, beside: str = "") -> answering.Answers:
+    found = features.extract(
+      features.folder_of(folder, split.name + beside),
+      features.make_key(config, split, digest, views),
+      forward(views),
       params,
       split,
       data=data,
       batch_size=section.batch_size,
       progress=label,
     )
+    for reason in found.skipped:
+      print(f"{label}: skipped: {reason}")
+    return found
 
   train = validation = None
   validation_split = open_split(data, data.validation) if data.validation else None
@@ -267,21 +315,28 @@ def evaluate(
     train = answers(open_split(data, data.train, section.svm_images), "images for the SVMs")
   if validation_split is not None:
     validation = answers(validation_split, "validation images")
-  head, kind = stages.head_of(config, "stage_two"), classification_of(config)
+  head, kind = config.model.head, stages.classification_of(config, "stage_two")
+  one_view = validation  # of what prediction sees
+  if validation is not None and views != viewing.CENTRE:
+    one_view = answers(validation_split, "validation images, one view", viewing.CENTRE, beside=" one view")
   if validation is None:
     chosen = choosing.read(folder, names)
+    if processes.is_first() and (note := choosing.differing(chosen, config)):
+      print(note)
   elif processes.is_first():  # what follows from answers takes the devices of one process
-    chosen = choosing.choose(config, kind, names, validation_split.name, train, validation)
-    workdir.write_json(folder / choosing.FILE, chosen._asdict())
+    chosen = choosing.choose(config, kind, names, validation_split.name, train, validation, one_view)
+    storing.write_json(folder / choosing.FILE, chosen._asdict())
 
   test_answers = answers(test, "test images")
-  best_step = _best_step(folder)
+  about = scoring.made_by(config, _best_digest(folder))
   if not processes.is_first():
     return {}
   margins = None
-  if train is not None:
+  if train is None:
+    (folder / svm.FILE).unlink(missing_ok=True)  # of an evaluation before
+  else:
     margins = _fit_svms(config, folder, names, train, chosen.svm_c).margins(choosing.prepare(test_answers, config))
-  scoring.save(folder, test_answers, names, margins, step=best_step)
+  scoring.save(folder, test_answers, names, margins, about)
   results = report.evaluate(config, (head, kind), names, test_answers, margins, chosen)
   results |= {
     "data": test.name,
@@ -291,14 +346,16 @@ def evaluate(
     "dropped_test_records": test.dropped,
     "version": rmam_jax.__version__,
     "wall_seconds": sum(_stage_seconds(folder)) + time.monotonic() - started,
-    "controls": _controls(config, folder),
     "config": json.loads(config.to_json()),
   }
   if train is not None:
-    results["svm_images"] = len(train.labels)
-  exhibit = exhibits.Exhibit(config, head, decisions.decide(config, chosen._asdict()), test, test_answers)
+    results["svm_images"] = len(train.readable)
+  results["controls"] = _controls(config, folder, results)
+  exhibit = exhibits.Exhibit(
+    config, head, decisions.decide(kind, chosen._asdict(), top_k=section.top_k), test, test_answers
+  )
   exhibits.draw_pictures(folder / "pictures", exhibit)
-  workdir.write_json(folder / "results.json", results)
+  storing.write_json(folder / "results.json", results)
   if gallery_page is not None:
     exhibits.write_gallery(gallery_page, exhibit, results, limit=gallery_images)
   if figure_folder is not None:
@@ -306,15 +363,19 @@ def evaluate(
   return results
 
 
-def classification_of(config: ml_collections.ConfigDict) -> str:
-  """The loss that stage two's scores are trained with."""
-  return config.stage_two.classification or config.loss.classification
-
-
 def _fit_svms(
-  config: ml_collections.ConfigDict, folder: pathlib.Path, names: Sequence[str], train: answering.Answers, c: float
+  config: ml_collections.ConfigDict,
+  folder: pathlib.Path,
+  names: Sequence[str],
+  train: answering.Answers,
+  c: float | None,
 ) -> svm.Machines:
   """The machines, saved in the workdir."""
+  if c is None:
+    raise ValueError(
+      f"{folder / choosing.FILE} has no C, as no SVMs were fitted where it was chosen: evaluate that run with"
+      " --evaluation.svm_solver first, and copy the file again"
+    )
   (machines,) = svm.fit(
     choosing.prepare(train, config),
     train.labels,
@@ -333,6 +394,6 @@ def _fit_svms(
 
 def _stage_seconds(folder: pathlib.Path):
   """The wall time that each stage took, over all the runs it took."""
+  lines = workdir.read_lines(folder / "metrics.jsonl")
   for stage in (localizing.NAME, *stages.NAMES):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    yield max((line["seconds"] for line in map(json.loads, lines) if line["stage"] == stage), default=0.0)
+    yield max((line["seconds"] for line in lines if line["stage"] == stage), default=0.0)

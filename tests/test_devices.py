@@ -104,12 +104,15 @@ def two_processes(config, folder):
   path.write_text(
     f"import json, ml_collections\ndef get_config(): return ml_collections.ConfigDict(json.loads({config.to_json()!r}))\n"
   )
+  return twice("train.py", f"--config={path}", f"--workdir={folder}")
+
+
+def twice(program, *flags):
   port = free_port()
   return [
     start(
-      "train.py",
-      f"--config={path}",
-      f"--workdir={folder}",
+      program,
+      *flags,
       f"--coordinator=127.0.0.1:{port}",
       "--num_processes=2",
       f"--process_id={index}",
@@ -154,6 +157,16 @@ def test_two_processes_agree_with_one_and_only_the_first_speaks(alone, data_root
   np.testing.assert_allclose(found["mAP"], wanted["mAP"], atol=1e-3)
   np.testing.assert_allclose(found["svm_mAP"], wanted["svm_mAP"], atol=1e-3)
   assert len(list((tmp_path / "two" / "pictures").iterdir())) == 3
+  (first, said), (second, nothing) = map(
+    end, twice("eval.py", f"--workdir={tmp_path / 'two'}", "--evaluation.feature=h")
+  )
+  assert (first, second) == (0, 0), said + nothing
+  assert "wrote" in said
+  assert [line for line in nothing.splitlines() if not line.startswith("[Gloo]")] == []
+  wanted = run.evaluate(alone, {"feature": "h"})
+  found = json.loads((tmp_path / "two" / "results.json").read_text())
+  assert found["svm_feature"] == "h"
+  np.testing.assert_allclose(found["svm_mAP"], wanted["svm_mAP"], atol=1e-3)
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from test_training import tiny_config
 
-from rmam_jax import geometry, mesh, run
+from rmam_jax import geometry, mesh, run, storing
+from rmam_jax.data import records
 from rmam_jax.data.records import open_split
 from rmam_jax.evaluation import answers, choices, features, report, scores, svm, views
 from rmam_jax.models import recognizer
@@ -214,20 +215,38 @@ def test_features_of_something_else_are_noticed_and_computed_again(small, data_r
     )
 
 
-def test_a_changed_record_changes_the_split_s_digest(data_root, tmp_path):
-  split = open_split(tiny_config(data_root).data, "test")
+class Stored(records._Stored):
+  """Records that are held in memory, some of them changed."""
 
-  class Changed:
-    name, class_names = split.name, split.class_names
+  def __init__(self, changes):
+    self.class_names, self.made_by, self._changes = ("cat", "dog"), "a description", changes
 
-    def __len__(self):
-      return len(split)
+  def __getitem__(self, position):
+    labels = np.eye(2, dtype=np.float32)[position % 2]
+    known = records.Record(
+      str(position), b"image", labels, np.zeros(2, bool), np.zeros((1, 4), np.float32), np.zeros(1)
+    )
+    return known._replace(**self._changes.get(position, {}))
 
-    def __getitem__(self, index):
-      record = split[index]
-      return record._replace(labels=1 - record.labels) if index == 0 else record
 
-  assert features.digest_split(split) == features.digest_split(split) != features.digest_split(Changed())
+def digest_with(changes):
+  source = Stored(changes)
+  rows = [(each.id, each.labels, each.ignore, True) for each in map(source.__getitem__, range(500))]
+  return records.Split("stored", source, records.Index(*map(np.array, zip(*rows, strict=True)))).digest()
+
+
+def test_any_changed_label_changes_a_split_s_digest():
+  assert 3 not in np.linspace(0, 499, records.SAMPLED).astype(int)  # its image is not looked at
+  changes = [
+    {},
+    {3: {"labels": np.ones(2, np.float32)}},
+    {3: {"ignore": np.array([True, False])}},
+    {3: {"id": "x"}},
+    {0: {"image": b"other"}},
+    {499: {"boxes": np.ones((1, 4), np.float32)}},
+  ]
+  assert len(set(map(digest_with, changes))) == len(changes)
+  assert digest_with({}) == digest_with({})
 
 
 def test_a_damaged_chunk_is_named(small, data_root, tmp_path):
@@ -265,7 +284,17 @@ def test_an_evaluation_chooses_before_it_sees_the_test_split(workdir, monkeypatc
   assert svm.load(workdir / "svm.npz").class_names == tuple(results["AP"])
 
 
-def test_without_a_validation_split_the_choices_of_another_run_are_used(workdir):
+def test_prediction_s_thresholds_are_chosen_on_what_it_sees(workdir):
+  of_one_view = json.loads((workdir / "choices.json").read_text())
+  assert of_one_view["prediction"] == {name: of_one_view[name] for name in ("temperature", "thresholds")}
+  run.evaluate(workdir, {"views": "five"})
+  of_five = json.loads((workdir / "choices.json").read_text())
+  assert of_five["prediction"] == of_one_view["prediction"]
+  assert of_five["thresholds"] != of_one_view["thresholds"]
+  assert (of_five["seen"]["views"], of_five["rule"]) == ("five", "per_class")
+
+
+def test_without_a_validation_split_the_choices_of_another_run_are_used(workdir, capsys):
   config = json.loads((workdir / "config.json").read_text())
   config["data"]["validation"] = ""
   (workdir / "config.json").write_text(json.dumps(config))
@@ -273,11 +302,24 @@ def test_without_a_validation_split_the_choices_of_another_run_are_used(workdir)
   with pytest.raises(FileNotFoundError, match=r"data\.validation is empty and .* holds no choices\.json: copy the one"):
     run.evaluate(workdir)
   names = [str(digit) for digit in range(10)]
-  there = choices.Choices("elsewhere", names, 0.5, {}, 2.0, [0.25] * 10)
+  seen = {"views": "centre", "mirror": "", "feature": "z"}
+  calibrated = {"temperature": 2.0, "thresholds": [0.25] * 10}
+  there = choices.Choices("elsewhere", names, "per_class", seen, 0.5, {}, **calibrated, prediction=calibrated)
   (workdir / "choices.json").write_text(json.dumps(there._asdict()))
   results = run.evaluate(workdir)
   assert (results["svm_c"], results["calibration"]["temperature"]) == (0.5, 2.0)
   assert results["thresholded"]["thresholds"] == dict.fromkeys(names, 0.25)
+  (workdir / "choices.json").write_text(json.dumps(there._replace(svm_c=None)._asdict()))
+  with pytest.raises(ValueError, match=r"choices\.json has no C, as no SVMs were fitted where it was chosen"):
+    run.evaluate(workdir)
+  capsys.readouterr()
+  results = run.evaluate(workdir, {"views": "five", "thresholds": "global", "svm_solver": ""})
+  assert results["thresholded"]["rule"] == "per_class"
+  assert (
+    "were chosen on elsewhere with views centre (now five), thresholds per_class (now global)"
+    in capsys.readouterr().out
+  )
+  assert not (workdir / "svm.npz").exists()  # that of the evaluation before
   (workdir / "choices.json").write_text(json.dumps(there._replace(class_names=["cat"])._asdict()))
   with pytest.raises(ValueError, match=r"choices\.json was made for other classes \(cat"):
     run.evaluate(workdir)
@@ -294,7 +336,9 @@ def test_tables_come_from_saved_scores(workdir, monkeypatch, capsys):
   found = run.print_protocols([workdir])[str(workdir)]
   assert seen == []
   assert found["csra"]["mAP"] == pytest.approx(results["mAP"])
-  assert len(capsys.readouterr().out.splitlines()) >= 2 + len(found)
+  out = capsys.readouterr().out
+  assert len(out.splitlines()) >= 2 + len(found)
+  assert out.endswith(f"{workdir}: five views; SVMs (newton) on features z\n")
   with pytest.raises(ValueError, match=r"--protocol must be all or some of paper, .*, got 'imagenet'"):
     run.print_protocols([workdir], ["imagenet"])
   run.evaluate(workdir, {"svm_solver": ""})
@@ -303,16 +347,29 @@ def test_tables_come_from_saved_scores(workdir, monkeypatch, capsys):
     run.print_protocols([workdir], ["paper"])
 
 
+def test_scores_of_another_checkpoint_are_measured_again(workdir, monkeypatch):
+  stale = scores.load(workdir)
+  about = json.loads(str(stale.made_by)) | {"checkpoint": "another"}
+  storing.write_npz(workdir / "scores.npz", stale._replace(made_by=np.array(json.dumps(about)))._asdict())
+  seen = count_forwards(monkeypatch)
+  run.print_protocols([workdir], ["csra"])
+  assert seen == []  # the features are those of the right one
+  assert json.loads(str(scores.load(workdir).made_by))["checkpoint"] == json.loads(str(stale.made_by))["checkpoint"]
+
+
 def test_two_runs_are_fused(workdir, tmp_path):
   other = shutil.copytree(workdir, tmp_path / "other")
   run.evaluate(other, {"views": "five"})
+  with pytest.raises(ValueError, match=r"evaluated with another views, centre and five: evaluate both alike"):
+    run.print_protocols([workdir, other])
+  run.evaluate(other, {"svm_c": (10.0,) if run.evaluate(workdir)["svm_c"] == 0.1 else (0.1,)})
   (workdir / "scores.npz").unlink()
   found = run.print_protocols([workdir, other], ["paper", "csra"])  # evaluates the first again
   runs = [scores.load(folder) for folder in (workdir, other)]
   fused = scores.fuse(dict(zip("ab", runs, strict=True)))
   np.testing.assert_allclose(fused.svm, (runs[0].svm + runs[1].svm) / 2)
   assert found["mean of 2"]["paper"]["mAP"] == scores.measure(fused, ["paper"])["paper"]["mAP"]
-  assert found["mean of 2"]["csra"]["mAP"] != found[str(other)]["csra"]["mAP"]
+  assert found[str(other)]["paper"]["mAP"] != found[str(workdir)]["paper"]["mAP"]
 
 
 def some_scores(**changes):
@@ -323,7 +380,7 @@ def some_scores(**changes):
     "ignore": np.zeros((3, 2), bool),
     "network": np.array([[3.0, 0.0], [1.0, 2.0], [2.0, 1.0]]),
     "svm": np.zeros((3, 0)),
-    "step": np.array(7),
+    "made_by": np.array(json.dumps({**dict.fromkeys(scores.ALIKE, ""), "ap_method": "all_point"})),
   }
   return scores.Scores(**values | changes)
 

@@ -1,5 +1,6 @@
 """Your own images: every form of manifest from parsing to a trained run, and every problem with its place."""
 
+import copy
 import io
 import json
 import pathlib
@@ -13,6 +14,7 @@ from PIL import Image
 from configs import custom
 from rmam_jax import run
 from rmam_jax.data import batches, files, records, validate
+from rmam_jax.training import loop, workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = ("blue", "green", "red")
@@ -160,6 +162,134 @@ def test_from_manifest_to_results(manifests, tmp_path):
   assert ("coverage" in results) == (form == "voc")  # of the looking head, where there are boxes
 
 
+def test_changed_labels_sizes_and_boxes_change_a_manifest_s_digest(tmp_path):
+  path, data = write_coco(tmp_path, "train"), custom.get_config().data
+  content = json.loads(pathlib.Path(path).read_text())
+  image = tmp_path / content["images"][0]["file_name"]
+
+  def digest():
+    records._OPEN.clear()
+    data.train = str(path)
+    return records.open_split(data, data.train).digest()
+
+  def with_annotation(**changes):
+    other = copy.deepcopy(content)
+    other["annotations"][0].update(changes)
+    pathlib.Path(path).write_text(json.dumps(other))
+    return digest()
+
+  one = digest()
+  image.touch()
+  assert digest() == one
+  other_class = next(
+    each["id"] for each in content["categories"] if each["id"] != content["annotations"][0]["category_id"]
+  )
+  found = [one, with_annotation(category_id=other_class), with_annotation(bbox=[1, 2, 3, 4]), with_annotation(ignore=1)]
+  with_annotation()
+  image.write_bytes(image.read_bytes() + b" ")
+  assert len({*found, digest()}) == 5
+
+
+def test_a_run_with_images_that_cannot_be_read_counts_and_names_them(tmp_path, capsys):
+  paths = [write_csv(tmp_path, split) for split in SPLITS]
+  config = thin_config(paths, head="saliency", corrupt="skip")
+  config.evaluation.svm_solver, config.evaluation.svm_c = "newton", (1.0,)
+  broken = [records.open_split(config.data, path)[0].id for path in paths]
+  for name in broken:
+    pathlib.Path(name).write_bytes(b"no image")
+  pathlib.Path(records.open_split(config.data, paths[2])[1].id).unlink()
+  results = run.train_and_evaluate(config, tmp_path / "run")
+  assert (results["test_images"], results["svm_images"]) == (4, 11)
+  assert len(results["skipped_images"]) == 2
+  assert broken[2] in results["skipped_images"][0]
+  assert "cannot read" in results["skipped_images"][1]
+  assert "2 images cannot be read and do not count" in capsys.readouterr().out
+  lines = workdir.read_lines(tmp_path / "run" / "skipped.jsonl")
+  assert {line["stage"] for line in lines} == {"stage_one", "stage_two"}
+  assert all(broken[0] in line["reason"] for line in lines)
+  assert len(list((tmp_path / "run" / "pictures").glob("*-*.png"))) == 2
+  config.data.corrupt = "error"
+  with pytest.raises(ValueError, match="not a readable image"):
+    run.train_and_evaluate(config, tmp_path / "other")
+
+
+def test_an_image_that_cannot_be_read_changes_no_figure_of_the_others(tmp_path):
+  manifest = write_csv(tmp_path, "test")
+  config = thin_config([manifest] * 3, corrupt="skip")
+  split = records.open_split(config.data, manifest)
+  whole = [
+    found for _, _, found, _ in batches.evaluation_batches(split, range(6), batch_size=6, image_size=40, crop_size=32)
+  ]
+  pathlib.Path(split[2].id).write_bytes(b"")
+  shares = [
+    list(
+      batches.evaluation_batches(
+        split, range(6), batch_size=6, image_size=40, crop_size=32, corrupt="skip", process_index=i, process_count=2
+      )
+    )
+    for i in range(2)
+  ]
+  for ((_, _, found, reasons),) in shares:  # both know, though one alone has to show it
+    assert [each.id for each in found] == [each.id for each in whole[0]]
+    assert [bool(reason) for reason in reasons] == [False, False, True, False, False, False]
+    assert found[2].ignore.all()
+    assert not found[2].labels.any()
+  assert not shares[0][0][0][2].any()
+
+
+def test_a_workdir_whose_labels_were_changed_since_is_refused(tmp_path):
+  paths = [write_csv(tmp_path, split) for split in SPLITS]
+  config = thin_config(paths)
+  config.stage_one.epochs, config.stage_two.epochs = 0, 1
+  loop.train(config, tmp_path / "run")
+  loop.train(config, tmp_path / "run")
+  lines = pathlib.Path(paths[0]).read_text().splitlines()
+  image, _ = lines[1].split(",")[:2]
+  pathlib.Path(paths[0]).write_text(
+    "\n".join([lines[0], f"{image},{NAMES[0]}|{NAMES[1]}|{NAMES[2]},", *lines[2:]]) + "\n"
+  )
+  records._OPEN.clear()
+  with pytest.raises(
+    ValueError, match=r"began with other records of custom .*train\.csv: labels, images or boxes have"
+  ):
+    loop.train(config, tmp_path / "run")
+
+
+def test_links_below_the_folder_may_lead_elsewhere(tmp_path):
+  (tmp_path / "disk").mkdir()
+  (tmp_path / "set").mkdir()
+  (tmp_path / "disk" / "a.png").write_bytes(png(draw(["red"], 0)[0]))
+  (tmp_path / "set" / "images").symlink_to(tmp_path / "disk")
+  (tmp_path / "set" / "train.csv").write_text("image,labels\nimages/a.png,red\nimages/../../disk/a.png,red\n")
+  (entry,), (problem,) = files.parse(str(tmp_path / "set" / "train.csv"))
+  assert entry.image.read_bytes() == (tmp_path / "disk" / "a.png").read_bytes()
+  assert problem.place.endswith("train.csv:3")
+  assert "lies outside" in problem.text
+
+
+def test_annotations_to_ignore_in_coco_s_form(tmp_path):
+  box = {"image_id": 1, "bbox": [0, 0, 5, 5]}
+  content = {
+    "images": [{"id": 1, "file_name": "a.png", "width": 10, "height": 10}],
+    "categories": [{"id": 7, "name": "cat"}, {"id": 8, "name": "dog"}],
+    "annotations": [
+      box | {"category_id": 7, "ignore": 1},
+      box | {"category_id": 8},
+      box | {"category_id": 8, "ignore": 1},
+    ],
+  }
+  (tmp_path / "a.json").write_text(json.dumps(content))
+  ((entry,), problems_) = files.parse(str(tmp_path / "a.json"))
+  assert (entry.labels, entry.ignore, problems_) == (("dog",), ("cat",), [])
+  assert entry.box_labels == ("cat", "dog", "dog")
+
+
+def test_a_class_that_is_named_twice_is_refused(tmp_path):
+  manifest = write_csv(tmp_path, "train")
+  with pytest.raises(ValueError, match=r"data\.classes names cat more than once"):
+    records.open_split(thin_config([manifest] * 3, classes=("cat", "cat", "dog")).data, manifest)
+
+
 def test_the_validation_command_lists_every_problem_with_its_place(tmp_path):
   good = png(draw(["red"], 0)[0])
   for name in ("a.png", "same.png", "other.png"):
@@ -252,6 +382,13 @@ def problems(tmp_path, name, content):
       '{"images": [{"id": 1, "file_name": "x.png"}, {"id": 1, "file_name": "y.png"}], "categories": [],'
       ' "annotations": []}',
       "a.json images[1]: id 1 is that of an image before it",
+    ),
+    ("a.json", '{"images": [], "categories": [], "annotations": null}', "a.json: not as COCO has it"),
+    (
+      "a.json",
+      '{"images": [{"id": 1, "file_name": "x.png", "width": 4, "height": 4}], "categories": [{"id": 1, "name": "cat"}],'
+      ' "annotations": [{"image_id": 1, "category_id": 1, "bbox": [0, 0, NaN, 1]}]}',
+      "a.json annotations[0]: image_id, category_id, bbox",
     ),
   ],
 )

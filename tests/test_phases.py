@@ -14,7 +14,7 @@ def two_phases(data_root):
   config = tiny_config(data_root)
   config.model.head = config.stage_one.head = "mean_pool"
   config.stage_two.auxiliary_weight = 0.0
-  config.controls = ()
+  config.controls = ("max_pool",)
   config.data.final_train = "train+validation"
   return config
 
@@ -38,6 +38,50 @@ def test_the_second_phase_carries_what_the_first_has_chosen(trained):
   assert not any("validation_mAP" in line for line in lines)
   last = {stage: max(line["epoch"] for line in lines if line["stage"] == stage) for stage in stages.NAMES}
   assert last == loop.best_epochs(folder / "choose") == loop.best_epochs(folder)
+
+
+def test_a_control_goes_through_both_phases(trained):
+  folder, results = trained
+  control = folder / "controls" / "max_pool"
+  assert json.loads((control / "choices.json").read_text())["chosen_on"] == "digits/tiny validation"
+  assert json.loads((control / "config.json").read_text())["data"]["train"] == "train+validation"
+  assert results["controls"] == {"max_pool": json.loads((control / "results.json").read_text())["mAP"]}
+
+
+def test_a_folder_of_another_configuration_is_refused_before_the_first_phase(trained, data_root, monkeypatch):
+  other = two_phases(data_root)
+  other.model.z_width = 17
+
+  def train(*_, **__):
+    raise AssertionError("trained")
+
+  monkeypatch.setattr(loop, "train", train)
+  with pytest.raises(ValueError, match=r"belongs to another configuration; it differs in model\.z_width"):
+    run.train_and_evaluate(other, trained[0])
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"data.test": "tset"}, "tset"),
+    ({"data.test": "validation"}, "nothing may be chosen on the test split"),
+    ({"controls": ("mean_poool",)}, "controls must be some of .*, got 'mean_poool'"),
+    ({"data.validation": "", "controls": ("max_pool",)}, "holds no choices"),
+    ({"evaluation.feature": "y"}, r"evaluation\.feature must be one of z, h, x, got 'y'"),
+    ({"evaluation.svm_solver": "sgd"}, r"evaluation\.svm_solver must be one of , newton, liblinear, got 'sgd'"),
+    ({"evaluation.thresholds": "best"}, r"evaluation\.thresholds must be one of per_class, global, got 'best'"),
+    ({"evaluation.ap_method": "mean"}, r"evaluation\.ap_method must be one of all_point, .*, got 'mean'"),
+    ({"evaluation.top_k": 0}, r"evaluation\.top_k must be at least 1, got 0"),
+    ({"evaluation.views": "two"}, r"evaluation\.views must be one of"),
+    ({"data.crop_size": 80}, r"data\.crop_size must be between 1 and data\.image_size 72, got 80"),
+    ({"seed": -1}, "seed must be 0 or more, got -1"),
+  ],
+)
+def test_what_cannot_be_evaluated_is_not_trained(data_root, tmp_path, changes, message):
+  config = tiny_config(data_root, **changes)
+  with pytest.raises((ValueError, OSError), match=message):
+    run.train_and_evaluate(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
 
 
 def test_the_same_command_again_trains_nothing(trained, data_root):

@@ -1,6 +1,7 @@
 """Predictions for any images: the same as the evaluation's, in pixels of the original, whatever comes between."""
 
 import copy
+import functools
 import io
 import itertools
 import json
@@ -169,36 +170,36 @@ def test_an_endless_stream_is_read_a_few_batches_ahead(small, scenes):
 
 
 def test_decisions_by_hand():
-  config = digits.get_config("tiny")
+  decide = functools.partial(decisions.decide, "sigmoid", top_k=3)
   scores = np.log([[0.2, 0.6, 0.8, 0.4]]) - np.log(
     1 - np.array([[0.2, 0.6, 0.8, 0.4]])
   )  # probability -> sigmoid's score
-  rule = decisions.decide(config, {})
+  rule = decide({})
   np.testing.assert_allclose(rule.probabilities(scores), [[0.2, 0.6, 0.8, 0.4]], rtol=1e-5)
 
   def chosen(rule):
     return rule.chosen(scores)[0].tolist()
 
   assert chosen(rule) == [0, 1, 1, 0]
-  assert chosen(decisions.decide(config, {}, threshold=0.3)) == [0, 1, 1, 1]
-  assert chosen(decisions.decide(config, {}, top=1)) == [0, 0, 1, 0]
-  assert chosen(decisions.decide(config, {}, top=0)) == [0, 1, 1, 0]
+  assert chosen(decide({}, threshold=0.3)) == [0, 1, 1, 1]
+  assert chosen(decide({}, top=1)) == [0, 0, 1, 0]
+  assert chosen(decide({}, top=0)) == [0, 1, 1, 0]
   calibrated = {"thresholds": [-2.0, 0.3, 2.0, 0.0]}  # the scores are -1.4, 0.4, 1.4, -0.4
-  assert chosen(decisions.decide(config, calibrated)) == [1, 1, 0, 0]
-  assert chosen(decisions.decide(config, calibrated, threshold=0.5)) == [0, 1, 1, 0]
-  cool = decisions.decide(config, {"temperature": 2.0})
+  assert chosen(decide(calibrated)) == [1, 1, 0, 0]
+  assert chosen(decide(calibrated, threshold=0.5)) == [0, 1, 1, 0]
+  cool = decide({"temperature": 2.0})
   np.testing.assert_allclose(cool.probabilities(scores)[0, 2], 2 / 3, rtol=1e-5)  # odds of 4 become 2
 
-  config.loss.classification = "euclidean"
-  softmax = decisions.decide(config, {})
+  decide = functools.partial(decisions.decide, "euclidean", top_k=3)
+  softmax = decide({})
   np.testing.assert_allclose(softmax.probabilities(scores).sum(), 1, rtol=1e-6)
   assert chosen(softmax) == [0, 1, 1, 1]  # the top three
-  assert chosen(decisions.decide(config, calibrated)) == [1, 1, 0, 0]
-  assert chosen(decisions.decide(config, {}, threshold=0.5)) == [0, 0, 1, 0]  # they are .04, .23, .62, .10
+  assert chosen(decide(calibrated)) == [1, 1, 0, 0]
+  assert chosen(decide({}, threshold=0.5)) == [0, 0, 1, 0]  # they are .04, .23, .62, .10
   with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
-    decisions.decide(config, {}, threshold=1.5)
+    decide({}, threshold=1.5)
   with pytest.raises(ValueError, match="top must be 0"):
-    decisions.decide(config, {}, top=-1)
+    decide({}, top=-1)
 
 
 def test_finding_images(tmp_path, capsys):

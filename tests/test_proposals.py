@@ -89,12 +89,40 @@ def test_a_run_looks_at_its_proposals(data_root, tmp_path):
   [
     ({"data.proposals": ""}, "set data.proposals, and data.num_proposals to the 6"),
     ({"data.num_proposals": 5}, "set data.proposals, and data.num_proposals to the 6"),
-    ({"data.proposals": "edge_boxes"}, "data.proposals must be jittered, selective_search or empty, got 'edge_boxes'"),
+    (
+      {"data.proposals": "edge_boxes"},
+      "data.proposals must be jittered, selective_search, objects or empty, got 'edge_boxes'",
+    ),
   ],
 )
 def test_proposals_that_cannot_be(data_root, tmp_path, changes, message):
   with pytest.raises(ValueError, match=message):
     run.train_and_evaluate(config_of(data_root, **changes), tmp_path)
+
+
+def test_selective_search_goes_on_where_it_was_stopped(data_root, tmp_path, monkeypatch):
+  source = open_split(config_of(data_root, **{"data.proposals": ""}).data, "test")
+  seen = []
+
+  def search(image, count):
+    if len(seen) == 25:
+      raise KeyboardInterrupt
+    seen.append(1)
+    return np.full((count, 4), image.mean(), np.float32)
+
+  monkeypatch.setattr(proposals, "selective_search", search)
+  monkeypatch.setattr(proposals, "_KEPT", 10)
+  monkeypatch.setattr(proposals.os, "cpu_count", lambda: 1)
+  with pytest.raises(KeyboardInterrupt):
+    proposals.make("selective_search", 2, source, tmp_path / "kept.npz", "data")
+  seen[:] = []
+  propose = proposals.make("selective_search", 2, source, tmp_path / "kept.npz", "data")
+  assert len(seen) == len(source) - 20 == 20
+  for record in (source[0], source[25]):
+    np.testing.assert_allclose(propose(record), batches.decode_image(record.image, "").mean(), rtol=1e-6)
+  seen[:] = []
+  proposals.make("selective_search", 2, source, tmp_path / "kept.npz", "data")
+  assert not seen
 
 
 @pytest.mark.oracle

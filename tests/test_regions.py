@@ -1,9 +1,12 @@
-"""Regions find their way back into the image."""
+"""Regions find their way back into the image, and what of the answers is counted and drawn."""
+
+import types
 
 import numpy as np
 
 from configs import common
-from rmam_jax.evaluation import regions
+from rmam_jax import exhibits
+from rmam_jax.evaluation import answers, regions
 
 
 def test_region_boxes_by_hand():
@@ -19,3 +22,37 @@ def test_region_boxes_by_hand():
   config.model.align_corners = False  # -1 and 1 are the view's edges
   whole = regions.region_boxes(np.array([1.0, 1.0, 0.0, 0.0]), config) * 80
   np.testing.assert_allclose(whole, [8, 8, 72, 72], rtol=1e-6)
+
+
+def some_answers(**changes):
+  names = answers.Answers._fields
+  return answers.Answers(**{**dict.fromkeys(names), **changes})
+
+
+def test_objects_of_classes_that_are_neither_are_not_counted():
+  boxes, classes = [np.arange(12.0).reshape(3, 4), np.zeros((0, 4))], [np.array([0, 1, 0]), np.zeros(0, int)]
+  found = some_answers(labels=np.array([[1, 0], [0, 1]]), boxes=boxes, box_classes=classes).objects()
+  np.testing.assert_array_equal(found[0][0], boxes[0][[0, 2]])
+  np.testing.assert_array_equal(found[1][0], [0, 0])
+  assert (found[0][1].shape, found[1][1].shape) == ((0, 4), (0,))
+
+
+def test_pictures_of_files_of_one_name_are_two(tmp_path, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(exhibits, "panels", lambda exhibit, indices: iter(indices))
+  monkeypatch.setattr(exhibits.pictures, "draw", lambda path, panels, **_: drawn.append((path.name, list(panels))))
+  config = common.get_config()
+  config.evaluation.pictures = 3
+  split = [
+    types.SimpleNamespace(id=name) for name in ("cat/001.png", "broken.png", "dog/001.png", "overview.png", "e.png")
+  ]
+  ignore = np.zeros((5, 2), bool)
+  ignore[1] = True  # cannot be read
+  exhibit = exhibits.Exhibit(config, "saliency", None, split, some_answers(ignore=ignore))
+  exhibits.draw_pictures(tmp_path, exhibit)
+  assert drawn == [
+    ("0000-001.png", [0]),
+    ("0002-001.png", [2]),
+    ("0003-overview.png", [3]),
+    ("overview.png", [0, 2, 3]),
+  ]

@@ -18,7 +18,7 @@ import pytest
 from test_training import best_params, lines, tiny_config
 
 from benchmarks import crash
-from rmam_jax import command, run
+from rmam_jax import command, run, storing
 from rmam_jax.data import batches
 from rmam_jax.data.records import open_split
 from rmam_jax.training import checkpoints, loop, step, workdir
@@ -91,12 +91,21 @@ def test_a_disk_that_fills_up_or_a_folder_that_vanishes_is_named(tmp_path):
   log = workdir.MetricsLog(tmp_path, "stage_one", 0)
   for name in ("metrics.jsonl", "results.json.draft"):
     (tmp_path / name).symlink_to("/dev/full")
-  with pytest.raises(OSError, match=f"cannot write {tmp_path}/metrics.jsonl: No space left on device. The checkpoints"):
+  with pytest.raises(
+    OSError, match=f"cannot write {tmp_path}/metrics.jsonl: No space left on device. What is there stays"
+  ):
     log.write(4, {"loss": 1.0})
-  with pytest.raises(OSError, match=f"cannot write {tmp_path}/results.json: No space left on device. The checkpoints"):
-    workdir.write_json(tmp_path / "results.json", {})
+  with pytest.raises(
+    OSError, match=f"cannot write {tmp_path}/results.json: No space left on device. What is there stays"
+  ):
+    storing.write_json(tmp_path / "results.json", {})
+  (tmp_path / "scores.npz.draft").symlink_to("/dev/full")
+  with pytest.raises(
+    OSError, match=f"cannot write {tmp_path}/scores.npz: No space left on device. What is there stays"
+  ):
+    storing.write_npz(tmp_path / "scores.npz", {"scores": np.zeros(10_000)})
   shutil.rmtree(tmp_path)
-  with pytest.raises(OSError, match=f"cannot write {tmp_path}/metrics.jsonl: No such file or directory. The check"):
+  with pytest.raises(OSError, match=f"cannot write {tmp_path}/metrics.jsonl: No such file or directory. What is there"):
     log.write(4, {"loss": 1.0})
   log.close()
 

@@ -8,8 +8,9 @@ from sklearn.metrics import average_precision_score
 from test_weights import inner
 
 from rmam_jax import run
+from rmam_jax.data import records
 from rmam_jax.evaluation import bootstrap
-from rmam_jax.reproduction import cells, plan, reproduce, tables
+from rmam_jax.reproduction import cells, expected, plan, reproduce, tables
 
 CONFIG = "configs/digits.py:tiny"
 
@@ -59,6 +60,8 @@ def test_tables_hold_the_paper_s_figures():
   assert found["2"].rows[2].paper["OF1"] == 72.0
   assert {row.label: row.paper["mAP"] for row in found["6"].rows}["two scales ten-crop"] == 91.9
   assert set(found) == set(tables.TABLES)
+  coco = tables.tables("coco/2014")["6"]
+  assert (coco.data, {row.label: row.paper["mAP"] for row in coco.rows}["two scales ten-crop"]) == ("coco", 73.4)
   assert {"aeroplane", "bicycle", "bird", "diningtable", "motorbike", "pottedplant", "tvmonitor"} <= set(
     found["1"].rows[0].paper
   )
@@ -202,6 +205,18 @@ def test_tables_from_nothing_and_nothing_twice(make_tables, monkeypatch, capsys)
     out = capsys.readouterr().out
     assert "5 cells are left" in out  # four ablations, and rmam, from ten views
     assert "trained already" in out
+
+
+def test_naming_a_cell_makes_no_proposals(data_root, monkeypatch):
+  def make(kind, *_):
+    assert not kind, "proposals were made"
+
+  monkeypatch.setattr(records, "_OPEN", {})
+  monkeypatch.setattr(records.proposing, "make", make)
+  maker = reproduce.load_maker(CONFIG, {**THIN, "data.root": str(data_root)})
+  cell = maker.cell("proposals", 0)
+  assert (cell.config.data.proposals, cell.config.data.num_proposals) == ("jittered", 3)
+  assert expected._operations(cell.config) > 0
 
 
 def test_a_cell_that_another_holds_is_left_to_it(data_root, tmp_path):

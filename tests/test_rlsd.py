@@ -344,7 +344,7 @@ def lines(folder):
 
 def best_of(config, folder):
   """Stage two's best parameters and the localiser's own."""
-  _, params, _ = run.load_best(config, folder, 10, mesh.make_mesh())
+  _, params, _ = stages.load_best(config, folder, 10, mesh.make_mesh())
   saved = checkpoints.StageCheckpoints(folder / "checkpoints" / "localizer")
   like = checkpoints.abstract(params["localizer"], mesh.replicated(mesh.make_mesh()))
   localizer, _ = saved.restore_best(like)

@@ -17,7 +17,7 @@ import optax
 import pytest
 
 from configs import common, digits, voc
-from rmam_jax import attention, mesh, run
+from rmam_jax import attention, mesh, run, storing
 from rmam_jax.data import batches
 from rmam_jax.models import recognizer
 from rmam_jax.training import loop, stages, step, workdir
@@ -256,7 +256,7 @@ def lines(folder):
 
 
 def best_params(config, folder):
-  _, params, _ = run.load_best(config, folder, 10, mesh.make_mesh())
+  _, params, _ = stages.load_best(config, folder, 10, mesh.make_mesh())
   return params
 
 
@@ -290,7 +290,7 @@ def test_the_best_epoch_is_the_one_of_lowest_validation_loss(data_root, tmp_path
   monkeypatch.setattr(loop._Trainer, "validate", validate)
   best = loop.train(config, tmp_path / "run")
   assert_trees_close(best, seen[1], 0)
-  assert run.load_best(config, tmp_path / "run", 10, mesh.make_mesh())[2]["best_epoch"] == 2
+  assert stages.load_best(config, tmp_path / "run", 10, mesh.make_mesh())[2]["best_epoch"] == 2
   assert_trees_close(best_params(config, tmp_path / "run"), seen[1], 0)
 
 
@@ -310,6 +310,13 @@ def test_evaluating_again_gives_the_same_and_what_is_asked_for_beside(finished, 
   for paths, flag in (({"gallery_page": page}, "--gallery"), ({"figure_folder": figures}, "--figures")):
     with pytest.raises(FileExistsError, match=f"exists: remove it or name another with {flag}"):
       run.evaluate_and_print(finished, **paths)
+  for paths, flag in (
+    ({"gallery_page": page.parent / "no" / "g.html"}, "--gallery"),
+    ({"figure_folder": page / "f"}, "--figures"),
+  ):
+    with pytest.raises(FileNotFoundError, match=f"is no folder: make it or name another with {flag}=OUT"):
+      run.evaluate(finished, **paths)
+  assert not list(page.parent.glob("*.draft"))
 
 
 @pytest.mark.parametrize("stop", [("stage_one", 1), ("stage_two", 2)])
@@ -394,6 +401,7 @@ def test_fields_that_change_no_result_may_differ(finished, data_root):
     finished,
     tiny_config(data_root, **{"data.threads": 7, "accumulate": 2, "remat": True, "loss.rarl.policy_weight": 3.0}),
     [str(digit) for digit in range(10)],
+    {},
   )
 
 
@@ -450,9 +458,9 @@ def test_a_workdir_of_another_version_says_so(finished, tmp_path):
   with pytest.raises(
     ValueError, match=r"best/6 is of another model: head/.* is float32\[16\] there and float32\[17\] in the config"
   ):
-    run.load_best(other, finished, 10, mesh.make_mesh())
+    stages.load_best(other, finished, 10, mesh.make_mesh())
   config = json.loads((finished / "config.json").read_text())
-  workdir.write_json(tmp_path / "config.json", config | {"format": 1})
+  storing.write_json(tmp_path / "config.json", config | {"format": 1})
   with pytest.raises(ValueError, match=r"config.json is of format 1, of another version of rmam_jax.*train again into"):
     run.evaluate(tmp_path)
 
@@ -460,11 +468,11 @@ def test_a_workdir_of_another_version_says_so(finished, tmp_path):
 def test_another_set_of_fields_is_another_format():
   fields = workdir.flatten(json.loads(common.get_config().to_json()))
   found = hashlib.sha256(" ".join(sorted(fields)).encode()).hexdigest()[:8]
-  assert (workdir.FORMAT, found) == (2, "2ec7c579"), "fields came or went: raise workdir.FORMAT"
+  assert (workdir.FORMAT, found) == (3, "ea8984b2"), "fields came or went: raise workdir.FORMAT"
 
 
 def test_a_run_without_stage_two_says_so(tmp_path, data_root):
-  workdir.claim(tmp_path / "run", tiny_config(data_root), [str(digit) for digit in range(10)])
+  workdir.claim(tmp_path / "run", tiny_config(data_root), [str(digit) for digit in range(10)], {})
   with pytest.raises(FileNotFoundError, match="holds no checkpoint of stage two"):
     run.evaluate(tmp_path / "run")
 
@@ -526,3 +534,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(
   monkeypatch.setattr(batches, "train_batches", train_batches)
   loop.train(config, folder)
   assert [line["step"] for line in lines(folder)] == [2, 4, 2, 4, 6]
+
+
+@pytest.mark.parametrize(
+  ("head", "counts"), [("saliency", False), ("rarl", True), ("rlsd", True), ("rlsd_ft_rpn", True)]
+)
+def test_parts_of_a_batch_count_for_heads_that_sample(head, counts):
+  config = digits.get_config(f"tiny:{head}")
+  fields = workdir.determining(workdir.flatten(json.loads(config.to_json())), config)
+  assert ("accumulate" in fields) == counts

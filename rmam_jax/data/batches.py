@@ -101,6 +101,15 @@ def check_batch(batch: Mapping[str, np.ndarray]) -> None:
     )
 
 
+def _share(batch_size: int, process_count: int, corrupt: str) -> int:
+  """The examples of a batch that are one process's, and a word about options that cannot be."""
+  if batch_size % process_count:
+    raise ValueError(f"batch_size {batch_size} is no multiple of the {process_count} processes")
+  if corrupt not in CORRUPT:
+    raise ValueError(f"data.corrupt must be one of {', '.join(CORRUPT)}, got {corrupt!r}")
+  return batch_size // process_count
+
+
 def train_batches(
   split: Split,
   *,
@@ -140,11 +149,7 @@ def train_batches(
   """
   import grain
 
-  if batch_size % process_count:
-    raise ValueError(f"batch_size {batch_size} is no multiple of the {process_count} processes")
-  if corrupt not in CORRUPT:
-    raise ValueError(f"data.corrupt must be one of {', '.join(CORRUPT)}, got {corrupt!r}")
-  share = batch_size // process_count
+  share = _share(batch_size, process_count, corrupt)
 
   def load(position: int, index: int, skipped: list[str]) -> tuple[np.ndarray, Record, np.ndarray]:
     rng = np.random.default_rng([seed, position])
@@ -205,9 +210,10 @@ def evaluation_batches(
   batch_size: int,
   image_size: int,
   crop_size: int,
+  corrupt: str = "error",
   process_index: int = 0,
   process_count: int = 1,
-) -> Iterator[tuple[np.ndarray, np.ndarray | None, list[Record]]]:
+) -> Iterator[tuple[np.ndarray, np.ndarray | None, list[Record], list[str]]]:
   """The centre view of the records at these positions, in order, with the records.
 
   Args:
@@ -215,33 +221,43 @@ def evaluation_batches(
     positions: in it.
     batch_size: of all processes together.
     image_size, crop_size: N and the side of the view, in pixels.
-    process_index, process_count: this process decodes its equal share of each batch.
+    corrupt: "error", or "skip": an image that cannot be read is black, and its record `Split.blank`, so that it counts
+      nowhere.
+    process_index, process_count: this process yields the images of its equal share of each batch.
 
   Yields:
     Images uint8 [b, crop_size, crop_size, 3], b = batch_size / process_count, the last batch padded with zeros; their
-    proposals [b, K, 4] as in training batches, or None; and the records of the whole batch.
+    proposals [b, K, 4] as in training batches, or None; the records of the whole batch; and why each cannot be read,
+    empty for those that can.
 
   Raises:
-    ValueError, OSError: see `read_image`. Here nothing is skipped: figures without some images could not be compared.
+    ValueError, OSError: see `read_image`; with "skip", where more than `MOST_SKIPPED` of a batch cannot be read.
   """
-  if batch_size % process_count:
-    raise ValueError(f"batch_size {batch_size} is no multiple of the {process_count} processes")
-  share = batch_size // process_count
+  share = _share(batch_size, process_count, corrupt)
   mine = range(process_index * share, (process_index + 1) * share)
   offset = centre_offset(image_size, crop_size)
   for start in range(0, len(positions), batch_size):
-    images, records = np.zeros((share, crop_size, crop_size, 3), np.uint8), []
+    images, records, reasons = np.zeros((share, crop_size, crop_size, 3), np.uint8), [], []
     shown = image_size, crop_size, offset, offset, False
     boxes: list[np.ndarray] = []
     for place, index in enumerate(positions[start : start + batch_size]):
-      if place in mine:
-        image, record = read_image(split, index)
-        images[place - mine.start] = view(image, *shown)
-        boxes.append(view_boxes(record.proposals, *shown))
+      reason = ""
+      if place in mine or corrupt == "skip":  # all processes have to know which cannot be read
+        try:
+          image, record = read_image(split, index)
+        except (ValueError, OSError) as error:
+          reason = str(error)
+          if corrupt == "error" or sum(map(bool, reasons)) >= MOST_SKIPPED:
+            raise
+          image, record = np.zeros((1, 1, 3), np.uint8), split.blank(index)
+        if place in mine:
+          images[place - mine.start] = view(image, *shown)
+          boxes.append(view_boxes(record.proposals, *shown))
       else:
         record = split[index]
       records.append(record)
-    yield images, _padded(boxes, share, records[0].proposals.shape), records
+      reasons.append(reason)
+    yield images, _padded(boxes, share, records[0].proposals.shape), records, reasons
 
 
 def _padded(boxes: list[np.ndarray], size: int, shape: tuple[int, int]) -> np.ndarray | None:

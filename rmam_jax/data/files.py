@@ -10,11 +10,14 @@ A manifest is one of
 
 Images are named relative to the manifest's folder, VOC's FOLDER/JPEGImages, or `data.images`, and lie below it. Ignored
 labels are neither present nor absent (`data.difficult`); in a VOC folder they are those of classes that appear only as
-difficult. Boxes, of COCO and VOC manifests, are never trained on.
+difficult, in COCO's form only in annotations with `"ignore": 1`. Boxes, of COCO and VOC manifests, are never trained on.
 """
 
 import csv
+import hashlib
 import json
+import math
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -92,8 +95,9 @@ def _reader(manifest: str) -> tuple[pathlib.Path, Callable[[], Iterable[Entry | 
 
 def _located(entry: Entry, base: pathlib.Path) -> Entry | Problem:
   """The entry with its image's whole path, which must not leave the folder."""
-  path = (base / entry.image).resolve()
-  if not path.is_relative_to(base.resolve()):
+  base = pathlib.Path(os.path.abspath(base))
+  path = pathlib.Path(os.path.normpath(base / entry.image))  # links below the folder may lead anywhere
+  if not path.is_relative_to(base):
     return Problem(
       entry.place, f"image {entry.image} lies outside {base}: name that folder with --config.data.images=DIR"
     )
@@ -161,7 +165,8 @@ def _coco(path: pathlib.Path) -> Iterator[Entry | Problem]:
         doubled.append(Problem(f"{path} images[{number}]", f"id {image['id']} is that of an image before it"))
     categories = {category["id"]: str(category["name"]) for category in content["categories"]}
     found: dict[Any, list[tuple[str, tuple[float, ...]]]] = {image: [] for image in images}
-    annotations = content["annotations"]
+    counted: dict[Any, set[str]] = {image: set() for image in images}
+    annotations = list(content["annotations"])
   except (ValueError, KeyError, TypeError) as error:
     yield Problem(str(path), f"not as COCO has it: images, annotations and categories with ids ({error!r})")
     return
@@ -174,7 +179,11 @@ def _coco(path: pathlib.Path) -> Iterator[Entry | Problem]:
       image, name = images[annotation["image_id"]], categories[annotation["category_id"]]
       left, top, width, height = map(float, annotation["bbox"])
       tall, wide = float(image["height"]), float(image["width"])
+      if not all(map(math.isfinite, (left, top, width, height))):
+        raise ValueError(f"bbox {annotation['bbox']}")
       found[image["id"]].append((name, (top / tall, left / wide, (top + height) / tall, (left + width) / wide)))
+      if not annotation.get("ignore"):
+        counted[image["id"]].add(name)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
       yield Problem(
         place, f"image_id, category_id, bbox or the image's width and height are missing or wrong ({error!r})"
@@ -185,7 +194,9 @@ def _coco(path: pathlib.Path) -> Iterator[Entry | Problem]:
       yield Problem(place, "file_name is missing")
       continue
     names, boxes = zip(*found[image["id"]], strict=True) if found[image["id"]] else ((), ())
-    yield Entry(place, pathlib.Path(image["file_name"]), tuple(sorted(set(names))), (), boxes, names)
+    present = counted[image["id"]]
+    ignored = sorted(set(names) - present)
+    yield Entry(place, pathlib.Path(image["file_name"]), tuple(sorted(present)), tuple(ignored), boxes, names)
 
 
 def _voc(folder: pathlib.Path, listed: str) -> Iterator[Entry | Problem]:
@@ -197,7 +208,11 @@ def _voc(folder: pathlib.Path, listed: str) -> Iterator[Entry | Problem]:
     if not listing.is_file():
       yield Problem(str(listing), "missing")
       return
-    names = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
+    try:
+      names = [line.split()[0] for line in listing.read_text("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+      yield Problem(str(listing), f"no text in UTF-8 ({error})")
+      return
     paths = [folder / "Annotations" / f"{name}.xml" for name in names]
   for path in paths:
     try:
@@ -233,7 +248,13 @@ _READERS = {".csv": _csv, ".jsonl": _jsonl, ".json": _coco}
 
 
 def class_names(data: Any, train: Sequence[Entry]) -> tuple[str, ...]:
-  """`data.classes`, or the labels of the training manifest, sorted."""
+  """`data.classes`, or the labels of the training manifest, sorted.
+
+  Raises:
+    ValueError: `data.classes` names one twice.
+  """
+  if doubled := sorted({name for name in data.classes if list(data.classes).count(name) > 1}):
+    raise ValueError(f"data.classes names {', '.join(doubled)} more than once")
   return tuple(data.classes) or tuple(sorted({name for entry in train for name in (*entry.labels, *entry.ignore)}))
 
 
@@ -278,6 +299,14 @@ class Manifest:
       np.array(entry.boxes, np.float32).reshape(-1, 4),
       np.array([self._index[name] for name in entry.box_labels], np.int32),
     )
+
+  def digest(self, positions: np.ndarray) -> str:
+    """Of the boxes at these positions, and of the images by the sizes of their files."""
+    digest = hashlib.sha256()
+    for entry in (self._entries[position] for position in positions):
+      size = entry.image.stat().st_size if entry.image.exists() else "missing"
+      digest.update(f"{size} {entry.boxes} {entry.box_labels}\n".encode())
+    return digest.hexdigest()
 
   def index(self) -> tuple[list, list, list, list]:
     """Ids, labels, ignored labels and whether anything is marked, of every record."""

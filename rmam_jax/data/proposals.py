@@ -18,15 +18,15 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import tqdm
 
-from rmam_jax import metrics
+from rmam_jax import metrics, storing
 from rmam_jax.data.images import decode_image
 from rmam_jax.data.record import Record
 
 OVERLAP = 0.7  # IoU
 RECALL = 0.8  # the share of the objects that `jittered` proposes, each with an IoU of at least 0.5
 _TRIES = 64
+_KEPT = 1_000  # images of selective search, after which what is found is saved
 _SIDE = 256  # pixels of the longer side that selective search sees
 
 
@@ -108,23 +108,32 @@ def selective_search(image: np.ndarray, count: int) -> np.ndarray:
 
 
 def _stored(path: pathlib.Path, made_by: str, records: Any, count: int) -> dict[str, np.ndarray]:
-  """Selective search of every record, by id; from the file beside the data, or computed once and left there."""
+  """Selective search of every record, by id; what is not in the file beside the data yet is computed and left there."""
+  import tqdm
+
+  found: dict[str, np.ndarray] = {}
   if path.exists():
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-      if str(stored["made_by"]) == made_by:
-        return dict(zip(stored["ids"].tolist(), stored["boxes"], strict=True))
+    stored = storing.read_npz(path, "delete it and run the same command again")
+    if str(stored["made_by"]) == made_by:
+      found = dict(zip(stored["ids"].tolist(), stored["boxes"], strict=True))
 
   def propose(position: int) -> tuple[str, np.ndarray]:
     record = records[position]
     return record.id, selective_search(decode_image(record.image, record.id), count)
 
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    every = pool.map(propose, range(len(records)))
-    found = dict(tqdm.tqdm(every, f"selective search, kept in {path}", len(records), leave=False))
-  draft = path.with_name(path.name + ".draft")
-  with draft.open("wb") as file:
-    np.savez_compressed(file, made_by=made_by, ids=np.array(list(found)), boxes=np.stack(list(found.values())))
-  draft.replace(path)
+  starts = range(len(found), len(records), _KEPT)
+  with (
+    concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+    tqdm.tqdm(
+      total=len(records), initial=len(found), desc=f"selective search, kept in {path}", leave=False, disable=not starts
+    ) as bar,
+  ):
+    for start in starts:
+      for name, boxes in pool.map(propose, range(start, min(start + _KEPT, len(records)))):
+        found[name] = boxes
+        bar.update()
+      arrays = {"made_by": np.array(made_by), "ids": np.array(list(found)), "boxes": np.stack(list(found.values()))}
+      storing.write_npz(path, arrays, compressed=True)
   return found
 
 
@@ -150,4 +159,4 @@ def make(kind: str, count: int, source: Any, path: pathlib.Path, made_by: str) -
     return lambda record: found[record.id]
   if kind == "objects":
     return lambda record: objects(record, count)
-  raise ValueError(f"data.proposals must be jittered, selective_search or empty, got {kind!r}")
+  raise ValueError(f"data.proposals must be jittered, selective_search, objects or empty, got {kind!r}")

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import tqdm
 
 from rmam_jax import metrics
 from rmam_jax.data import digits, files
@@ -161,6 +160,9 @@ def _check_shards(name: str, folder: pathlib.Path, instructions: Sequence[Any]) 
       raise ValueError(f"{path} holds {found} records, not {wanted}. {_remedy(name, folder)}")
 
 
+SAMPLED = 64  # stored records whose images stand for those of a split
+
+
 class _Stored:
   """The records of a TFDS split in array_record format, by position, read from disk each time."""
 
@@ -181,6 +183,14 @@ class _Stored:
 
   def __len__(self) -> int:
     return len(self._examples)
+
+  def digest(self, positions: np.ndarray) -> str:
+    """Of what lies there: its description, and the whole content of up to `SAMPLED` of these records."""
+    digest = hashlib.sha256(self.made_by.encode())
+    for place in np.unique(np.linspace(0, len(positions) - 1, SAMPLED).astype(int)):
+      record = self[int(positions[place])]
+      digest.update(record.id.encode() + record.image + record.boxes.tobytes() + record.box_classes.tobytes())
+    return digest.hexdigest()
 
   def __getitem__(self, position: int) -> Record:
     """Raises ValueError if the record is damaged: each is stored with a checksum."""
@@ -215,6 +225,8 @@ def _index(source: _Stored, name: str) -> Index:
   """From the file beside the data, or by reading all of them once and leaving such a file if the folder allows."""
   if (found := _read_index(source)) is not None:
     return found
+  import tqdm
+
   shown = len(source) > 5_000
   records = (source[i] for i in range(len(source)))
   rows = [
@@ -261,24 +273,27 @@ class Split:
     keep: np.ndarray | None = None,
     limit: int = 0,
     propose: Callable[[Record], np.ndarray] | None = None,
+    num_proposals: int = 0,
   ):
     """Makes a split of what is stored.
 
     Args:
       name: for people.
-      source: `class_names`, and a `Record` for each position.
+      source: `class_names`, a `Record` for each position, and a `digest` of the images and boxes at some.
       index: of the source.
       difficult: see `metrics.resolve_difficult`.
       keep: bool [N]; the records that belong to the split; None: all.
       limit: take the first so many of them only; 0 takes all.
       propose: from `proposals.make`.
+      num_proposals: that it makes.
 
     Raises:
       ValueError: no record has a positive label.
     """
     self.name = name
     self.class_names = source.class_names
-    self._source, self._difficult, self._propose = source, difficult, propose
+    self._source, self._index, self._difficult = source, index, difficult
+    self._propose, self._num_proposals = propose, num_proposals if propose else 0
     positions = np.arange(len(index.ids)) if keep is None else np.flatnonzero(keep)
     positions = positions[: limit or None]
     labels, _ = metrics.resolve_difficult(index.labels[positions], index.ignore[positions], difficult)
@@ -289,6 +304,29 @@ class Split:
 
   def __len__(self) -> int:
     return len(self._positions)
+
+  def digest(self) -> str:
+    """Of all that the records hold: classes, and the ids and labels of all; images and boxes as the source tells them
+    from others. Proposals are not in it.
+    """
+    digest = hashlib.sha256(f"{self.class_names} {self._difficult} {self._source.digest(self._positions)}".encode())
+    digest.update("\n".join(self._index.ids[self._positions].tolist()).encode())
+    for marks in (self._index.labels, self._index.ignore):
+      digest.update(np.ascontiguousarray(marks[self._positions]).tobytes())
+    return digest.hexdigest()
+
+  def blank(self, index: int) -> Record:
+    """What stands for a record that cannot be read: its id, and all labels to be ignored."""
+    classes = len(self.class_names)
+    return Record(
+      str(self._index.ids[self._positions[index]]),
+      b"",
+      np.zeros(classes, np.float32),
+      np.ones(classes, bool),
+      np.zeros((0, 4), np.float32),
+      np.zeros(0, np.int32),
+      np.zeros((self._num_proposals, 4), np.float32),
+    )
 
   def __getitem__(self, index: int) -> Record:
     record = self._source[int(self._positions[index])]
@@ -346,4 +384,13 @@ def _open(data: Any, split: str, limit: int) -> Split:
     keep[index.annotated] = chosen if part["part"] == "held" else ~chosen
   beside = source.index_path.with_name(source.index_path.name.replace("index", "proposals"))
   propose = proposing.make(data.proposals, data.num_proposals, source, beside, source.made_by)
-  return Split(name, source, index, difficult=data.difficult, keep=keep, limit=limit, propose=propose)
+  return Split(
+    name,
+    source,
+    index,
+    difficult=data.difficult,
+    keep=keep,
+    limit=limit,
+    propose=propose,
+    num_proposals=data.num_proposals,
+  )

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
-import tqdm
 
 from rmam_jax import geometry
 from rmam_jax import mesh as meshes
@@ -32,6 +31,19 @@ class Answers(NamedTuple):
   ignore: np.ndarray  # bool [N, L]
   boxes: list[np.ndarray]  # N of [n, 4] (top, left, bottom, right), as shares of the image
   box_classes: list[np.ndarray]
+  skipped: list[str]  # why images could not be read, with `data.corrupt` "skip"; all their labels are ignored
+
+  @property
+  def readable(self) -> np.ndarray:
+    """The positions of the images that could be read."""
+    return np.flatnonzero(~self.ignore.all(axis=1))
+
+  def objects(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Boxes and their classes, without those of classes that an image shows only as `difficult`."""
+    kept = [labels[classes] == 1 for labels, classes in zip(self.labels, self.box_classes, strict=True)]
+    return tuple(
+      [each[keep] for each, keep in zip(arrays, kept, strict=True)] for arrays in (self.boxes, self.box_classes)
+    )
 
   @property
   def winners(self) -> np.ndarray:
@@ -124,15 +136,19 @@ def make_forward(
 def _answer_batches(
   forward: Forward, params: Any, split: Split, positions: range, data: Any, batch_size: int
 ) -> Iterator[tuple[dict[str, np.ndarray], list[Record]]]:
-  """The answers of the real examples of each batch; the next batch is decoded while the devices work on this one."""
+  """The answers of the real examples of each batch, why each cannot be read among them.
+
+  The next batch is decoded while the devices work on this one.
+  """
   side = forward.views.pixels(data)
   pending = None
-  for images, boxes, records in batches.evaluation_batches(
+  for images, boxes, records, reasons in batches.evaluation_batches(
     split,
     positions,
     batch_size=batch_size,
     image_size=data.image_size,
     crop_size=side,
+    corrupt=data.corrupt,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   ):
@@ -140,7 +156,7 @@ def _answer_batches(
       None if array is None else jax.make_array_from_process_local_data(forward.sharding, array)
       for array in (images, boxes)
     ]
-    dispatched = forward(params, *inputs), records
+    dispatched = {**forward(params, *inputs), "skipped": np.array(reasons)}, records
     if pending:
       yield _fetch(*pending)
     pending = dispatched
@@ -153,9 +169,28 @@ def _fetch(answer: Mapping[str, jax.Array], records: list[Record]) -> tuple[dict
 
 
 def answer_arrays(
-  forward: Forward, params: Any, split: Split, positions: range, *, data: Any, batch_size: int, bar: tqdm.tqdm
+  forward: Forward,
+  params: Any,
+  split: Split,
+  positions: range,
+  *,
+  data: Any,
+  batch_size: int,
+  advance: Callable[[int], Any] = lambda count: None,
 ) -> dict[str, np.ndarray]:
-  """Runs the records at these positions of a split once: `Answers` as plain arrays, each with a leading dimension of images or boxes.
+  """Runs the records at these positions of a split once.
+
+  Args:
+    forward: from `make_forward`.
+    params: the recogniser's.
+    split: the records.
+    positions: in it.
+    data: that section of the configuration.
+    batch_size: a multiple of the number of devices; the last batch is padded, the padding left out.
+    advance: told how many more images have been answered.
+
+  Returns:
+    `Answers` as plain arrays, each with a leading dimension of images or boxes.
 
   Raises:
     FloatingPointError: a score that is not finite, with the first record it belongs to.
@@ -165,7 +200,7 @@ def answer_arrays(
   for answer, answered in _answer_batches(forward, params, split, positions, data, batch_size):
     parts.append(answer)
     records += answered
-    bar.update(len(answered))
+    advance(len(answered))
   arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
   wrong = ~np.isfinite(arrays["region_scores"]).all(axis=(1, 2)) | ~np.isfinite(arrays["scores"]).all(axis=1)
   if wrong.any():
@@ -194,6 +229,7 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> Answers:
     ignore=arrays["ignore"],
     boxes=np.split(arrays["boxes"], ends),
     box_classes=np.split(arrays["box_classes"], ends),
+    skipped=[reason for reason in arrays["skipped"].tolist() if reason],
   )
 
 
@@ -210,6 +246,4 @@ def answer_split(forward: Forward, params: Any, split: Split, *, data: Any, batc
   Raises:
     FloatingPointError: see `answer_arrays`.
   """
-  with tqdm.tqdm(disable=True) as bar:
-    positions = range(len(split))
-    return from_arrays(answer_arrays(forward, params, split, positions, data=data, batch_size=batch_size, bar=bar))
+  return from_arrays(answer_arrays(forward, params, split, range(len(split)), data=data, batch_size=batch_size))

@@ -21,10 +21,13 @@ FILE = "choices.json"
 class Choices(NamedTuple):
   chosen_on: str  # the data set and split
   class_names: list[str]
-  svm_c: float
+  rule: str  # `evaluation.thresholds`
+  seen: dict[str, str]  # the views and the feature that C, temperature and thresholds were chosen with
+  svm_c: float | None  # None without SVMs
   svm_mAP: dict[str, float]  # of each value of C that was tried, on that split; empty if there was but one
   temperature: float  # see `calibration`
   thresholds: list[float]  # [L], on the network's scores
+  prediction: dict[str, Any]  # temperature and thresholds for scores of the centre view alone, which prediction sees
 
 
 def prepare(answers: Answers, config: Any) -> np.ndarray:
@@ -32,11 +35,13 @@ def prepare(answers: Answers, config: Any) -> np.ndarray:
   return svm.normalize(answers.features) if config.evaluation.svm_normalize else answers.features
 
 
-def _choose_c(config: Any, train: Answers | None, validation: Answers) -> tuple[float, dict[str, float]]:
-  """The C of highest mAP on the validation split, the lowest of equals, and every C's mAP."""
+def _choose_c(config: Any, train: Answers | None, validation: Answers) -> tuple[float | None, dict[str, float]]:
+  """The C of highest mAP on the validation split, the lowest of equals, and every C's mAP; None without SVMs."""
   section = config.evaluation
   grid = sorted(section.svm_c)
-  if train is None or len(grid) == 1:
+  if train is None:
+    return None, {}
+  if len(grid) == 1:
     return grid[0], {}
   features = prepare(validation, config)
   every = svm.fit(
@@ -52,7 +57,13 @@ def _choose_c(config: Any, train: Answers | None, validation: Answers) -> tuple[
 
 
 def choose(
-  config: Any, kind: str, class_names: Sequence[str], name: str, train: Answers | None, validation: Answers
+  config: Any,
+  kind: str,
+  class_names: Sequence[str],
+  name: str,
+  train: Answers | None,
+  validation: Answers,
+  one_view: Answers,
 ) -> Choices:
   """Chooses on a validation split.
 
@@ -63,17 +74,44 @@ def choose(
     name: the validation split's.
     train: on training images, for the SVMs; None without SVMs.
     validation: on the validation split.
+    one_view: on the centre view alone of the same images.
   """
   svm_c, tried = _choose_c(config, train, validation)
-  truth = validation.labels, validation.ignore
   return Choices(
     chosen_on=name,
     class_names=list(class_names),
+    rule=config.evaluation.thresholds,
+    seen=_seen(config),
     svm_c=svm_c,
     svm_mAP=tried,
-    temperature=calibration.fit_temperature(validation.scores, *truth, kind),
-    thresholds=calibration.fit_thresholds(validation.scores, *truth, config.evaluation.thresholds).tolist(),
+    **_calibrate(config, kind, validation),
+    prediction=_calibrate(config, kind, one_view),
   )
+
+
+def _seen(config: Any) -> dict[str, str]:
+  section = config.evaluation
+  return {
+    "views": section.views,
+    "mirror": section.mirror if section.views == "ten" else "",
+    "feature": section.feature,
+  }
+
+
+def differing(choices: Choices, config: Any) -> str:
+  """A sentence where an evaluation differs from the one that its choices were made with, else nothing."""
+  now = {**_seen(config), "thresholds": config.evaluation.thresholds}
+  then = {**choices.seen, "thresholds": choices.rule}
+  fields = [f"{name} {then.get(name)} (now {now[name]})" for name in now if now[name] != then.get(name)]
+  return f"C, temperature and thresholds were chosen on {choices.chosen_on} with {', '.join(fields)}" if fields else ""
+
+
+def _calibrate(config: Any, kind: str, validation: Answers) -> dict[str, Any]:
+  truth = validation.labels, validation.ignore
+  return {
+    "temperature": calibration.fit_temperature(validation.scores, *truth, kind),
+    "thresholds": calibration.fit_thresholds(validation.scores, *truth, config.evaluation.thresholds).tolist(),
+  }
 
 
 def check(folder: pathlib.Path) -> None:

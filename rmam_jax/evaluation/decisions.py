@@ -37,18 +37,24 @@ class Decision(NamedTuple):
 
 
 def decide(
-  config: Any, choices: Mapping[str, Any], *, top: int | None = None, threshold: float | None = None
+  classification: str,
+  choices: Mapping[str, Any],
+  *,
+  top_k: int,
+  top: int | None = None,
+  threshold: float | None = None,
 ) -> Decision:
   """The decision of a trained recogniser.
 
   A threshold that is given, a probability, comes first; then those chosen on validation images; then, for a sigmoid,
   one half. A softmax shares out 1 among the labels of an image, so that no probability is high by itself: without a
-  threshold its `evaluation.top_k` highest labels are given.
+  threshold its `top_k` highest labels are given.
 
   Args:
-    config: the configuration.
+    classification: the loss that the scores were trained with.
     choices: what was chosen on validation images: `temperature`, and `thresholds` [L] on the scores, where there are
       any.
+    top_k: `evaluation.top_k`.
     top: the so many highest labels at most; 0 is no limit.
     threshold: a probability.
 
@@ -59,12 +65,11 @@ def decide(
     raise ValueError(f"top must be 0 (no limit) or more, got {top}")
   if threshold is not None and not 0 <= threshold <= 1:
     raise ValueError(f"threshold must be a probability between 0 and 1, got {threshold}")
-  classification = config.stage_two.classification or config.loss.classification
   scores_from: float | np.ndarray = -np.inf
   if threshold is None and "thresholds" in choices:
     scores_from = np.asarray(choices["thresholds"])
   elif threshold is None and classification == "sigmoid":
     threshold = 0.5
   elif threshold is None and top is None:
-    top = config.evaluation.top_k
+    top = top_k
   return Decision(classification, float(choices.get("temperature", 1.0)), scores_from, threshold or 0.0, top or 0)

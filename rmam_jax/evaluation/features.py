@@ -9,21 +9,21 @@ import json
 import pathlib
 import re
 import shutil
-import zipfile
 from typing import Any
 
 import jax
 import numpy as np
 import tqdm
 
-from rmam_jax import processes
+from rmam_jax import processes, storing
 from rmam_jax.data.records import Split
 from rmam_jax.evaluation import answers as answering
 from rmam_jax.evaluation.answers import Answers, Forward
+from rmam_jax.evaluation.views import CENTRE, Views
 
-FORMAT = 1  # of the chunks
+FORMAT = 2  # of the chunks
 CHUNK = 1_024  # images, about
-SAMPLED = 64  # records whose content stands for a split's
+DELETE = "delete it and run the same command again"
 
 Key = dict[str, Any]
 
@@ -38,35 +38,25 @@ def digest_params(params: Any) -> str:
   return digest.hexdigest()
 
 
-def digest_split(split: Split) -> str:
-  """A digest of a split's classes and size and of the whole content of up to `SAMPLED` of its records."""
-  digest = hashlib.sha256(f"{split.class_names} {len(split)}".encode())
-  for index in np.unique(np.linspace(0, len(split) - 1, SAMPLED).astype(int)):
-    record = split[index]
-    digest.update(record.id.encode() + record.image)
-    for array in record[2:]:
-      digest.update(np.ascontiguousarray(array).tobytes())
-  return digest.hexdigest()
-
-
-def make_key(config: Any, split: Split, params: str) -> Key:
+def make_key(config: Any, split: Split, params: str, views: Views = CENTRE) -> Key:
   """All that an answer depends on.
 
   Args:
     config: the configuration.
     split: the records.
     params: from `digest_params`.
+    views: what is looked at.
   """
-  section = config.evaluation
   return {
     "format": FORMAT,
     "checkpoint": params,
     "data set": split.name,
     "images": len(split),
-    "records": digest_split(split),
+    "records": split.digest(),
+    "proposals": [config.data.proposals, config.data.num_proposals],
     "sizes": [config.data.image_size, config.data.crop_size],
-    "views": [section.views, section.mirror if section.views == "ten" else ""],
-    "feature": section.feature,
+    "views": json.loads(json.dumps(views)),
+    "feature": config.evaluation.feature,
     "model": json.loads(config.model.to_json()),
   }
 
@@ -80,7 +70,7 @@ def claim(folder: pathlib.Path, key: Key) -> None:
   """Makes the folder this key's; what another key left there is removed, and that is said."""
   path = folder / "key.json"
   if path.exists():
-    theirs = json.loads(path.read_text())
+    theirs = storing.read_json(path)
     differing = sorted(name for name in key | theirs if key.get(name) != theirs.get(name))
     if not differing:
       return
@@ -88,9 +78,7 @@ def claim(folder: pathlib.Path, key: Key) -> None:
   if folder.exists():
     shutil.rmtree(folder)
   folder.mkdir(parents=True)
-  draft = folder / "draft"
-  draft.write_text(json.dumps(key, indent=2) + "\n")
-  draft.replace(path)
+  storing.write_json(path, key)
 
 
 def _finished(folder: pathlib.Path) -> list[tuple[int, int, pathlib.Path]]:
@@ -103,27 +91,6 @@ def _finished(folder: pathlib.Path) -> list[tuple[int, int, pathlib.Path]]:
     chunks.append((start, end, path))
     stop = end
   return chunks
-
-
-def _save(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-  draft = path.with_name("draft")
-  try:
-    with draft.open("wb") as file:
-      np.savez(file, **arrays)
-    draft.replace(path)
-  except OSError as error:
-    raise OSError(
-      f"cannot write {path}: {error.strerror or error}. The chunks before it stay: free or open the folder"
-      " and run the same command again."
-    ) from error
-
-
-def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
-  try:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-      return dict(stored)
-  except (ValueError, EOFError, zipfile.BadZipFile) as error:
-    raise ValueError(f"{path} is damaged ({error}): delete it and run the same command again") from error
 
 
 def extract(
@@ -165,14 +132,16 @@ def extract(
     while start < len(split):
       stop = min(start + size, len(split))
       positions = range(start, stop)
-      arrays = answering.answer_arrays(forward, params, split, positions, data=data, batch_size=batch_size, bar=bar)
+      arrays = answering.answer_arrays(
+        forward, params, split, positions, data=data, batch_size=batch_size, advance=bar.update
+      )
       path = folder / f"{start:08d}-{stop:08d}.npz"
       if processes.is_first():
-        _save(path, arrays)
+        storing.write_npz(path, arrays)
       chunks.append((start, stop, path))
       start = stop
   processes.wait_for_all(f"extracted {folder}")
-  return answering.from_arrays(_join([_load(path) for _, _, path in chunks]))
+  return answering.from_arrays(_join([storing.read_npz(path, DELETE) for _, _, path in chunks]))
 
 
 def _join(chunks: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -20,12 +20,12 @@ def _localization(found: metrics.Localization, prefix: str = "") -> dict[str, fl
 def localizations(test: Answers, config: Any) -> dict[str, metrics.Localization]:
   """How the regions fit the objects, against the same regions at random places and a grid of as many that never moves.
 
-  Nothing is trained in the grid, so it has no winning regions: its figures are what the best choice would reach.
+  Objects of classes that are neither present nor absent are not counted. Nothing is trained in the grid, so it has no winning regions: its figures are what the best choice would reach.
 
   Returns:
     "ours", "fixed_grid" and "chance".
   """
-  truth = test.boxes, test.box_classes
+  truth = test.objects()
   ours = regions.region_boxes(test.thetas, config).transpose(1, 0, 2)
   grid = update_rules.grid_thetas(len(test.thetas), config.model.fixed_grid.scale)
   grid_regions = np.broadcast_to(regions.region_boxes(grid, config), ours.shape)
@@ -54,7 +54,8 @@ def _network(config: Any, class_names: Sequence[str], test: Answers) -> dict[str
     "top_k": section.top_k,
     "undefined_classes": [name for name, ap in zip(class_names, every, strict=True) if math.isnan(ap)],
     "never_predicted_classes": [name for name, n in zip(class_names, counts.predicted, strict=True) if n == 0],
-    "test_images": len(test.labels),
+    "test_images": len(test.readable),
+    "skipped_images": test.skipped,
     "views": section.views,
     "mirror": section.mirror if section.views == "ten" else "",
   }
@@ -80,7 +81,7 @@ def _calibrated(config: Any, kind: str, class_names: Sequence[str], test: Answer
   curve = curves[choices.temperature]
   return {
     "thresholded": {
-      "rule": config.evaluation.thresholds,
+      "rule": choices.rule,
       "chosen_on": choices.chosen_on,
       **metrics.precision_recall_f1(predicted, test.labels, ignore=test.ignore),
       "thresholds": _by_class(class_names, np.array(choices.thresholds)),
@@ -188,6 +189,10 @@ def summary(results: dict[str, Any]) -> str:
     "",
     f"  mAP ({results['AP_method']})       {_percent(results['mAP'])}   network scores, {_views(results)}",
   ]
+  if results["skipped_images"]:
+    lines.append(
+      f"                                {len(results['skipped_images'])} images cannot be read and do not count"
+    )
   if results["undefined_classes"]:
     lines.append(
       f"                                without positives, left out: {', '.join(results['undefined_classes'])}"

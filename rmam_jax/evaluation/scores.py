@@ -1,13 +1,13 @@
 """Saved scores: what tables are made from without another pass, and how the scores of two runs become one."""
 
+import json
 import pathlib
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rmam_jax import metrics
+from rmam_jax import metrics, storing
 from rmam_jax.evaluation.answers import Answers
 
 FILE = "scores.npz"
@@ -22,11 +22,34 @@ class Scores(NamedTuple):
   ignore: np.ndarray  # bool [N, L]
   network: np.ndarray  # float32 [N, L]
   svm: np.ndarray  # float64 [N, L], margins; [N, 0] without SVMs
-  step: np.ndarray  # int, of the checkpoint that answered
+  made_by: np.ndarray  # str, JSON, from `made_by`
 
 
-def save(folder: pathlib.Path, answers: Answers, class_names: Sequence[str], svm: np.ndarray | None, step: int) -> None:
-  """The scores of a split to WORKDIR/scores.npz."""
+ALIKE = ("views", "mirror", "feature", "svm_normalize")  # in which runs must agree whose scores become one
+BY_SVMS = ("svm_solver", "svm_images", "svm_c")
+
+
+def made_by(config: Any, checkpoint: str) -> dict[str, Any]:
+  """What scores depend on.
+
+  Args:
+    config: the configuration of the evaluation.
+    checkpoint: the digest of the best epoch's.
+  """
+  section = config.evaluation
+  about = {name: section[name] for name in (*ALIKE, *BY_SVMS, "ap_method")}
+  about["mirror"] = section.mirror if section.views == "ten" else ""
+  return {"checkpoint": checkpoint, **json.loads(json.dumps(about))}
+
+
+def save(
+  folder: pathlib.Path,
+  answers: Answers,
+  class_names: Sequence[str],
+  svm: np.ndarray | None,
+  about: Mapping[str, Any],
+) -> None:
+  """The scores of a split to WORKDIR/scores.npz; `about` is from `made_by`."""
   margins = np.zeros((len(answers.labels), 0)) if svm is None else svm
   scores = Scores(
     np.array(answers.ids),
@@ -35,12 +58,9 @@ def save(folder: pathlib.Path, answers: Answers, class_names: Sequence[str], svm
     answers.ignore,
     answers.scores,
     margins,
-    np.array(step),
+    np.array(json.dumps(about)),
   )
-  draft = folder / (FILE + ".draft")
-  with draft.open("wb") as file:
-    np.savez(file, **scores._asdict())
-  draft.replace(folder / FILE)
+  storing.write_npz(folder / FILE, scores._asdict())
 
 
 def load(folder: pathlib.Path) -> Scores:
@@ -53,11 +73,11 @@ def load(folder: pathlib.Path) -> Scores:
   path = folder / FILE
   if not path.exists():
     raise FileNotFoundError(f"{folder} holds no {FILE}: run eval.py --workdir={folder} first")
+  remedy = f"run eval.py --workdir={folder} again"
   try:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-      return Scores(**stored)
-  except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-    raise ValueError(f"{path} is damaged ({error}): run eval.py --workdir={folder} again") from error
+    return Scores(**storing.read_npz(path, remedy))
+  except TypeError as error:
+    raise ValueError(f"{path} holds other things than scores ({error}): {remedy}") from error
 
 
 # From the scores of the runs [R, N, L] to one's [N, L].
@@ -88,9 +108,29 @@ def fuse(runs: Mapping[str, Scores], fusion: str = "mean") -> Scores:
         raise ValueError(f"{first_name} and {name} differ in {field}: they were not evaluated on the same split")
     if first.svm.shape != other.svm.shape:
       raise ValueError(f"of {first_name} and {name} one has no SVMs: evaluate both with evaluation.svm_solver")
+    ours, theirs = (json.loads(str(run.made_by)) for run in (first, other))
+    if differing := [field for field in ALIKE if ours[field] != theirs[field]]:
+      raise ValueError(
+        f"{first_name} and {name} were evaluated with another {differing[0]}, {ours[differing[0]]} and"
+        f" {theirs[differing[0]]}: evaluate both alike, --evaluation.{differing[0]}={ours[differing[0]]}"
+      )
   every = list(runs.values())
   together = {name: FUSIONS[fusion](np.stack([getattr(run, name) for run in every])) for name in ("network", "svm")}
   return first._replace(**together)
+
+
+def checkpoint(scores: Scores) -> str:
+  """The digest of the checkpoint that answered."""
+  return json.loads(str(scores.made_by))["checkpoint"]
+
+
+def describe(scores: Scores) -> str:
+  """In words, what was looked at and what the SVMs were."""
+  about = json.loads(str(scores.made_by))
+  mirrored = f", mirrored {about['mirror']}" if about["mirror"] else ""
+  seen = f"{about['views']} view{'s' * (about['views'] != 'centre')}{mirrored}"
+  svms = f"SVMs ({about['svm_solver']}) on features {about['feature']}" if scores.svm.shape[1] else "no SVMs"
+  return f"{seen}; {svms}"
 
 
 def protocol(name: str) -> metrics.Protocol:
@@ -113,6 +153,8 @@ def measure(scores: Scores, names: Sequence[str] = ()) -> dict[str, dict[str, An
   found = {}
   for name in names or metrics.PROTOCOLS:
     rules = protocol(name)
+    if not rules.ap_method:
+      rules = rules._replace(ap_method=json.loads(str(scores.made_by))["ap_method"])
     measured = getattr(scores, rules.scores)
     if measured.shape[1]:
       found[name] = metrics.measure(rules, measured, scores.labels, scores.ignore)

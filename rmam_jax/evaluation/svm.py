@@ -10,7 +10,6 @@ Letters: N images, F features, L classes; W [F + 1, L] holds the weights with th
 import contextlib
 import functools
 import pathlib
-import zipfile
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmam_jax import mesh as meshes
+from rmam_jax import storing
 
 FILE = "svm.npz"
 SOLVERS = ("newton", "liblinear")
@@ -346,10 +346,8 @@ def _newton(features, labels, kept, cs) -> Iterator[np.ndarray]:
 
 def save(path: pathlib.Path, machines: Machines) -> None:
   """Machines to an .npz, with the names of their classes."""
-  draft = path.with_name(path.name + ".draft")
-  with draft.open("wb") as file:
-    np.savez(file, weights=machines.weights, biases=machines.biases, class_names=np.array(machines.class_names))
-  draft.replace(path)
+  arrays = {"weights": machines.weights, "biases": machines.biases, "class_names": np.array(machines.class_names)}
+  storing.write_npz(path, arrays)
 
 
 def load(path: pathlib.Path) -> Machines:
@@ -358,8 +356,8 @@ def load(path: pathlib.Path) -> Machines:
   Raises:
     ValueError: a file that is none.
   """
+  stored = storing.read_npz(path, "run eval.py again")
   try:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-      return Machines(stored["weights"], stored["biases"], tuple(stored["class_names"].tolist()))
-  except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-    raise ValueError(f"{path} holds no SVMs ({error}): run eval.py again") from error
+    return Machines(stored["weights"], stored["biases"], tuple(stored["class_names"].tolist()))
+  except KeyError as error:
+    raise ValueError(f"{path} holds no SVMs ({error} is missing): run eval.py again") from error

@@ -241,8 +241,9 @@ LOSSES: Mapping[str, Callable[[Any, str], HeadLoss]] = {
   "rlsd_ft_rpn": _rlsd_loss,
 }
 
-# Heads that sample where they look in training: what a batch teaches them depends on how it is cut into parts.
-SAMPLING = ("rarl",)
+# Heads that sample in training, where they look or which anchors their localiser learns from: what a batch teaches them
+# depends on how it is cut into parts.
+SAMPLING = ("rarl", "rlsd", "rlsd_ft_rpn")
 
 # The sections of the configuration that only these heads read.
 SECTIONS: Mapping[str, Sequence[str]] = {

@@ -17,12 +17,11 @@ from typing import Any, NamedTuple
 import ml_collections
 
 import rmam_jax
-from rmam_jax import run
+from rmam_jax import run, storing
 from rmam_jax.data.records import open_split
-from rmam_jax.evaluation import features
 from rmam_jax.evaluation import scores as scoring
 from rmam_jax.models import recognizer
-from rmam_jax.training import checkpoints, localizing, workdir
+from rmam_jax.training import checkpoints, localizing, stages, workdir
 from rmam_jax.weights import start
 
 # The paper's losses, where a data set's configuration takes others: Eq. 7-8 and Eq. 10-14, nothing beside.
@@ -36,9 +35,6 @@ PRINTED: Mapping[str, Any] = types.MappingProxyType(
     "stage_two.auxiliary_weight": 0.0,
   }
 )
-
-
-LARGE = 200  # pixels of the images, from which on selective search means something
 
 
 class Spec(NamedTuple):
@@ -77,7 +73,6 @@ RESERVED = (
   "seed",
   "controls",
   "model.head",
-  "stage_two.head",
   "evaluation.views",
   "data.proposals",
   "data.num_proposals",
@@ -130,7 +125,7 @@ class Maker:
     changes: Mapping[str, Any] = types.MappingProxyType({}),
   ):
     self.get_config, self.scales, self.variant, self.changes = get_config, scales, variant, changes
-    self._data: dict[str, str] = {}
+    self._data: dict[str, list[str]] = {}
     self._weights: dict[str, Mapping[str, Any]] = {}
     if reserved := [field for field in RESERVED if field in changes]:
       raise ValueError(f"--config.{reserved[0]} cannot be set for all cells: they differ in it")
@@ -152,24 +147,20 @@ class Maker:
       raise ValueError(f"--config.{clash[0]} cannot be set for all cells: the tables' {name} has its own value")
     config = self.get_config(":".join(filter(None, [self.variant, self.scales[spec.scale], spec.head])))
     if spec.changes:  # they are stage two's: stage one is that of all rows
-      config.stage_one.classification = config.stage_one.classification or config.loss.classification
+      config.stage_one.classification = stages.classification_of(config, "stage_one")
     config.update_from_flattened_dict({**spec.changes, **self.changes})
     if spec.head == "proposals":
-      config.data.proposals = "selective_search" if config.data.image_size >= LARGE else "jittered"
       config.data.num_proposals = config.model.num_regions
-      config.evaluation.views = "centre"
     config.seed, config.controls, config.evaluation.pictures = seed, (), 0
     if rate is not None:
       config.stage_two.learning_rate = rate
     self._resolve_weights(config)
-    fields, made_by = _fields(config), [rmam_jax.__version__, workdir.FORMAT]
-    without_proposals = config.data.copy_and_resolve_references()
-    without_proposals.proposals = ""
-    about = [*made_by, self._digest_data(without_proposals)]
+    fields, about = _fields(config), [rmam_jax.__version__, workdir.FORMAT, *self._digest_data(config.data)]
     parts = {"stage_one": _digest([*about, *_of_stage_one(config, fields)])}
     if recognizer.needs_localizer(config.model.head):
+      about += self._digest_data(localizing.config_of(config).data)
       parts[localizing.NAME] = _digest([*about, _of_localizer(fields)])
-    return Cell(name, config, _digest([*made_by, self._digest_data(config.data), fields]), parts)
+    return Cell(name, config, _digest([*about, fields]), parts)
 
   def _resolve_weights(self, config: ml_collections.ConfigDict) -> None:
     if config.weights == start.NONE:
@@ -183,10 +174,14 @@ class Maker:
       }
     config.update_from_flattened_dict(self._weights[config.weights])
 
-  def _digest_data(self, data: ml_collections.ConfigDict) -> str:
+  def _digest_data(self, data: ml_collections.ConfigDict) -> list[str]:
+    """Of each split; proposals, which may be long in the making, are told by their fields."""
+    data = data.copy_and_resolve_references()
+    data.proposals = ""
     key = data.to_json()
     if key not in self._data:
-      self._data[key] = features.digest_split(open_split(data, data.test))
+      splits = filter(None, (data.train, data.validation, data.test, data.final_train))
+      self._data[key] = [open_split(data, split).digest() for split in splits]
     return self._data[key]
 
 
@@ -231,7 +226,7 @@ def _take_over_parts(cell: Cell, root: pathlib.Path) -> None:
   for other in sorted((root / "cells").iterdir()):
     if not (other / "results.json").exists() or not (other / PARTS_FILE).exists():
       continue
-    theirs = workdir.read_json(other / PARTS_FILE)
+    theirs = storing.read_json(other / PARTS_FILE)
     for part in (part for part, digest in cell.parts.items() if theirs.get(part) == digest):
       for phase in ("choose", ""):
         checkpoints.take_over(part, other / phase, folder / phase)
@@ -272,7 +267,7 @@ def measure(cell: Cell, root: pathlib.Path, views: str) -> None:
   folder, place = cell.folder(root), _place(cell, root, views)
   if not (folder / "results.json").exists():
     _take_over_parts(cell, root)
-    workdir.write_json(folder / PARTS_FILE, cell.parts)
+    storing.write_json(folder / PARTS_FILE, cell.parts)
     run.train_and_evaluate(cell.config, folder)
   run.evaluate(folder, {"views": views})
   draft = place.with_name(views + ".draft")
@@ -286,13 +281,13 @@ def measure(cell: Cell, root: pathlib.Path, views: str) -> None:
 def load(cell: Cell, root: pathlib.Path, views: str) -> Measured:
   """What `measure` left."""
   place = _place(cell, root, views)
-  return Measured(workdir.read_json(place / "results.json"), scoring.load(place))
+  return Measured(storing.read_json(place / "results.json"), scoring.load(place))
 
 
 def validation_map(cell: Cell, root: pathlib.Path) -> float:
   """mAP on the validation split at the best epoch of stage two, by which learning rates are chosen."""
   folder = cell.folder(root)
   chosen = folder / "choose" if (folder / "choose").exists() else folder  # of two phases, the one that chooses
-  best = workdir.read_json(chosen / "results.json")["best_epoch"]
-  lines = map(json.loads, (chosen / "metrics.jsonl").read_text().splitlines())
+  best = storing.read_json(chosen / "results.json")["best_epoch"]
+  lines = workdir.read_lines(chosen / "metrics.jsonl")
   return next(line["validation_mAP"] for line in lines if (line["stage"], line["epoch"]) == ("stage_two", best))

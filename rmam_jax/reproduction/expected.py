@@ -35,10 +35,12 @@ def _matmul_rate() -> float:
 
 def _operations(config: ml_collections.ConfigDict) -> float:
   """Of a whole training: its stages, twice if it has two phases, and its localiser."""
-  train = open_split(config.data, config.data.train)
+  data = config.data.copy_and_resolve_references()
+  data.proposals = ""  # which may be long in the making
+  train = open_split(data, data.train)
   total = _count_stages(config, train)
   if config.data.final_train:  # at most as long
-    total += _count_stages(config, open_split(config.data, config.data.final_train))
+    total += _count_stages(config, open_split(data, data.final_train))
   if recognizer.needs_localizer(config.model.head):
     own = localizing.config_of(config)
     boxed = open_split(own.data, own.data.train)

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 
 from rmam_jax import mesh as meshes
-from rmam_jax import metrics, run
+from rmam_jax import metrics
 from rmam_jax.data.records import open_split
 from rmam_jax.evaluation import answers as answering
 from rmam_jax.evaluation import regions
-from rmam_jax.training import workdir
+from rmam_jax.training import stages, workdir
 
 MOST = 10
 
@@ -36,7 +36,7 @@ def by_looks(folder: pathlib.Path, most: int = MOST) -> ByLooks:
     config.model.num_regions = most
   test = open_split(config.data, config.data.test)
   mesh = meshes.make_mesh()
-  model, params, _ = run.load_best(config, folder, len(test.class_names), mesh)
+  model, params, _ = stages.load_best(config, folder, len(test.class_names), mesh)
   forward = answering.make_forward(model, mesh)
   found = answering.answer_split(forward, params, test, data=config.data, batch_size=config.evaluation.batch_size)
   boxes = regions.region_boxes(found.thetas, config).transpose(1, 0, 2)
@@ -47,7 +47,7 @@ def by_looks(folder: pathlib.Path, most: int = MOST) -> ByLooks:
     return metrics.mean_average_precision(every)
 
   def coverage(k):
-    return metrics.localization(boxes[:, :k], None, found.boxes, found.box_classes).coverage
+    return metrics.localization(boxes[:, :k], None, *found.objects()).coverage
 
   numbers = np.arange(1, most + 1)
   return ByLooks([precision(k) for k in numbers], [coverage(k) for k in numbers])

@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from rmam_jax import metrics
+from rmam_jax import metrics, storing
 from rmam_jax.evaluation import bootstrap
 from rmam_jax.evaluation import scores as scoring
 from rmam_jax.reproduction import cells, looks, speed, tables
 from rmam_jax.reproduction.plan import Plan
 from rmam_jax.reproduction.tables import Ordering, Row
-from rmam_jax.training import workdir
 
 LOOKS_FILE, SPEED_FILE = "looks.json", "speed.json"
 
@@ -87,8 +86,8 @@ class Measurements:
       folder = self.plan.cell(name, seed).folder(self.plan.root)
       path = folder / LOOKS_FILE
       if not path.exists():
-        workdir.write_json(path, looks.by_looks(folder)._asdict())
-      found.append(looks.ByLooks(**workdir.read_json(path)))
+        storing.write_json(path, looks.by_looks(folder)._asdict())
+      found.append(looks.ByLooks(**storing.read_json(path)))
     return found
 
   def milliseconds(self, row: Row) -> list[float]:
@@ -98,8 +97,8 @@ class Measurements:
       folder = self.plan.cell(row.cells[0], seed).folder(self.plan.root)
       path = folder / SPEED_FILE
       if not path.exists():
-        workdir.write_json(path, speed.milliseconds_per_image(folder))
-      found.append(workdir.read_json(path))
+        storing.write_json(path, speed.milliseconds_per_image(folder))
+      found.append(storing.read_json(path))
     return found
 
   @property

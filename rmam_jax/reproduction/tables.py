@@ -50,9 +50,14 @@ ABLATIONS = {"null": "rmam-null", "S+P": "rmam-S+P", "A+S": "rmam-A+S", "A+P": "
 _BOTH = ("rmam", "rmam-large")
 
 
-def tables() -> dict[str, Table]:
-  """All tables by their number; the last two are ours."""
+def tables(data: str = "") -> dict[str, Table]:
+  """All tables by their number; the last two are ours.
+
+  Args:
+    data: the data set; Table 6 has figures for both of `PAPER_DATA`, and VOC's for any other.
+  """
   paper = _paper()
+  column = next((name for name, ours in PAPER_DATA.items() if ours == data), "voc2007")
   voc, coco = paper["table1_voc2007_ap"], paper["table2_coco_top3"]
   scales = {"RMAM (512)": _BOTH[:1], "RMAM (640)": _BOTH[1:], "RMAM": _BOTH}
   fusion = {
@@ -103,9 +108,9 @@ def tables() -> dict[str, Table]:
     ),
     "6": Table(
       "views and scales",
-      "voc2007",
+      column,
       ("mAP",),
-      [Row(label, *where, {"mAP": paper["table6_mAP"][label]["voc2007"]}) for label, where in fusion.items()],
+      [Row(label, *where, {"mAP": paper["table6_mAP"][label][column]}) for label, where in fusion.items()],
     ),
     "controls": Table("what the paper lacks", "", (), [Row(cell, (cell,), SINGLE) for cell in CONTROLS]),
     "systems": Table("the sister systems", "", (), [Row(cell, (cell,), SINGLE) for cell in SYSTEMS]),

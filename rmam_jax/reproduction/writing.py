@@ -184,7 +184,7 @@ def write(root: pathlib.Path, found: Measurements, *, command: str, day: datetim
     command: that makes the same tables.
     day: written beside it.
   """
-  every = tables.tables()
+  every = tables.tables(found.data)
   lines = [
     f"# Tables on {found.data}",
     "",

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rmam_jax.training import workdir
+from rmam_jax import storing
 from rmam_jax.training.step import Params, TrainState
 from rmam_jax.weights import tensors
 
@@ -154,6 +154,11 @@ class StageCheckpoints:
     """The step of the best epoch, or None."""
     return self._managers["best"].latest_step()
 
+  def best_digest(self) -> str | None:
+    """A digest of all that was saved at the best epoch, or None."""
+    step = self.best_step()
+    return None if step is None else self._read_json("best", step, "digests")["whole"]
+
   def close(self) -> None:
     for manager in self._managers.values():
       manager.close()
@@ -176,7 +181,7 @@ def take_over(stage: str, source: pathlib.Path, folder: pathlib.Path) -> None:
   lines = log.read_text().splitlines(keepends=True) if log.exists() else []
   lines = [line for line in lines if json.loads(line)["stage"] != stage]
   theirs = (source / "metrics.jsonl").read_text().splitlines(keepends=True)
-  workdir.write_text(log, "".join(lines + [line for line in theirs if json.loads(line)["stage"] == stage]))
+  storing.write_text(log, "".join(lines + [line for line in theirs if json.loads(line)["stage"] == stage]))
   place.parent.mkdir(exist_ok=True)
   draft.rename(place)
 

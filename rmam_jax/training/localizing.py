@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from rmam_jax import localization, metrics
+from rmam_jax import localization, losses, metrics
 from rmam_jax import mesh as meshes
 from rmam_jax.data import batches
 from rmam_jax.data.records import Split
@@ -78,7 +78,7 @@ class Objective(NamedTuple):
       )
 
     terms = jax.vmap(each)(found.scores, found.offsets, boxes, found.noise)
-    confidence, box = ((term * mask).sum() / jnp.maximum(mask.sum(), 1) for term in terms)
+    confidence, box = (losses.batch_mean(term, mask) for term in terms)
     loss = confidence + self.box_weight * box
     return loss, {"loss": loss, "confidence": confidence, "box": box}
 
@@ -112,12 +112,13 @@ def recall(forward: Forward, params: Any, split: Split, *, data: Any, batch_size
     batch_size: a multiple of the number of devices.
   """
   found = objects = 0
-  for images, _, records in batches.evaluation_batches(
+  for images, _, records, _ in batches.evaluation_batches(
     split,
     range(len(split)),
     batch_size=batch_size,
     image_size=data.image_size,
     crop_size=data.crop_size,
+    corrupt=data.corrupt,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   ):

@@ -23,7 +23,8 @@ from rmam_jax.training import checkpoints, localizing, profile, stages, stopping
 from rmam_jax.training import step as stepping
 from rmam_jax.weights import start
 
-_STREAMS = (*stages.NAMES, localizing.NAME)  # of one run each has its own random numbers
+SKIPPED = "skipped.jsonl"  # in a workdir: images that could not be read and were replaced
+STREAMS = (*stages.NAMES, localizing.NAME)  # of one run each has its own random numbers
 
 
 class _Trainer:
@@ -64,7 +65,7 @@ class _Trainer:
       image_size=data.image_size,
       crop_size=data.crop_size,
       flip=data.flip,
-      seed=self.config.seed * len(stages.NAMES) + _STREAMS.index(stage.name),
+      seed=self.config.seed * len(stages.NAMES) + STREAMS.index(stage.name),
       start_step=start,
       threads=data.threads,
       workers=data.workers,
@@ -73,21 +74,22 @@ class _Trainer:
       process_count=jax.process_count(),
     )
 
-  def note_skipped(self, skipped: Iterable[str], step: int, bar: tqdm.tqdm) -> None:
+  def note_skipped(self, skipped: Iterable[str], stage: str, step: int, bar: tqdm.tqdm) -> None:
     """Says which images were replaced, and lists them in WORKDIR/skipped.jsonl."""
     for reason in skipped:
       bar.write(f"skipped: {reason}")
-      with (self.folder / "skipped.jsonl").open("a") as file:
-        file.write(json.dumps({"step": step, "reason": str(reason)}) + "\n")
+      with (self.folder / SKIPPED).open("a") as file:
+        file.write(json.dumps({"stage": stage, "step": step, "reason": str(reason)}) + "\n")
 
   def make_forward(self, stage: stages.Stage):
     """What `validate` asks."""
     return answering.make_forward(stage.model, self.mesh)
 
   def validate(self, stage: stages.Stage, forward, params) -> dict[str, float]:
-    """The stage's loss over the whole validation split, summed once over all its examples, and its mAP.
+    """The loss that the best epoch is chosen by, over the whole validation split at once, and its mAP.
 
-    Nothing where there is no validation split.
+    It is Eq. 14 with the stage's classification loss of the pooled scores, whatever else is trained beside: auxiliary
+    scores, a policy and its baseline, or a label sequence are not in it. Nothing without a validation split.
     """
     if self.validation is None:
       return {}
@@ -132,7 +134,7 @@ class _Trainer:
       localizer: the parameters of a localiser that the stage's recogniser has, or None.
     """
     replicated = meshes.replicated(self.mesh)
-    key = jax.random.fold_in(jax.random.key(self.config.seed), _STREAMS.index(stage.name))
+    key = jax.random.fold_in(jax.random.key(self.config.seed), STREAMS.index(stage.name))
     init = functools.partial(stepping.init_state, stage.model, stage.optimizer, size=self.config.data.crop_size)
     shapes = checkpoints.abstract(jax.eval_shape(init, key), replicated)
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
@@ -172,6 +174,8 @@ class _Trainer:
     forward = self.make_forward(stage)
     step, totals = int(state.step), list(progress.pop("unfinished", ()))  # metrics of the steps of an unfinished epoch
     log = workdir.MetricsLog(self.folder, stage.name, step) if processes.is_first() else None
+    if processes.is_first():
+      workdir.keep_until(self.folder / SKIPPED, stage.name, step)
     started = time.monotonic() - progress["seconds"]
     label = f"{stage.name} ({stage.trains})"
 
@@ -200,7 +204,7 @@ class _Trainer:
               if not stop.asked:
                 raise
               break  # a signal to all processes has ended the workers, too
-            self.note_skipped(batch.get("skipped", ()), step, bar)
+            self.note_skipped(batch.get("skipped", ()), stage.name, step + 1, bar)
             batches.check_batch(batch)
             on_devices = {
               name: jax.make_array_from_process_local_data(sharding, array)
@@ -305,9 +309,11 @@ def train(
   if any(stage.model.localizer is not None for stage in planned):
     localizing_trainer = _LocalizerTrainer(localizing.config_of(config), folder, first, profile.Trace(None))
     localizer_stage = stages.build_localizer(localizing_trainer.config, len(localizing_trainer.train))
+  trainers = filter(None, (trainer, localizing_trainer))
+  records = {split.name: split.digest() for each in trainers for split in (each.train, each.validation) if split}
   # Only now: a configuration that cannot run leaves nothing behind.
   with processes.first_before_others("claim"):
-    workdir.claim(folder, config, trainer.train.class_names)
+    workdir.claim(folder, config, trainer.train.class_names, records)
   params, kept = None, ""
   localizer = localizing_trainer.run(localizer_stage) if localizing_trainer else None
   with contextlib.closing(trace):

@@ -7,20 +7,19 @@ import os
 import pathlib
 import shutil
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
+from rmam_jax import storing
 from rmam_jax.models import recognizer
 from rmam_jax.version import __version__
 
-FORMAT = 2  # of a workdir: one more when a field of the configuration comes or goes or a parameter changes its shape
+FORMAT = 3  # of a workdir: one more when a field of the configuration comes or goes or a parameter changes its shape
 # Fields that change where and how fast, never what: a run may go on with others. (What lies at `weights` is told by
 # `weights_digest`.)
 FREE_FIELDS = ("data.root", "data.threads", "data.workers", "remat", "weights")
-
-_GO_ON = "The checkpoints stay: free or open the folder and run the same command again."
 
 
 def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
@@ -40,7 +39,7 @@ def determining(fields: dict[str, Any], config: ml_collections.ConfigDict) -> di
   Left out are `FREE_FIELDS`, `accumulate` unless a head samples where it looks, and the sections that only other heads
   read than those which `config` trains (`recognizer.SECTIONS`), so that such a head changes nothing for the others.
   """
-  heads = {config.model.head, config.stage_one.head, config.stage_two.head, *config.controls}
+  heads = {config.model.head, config.stage_one.head, *config.controls}
   unused = recognizer.unused_sections(heads)
   free = FREE_FIELDS if heads & set(recognizer.SAMPLING) else ("accumulate", *FREE_FIELDS)
   return {name: value for name, value in fields.items() if name not in free and not name.startswith(unused)}
@@ -75,25 +74,44 @@ def check(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     )
 
 
-def claim(folder: pathlib.Path, config: ml_collections.ConfigDict, class_names: Sequence[str]) -> None:
-  """Makes the folder and leaves the configuration and the classes in it; those that are there already must agree.
+def claim(
+  folder: pathlib.Path,
+  config: ml_collections.ConfigDict,
+  class_names: Sequence[str],
+  records: Mapping[str, str],
+) -> None:
+  """Makes the folder and leaves in it the configuration, the classes and what tells the data from others.
+
+  Args:
+    folder: the workdir.
+    config: the run's; must agree with what is there already, as all below.
+    class_names: L names.
+    records: the digest of each split that the run trains on or chooses by, by its name.
 
   Raises:
-    ValueError: see `check`; or the data's classes are no longer those that the run began with.
+    ValueError: see `check`; or the data are no longer those that the run began with.
     OSError: the folder cannot be made or written.
   """
   check(folder, config)
-  path, classes = folder / "config.json", folder / "classes.json"
+  path, classes, data = (folder / name for name in ("config.json", "classes.json", "data.json"))
   if classes.exists() and read_class_names(folder) != tuple(class_names):
     raise ValueError(
       f"{classes} names other classes than {config.data.name} has now. Name another folder with --workdir=DIR."
     )
+  theirs = storing.read_json(data) if data.exists() else {}
+  if changed := [name for name, digest in records.items() if theirs.get(name, digest) != digest]:
+    raise ValueError(
+      f"{folder} began with other records of {' and '.join(changed)}: labels, images or boxes have changed since. Name"
+      " another folder with --workdir=DIR, or bring the data back."
+    )
   try:
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-      write_json(path, {"format": FORMAT, **json.loads(config.to_json())})
+      storing.write_json(path, {"format": FORMAT, **json.loads(config.to_json())})
     if not classes.exists():
-      write_json(classes, list(class_names))
+      storing.write_json(classes, list(class_names))
+    if not data.exists():
+      storing.write_json(data, dict(records))
   except OSError as error:
     raise _unusable(folder, error) from error
 
@@ -143,37 +161,6 @@ def _unusable(folder: pathlib.Path, error: OSError) -> OSError:
   return OSError(f"cannot use {folder} as workdir: {reason}. Name another with --workdir=DIR.")
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes beside the file and renames, so that no reader ever sees half of it.
-
-  Raises:
-    OSError: names the file.
-  """
-  draft = path.with_name(path.name + ".draft")
-  try:
-    draft.write_text(text)
-    draft.replace(path)
-  except OSError as error:  # a full disk's names no file
-    raise OSError(f"cannot write {path}: {error.strerror or error}. {_GO_ON}") from error
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """A value as JSON; see `write_text`."""
-  write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def read_json(path: pathlib.Path) -> Any:
-  """A JSON file's value.
-
-  Raises:
-    ValueError: names the file.
-  """
-  try:
-    return json.loads(path.read_text())
-  except ValueError as error:
-    raise ValueError(f"{path} is not JSON ({error})") from error
-
-
 def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
   """The configuration that a workdir belongs to.
 
@@ -184,7 +171,7 @@ def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
   path = folder / "config.json"
   if not path.exists():
     raise FileNotFoundError(f"{folder} holds no config.json: it is no workdir of train.py")
-  content = read_json(path)
+  content = storing.read_json(path)
   if (found := content.pop("format", 1)) != FORMAT:
     raise ValueError(
       f"{path} is of format {found}, of another version of rmam_jax, and this one, {__version__}, reads format"
@@ -202,7 +189,7 @@ def read_class_names(folder: pathlib.Path) -> tuple[str, ...]:
   path = folder / "classes.json"
   if not path.exists():
     raise FileNotFoundError(f"{folder} holds no classes.json: the command that trained it, once more, writes it")
-  return tuple(read_json(path))
+  return tuple(storing.read_json(path))
 
 
 def check_space(folder: pathlib.Path, needed: int) -> None:
@@ -223,6 +210,33 @@ def check_space(folder: pathlib.Path, needed: int) -> None:
     )
 
 
+def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The JSON lines of a log by stage and step, without a last one that was cut short.
+
+  Raises:
+    ValueError: the log is damaged.
+  """
+  whole, _, _ = path.read_text().rpartition("\n")
+  try:
+    lines = [json.loads(line) for line in whole.splitlines()]
+    if any(field not in line for line in lines for field in ("stage", "step")):
+      raise KeyError("stage or step")
+  except (ValueError, TypeError, KeyError) as error:
+    raise ValueError(f"{path} is damaged ({error!r}): mend or remove the line, or remove the file") from error
+  return lines
+
+
+def keep_until(path: pathlib.Path, stage: str, step: int) -> None:
+  """Drops a stage's JSON lines after a step from a log, if it is there, and a last line that was cut short.
+
+  Raises:
+    ValueError: the log is damaged.
+  """
+  if path.exists():
+    kept = [line for line in read_lines(path) if line["stage"] != stage or line["step"] <= step]
+    storing.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
 class MetricsLog:
   """Metrics as JSON lines and for TensorBoard.
 
@@ -235,16 +249,7 @@ class MetricsLog:
 
     self._stage = stage
     self._path = folder / "metrics.jsonl"
-    if self._path.exists():
-      whole, _, _ = self._path.read_text().rpartition(
-        "\n"
-      )  # a last line without an end was cut short, and is done again
-      try:
-        lines = [json.loads(line) for line in whole.splitlines()]
-        kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
-      except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{self._path} is damaged ({error!r}): mend or remove the line, or remove the file") from error
-      write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+    keep_until(self._path, stage, step)
     self._tensorboard = tensorboardX.SummaryWriter(str(folder / "tensorboard" / stage), purge_step=step + 1)
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
@@ -257,7 +262,7 @@ class MetricsLog:
       with self._path.open("a") as file:
         file.write(json.dumps({"stage": self._stage, "step": step, **metrics}) + "\n")
     except OSError as error:
-      raise OSError(f"cannot write {self._path}: {error.strerror or error}. {_GO_ON}") from error
+      raise OSError(f"cannot write {self._path}: {error.strerror or error}. {storing.GO_ON}") from error
     for name, value in metrics.items():
       self._tensorboard.add_scalar(name, value, step)
     self._tensorboard.flush()

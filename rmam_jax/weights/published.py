@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
+from rmam_jax import mesh, storing
 from rmam_jax.training import stages, step, workdir
 from rmam_jax.version import __version__
 from rmam_jax.weights import tensors
@@ -50,7 +51,7 @@ def export(workdir_folder: pathlib.Path, out: pathlib.Path) -> None:
       "config": json.loads(found.config.to_json()),
     }
     digest = tensors.digest(arrays, about)
-    workdir.write_json(out / "model.json", {"digest": digest, **about})  # last: a folder without it is no model
+    storing.write_json(out / "model.json", {"digest": digest, **about})  # last: a folder without it is no model
   except OSError as error:
     raise OSError(f"cannot export to {out}: {error}") from error
 
@@ -73,18 +74,16 @@ def load(folder: pathlib.Path) -> Published:
 
 
 def _load_workdir(folder: pathlib.Path) -> Published:
-  from rmam_jax import mesh, run  # not above: the training loop reads weights through this package
-
   config, class_names = workdir.read_config(folder), workdir.read_class_names(folder)
-  _, params, _ = run.load_best(config, folder, len(class_names), mesh.make_mesh())
+  _, params, _ = stages.load_best(config, folder, len(class_names), mesh.make_mesh())
   choices = folder / "choices.json"
   return Published(
-    config, class_names, jax.device_get(params), workdir.read_json(choices) if choices.exists() else None
+    config, class_names, jax.device_get(params), storing.read_json(choices) if choices.exists() else None
   )
 
 
 def _load_exported(folder: pathlib.Path) -> Published:
-  path, about = folder / "model.safetensors", workdir.read_json(folder / "model.json")
+  path, about = folder / "model.safetensors", storing.read_json(folder / "model.json")
   where = folder / "model.json"
   if not isinstance(about, dict) or about.get("format") != FORMAT:
     raise ValueError(f"{where}: its format is not {FORMAT}, the one that rmam_jax {__version__} reads")

@@ -154,7 +154,7 @@ def _from_file(weights: files.Weights) -> Start:
 
 def _from_model(folder: pathlib.Path) -> Start:
   config, class_names, params, _ = published.load(folder)
-  heads = {config.stage_two.head or config.model.head: params["head"]}
+  heads = {config.model.head: params["head"]}
   if "auxiliary" in params:
     heads.setdefault(config.stage_one.head, params["auxiliary"])
   return Start(
