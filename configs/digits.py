@@ -67,7 +67,7 @@ def get_config(variant: str = ""):
   if head == "proposals":
     config.data.proposals, config.data.num_proposals = "jittered", model.num_regions
   if head == "saliency":
-    config.controls = ("mean_pool",)
+    config.controls, config.controls_rate = ("mean_pool",), common.THIN_RATES["mean_pool"]
   if head in common.POOLS:  # the control goes on by itself, for as long
     config.stage_one.head = head
     config.stage_two.auxiliary_weight = 0.0
