@@ -151,7 +151,7 @@ class Maker:
     config.update_from_flattened_dict({**spec.changes, **self.changes})
     if spec.head == "proposals":
       config.data.num_proposals = config.model.num_regions
-    config.seed, config.controls, config.evaluation.pictures = seed, (), 0
+    config.seed, config.controls, config.controls_rate, config.evaluation.pictures = seed, (), 0.0, 0
     if rate is not None:
       config.stage_two.learning_rate = rate
     self._resolve_weights(config)
