@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All that only a GPU can show, one Markdown file each: bash benchmarks/gpu.sh OUT
-# Needs jax with CUDA, flax, optax, torch, scikit-learn, Pillow and ml_collections; no network. About half an hour.
+# Needs jax with CUDA, flax, optax, torch, scikit-learn, Pillow, ml_collections and tqdm; no network. About half an hour.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?usage: bash benchmarks/gpu.sh OUT}

@@ -22,7 +22,7 @@ from rmam_jax.evaluation import choices as choosing
 from rmam_jax.evaluation import scores as scoring
 from rmam_jax.evaluation import views as viewing
 from rmam_jax.models import recognizer
-from rmam_jax.training import checkpoints, localizing, loop, stages, workdir
+from rmam_jax.training import best, checkpoints, localizing, loop, stages, workdir
 from rmam_jax.weights import start
 
 _NOTHING: Mapping[str, Any] = types.MappingProxyType({})
@@ -125,7 +125,7 @@ def _train_and_evaluate(
     train_and_evaluate(choosing_config(config), first)
     if config.localizer.data and processes.is_first():  # what it learns from is the same: it is not trained again
       checkpoints.take_over(localizing.NAME, first, folder)
-    config = final_config(config, loop.best_epochs(first))
+    config = final_config(config, best.epochs(first))
     print(f"second phase: {config.data.train}, with the epochs, C and thresholds of the first")
   loop.train(config, folder, profile_folder=profile_folder)
   if first is not None and processes.is_first():
@@ -187,14 +187,7 @@ def print_protocols(
 def _is_evaluated(folder: pathlib.Path) -> bool:
   """Whether the saved scores are those of the best epoch."""
   workdir.read_config(folder)  # refuses what is no workdir
-  return (folder / scoring.FILE).exists() and scoring.checkpoint(scoring.load(folder)) == _best_digest(folder)
-
-
-def _best_digest(folder: pathlib.Path) -> str | None:
-  saved = checkpoints.StageCheckpoints(folder / "checkpoints" / "stage_two")
-  digest = saved.best_digest()
-  saved.close()
-  return digest
+  return (folder / scoring.FILE).exists() and scoring.checkpoint(scoring.load(folder)) == best.digest(folder)
 
 
 def _print(results: dict[str, Any], folder: pathlib.Path) -> None:
@@ -287,7 +280,7 @@ def evaluate(
     raise ValueError(f"evaluation.batch_size {section.batch_size} must be a multiple of the {mesh.size} devices")
   test = open_split(data, data.test or data.validation)
   names = test.class_names
-  model, params, progress = stages.load_best(config, folder, len(names), mesh)
+  model, params, progress = best.load(config, folder, len(names), mesh)
   digest = features.digest_params(params)
 
   @functools.cache
@@ -328,7 +321,7 @@ def evaluate(
     storing.write_json(folder / choosing.FILE, chosen._asdict())
 
   test_answers = answers(test, "test images")
-  about = scoring.made_by(config, _best_digest(folder))
+  about = scoring.made_by(config, best.digest(folder))
   if not processes.is_first():
     return {}
   margins = None

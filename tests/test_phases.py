@@ -7,7 +7,7 @@ import pytest
 from test_training import tiny_config
 
 from rmam_jax import run
-from rmam_jax.training import loop, stages
+from rmam_jax.training import best, loop, stages
 
 
 def two_phases(data_root):
@@ -37,7 +37,7 @@ def test_the_second_phase_carries_what_the_first_has_chosen(trained):
   lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
   assert not any("validation_mAP" in line for line in lines)
   last = {stage: max(line["epoch"] for line in lines if line["stage"] == stage) for stage in stages.NAMES}
-  assert last == loop.best_epochs(folder / "choose") == loop.best_epochs(folder)
+  assert last == best.epochs(folder / "choose") == best.epochs(folder)
 
 
 def test_a_control_goes_through_both_phases(trained):

@@ -14,7 +14,7 @@ from configs import coco, common, custom, digits, voc
 from rmam_jax import localization, mesh, metrics, predictor, rlsd, run
 from rmam_jax.data.records import open_split
 from rmam_jax.models import recognizer
-from rmam_jax.training import checkpoints, localizing, loop, stages, step, workdir
+from rmam_jax.training import best, checkpoints, localizing, loop, stages, step, workdir
 from rmam_jax.weights import published
 
 WHOLE = [0, 0, 1, 1]
@@ -344,7 +344,7 @@ def lines(folder):
 
 def best_of(config, folder):
   """Stage two's best parameters and the localiser's own."""
-  _, params, _ = stages.load_best(config, folder, 10, mesh.make_mesh())
+  _, params, _ = best.load(config, folder, 10, mesh.make_mesh())
   saved = checkpoints.StageCheckpoints(folder / "checkpoints" / "localizer")
   like = checkpoints.abstract(params["localizer"], mesh.replicated(mesh.make_mesh()))
   localizer, _ = saved.restore_best(like)
@@ -530,7 +530,7 @@ def test_in_two_phases_the_localiser_is_that_of_the_first_or_learns_as_long(head
   config = small_config(data_root, **{"model.head": head, "localizer.data": source, "stage_two.epochs": 1})
   config.data.final_train = "train+validation"
   run.train_and_evaluate(config, tmp_path)
-  chosen = loop.best_epochs(tmp_path / "choose")
+  chosen = best.epochs(tmp_path / "choose")
   assert chosen.keys() == {"localizer", "stage_two"}
   raw = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (tmp_path, tmp_path / "choose")]
   log = [[line for line in map(json.loads, each) if line["stage"] == "localizer"] for each in raw]

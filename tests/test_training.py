@@ -20,7 +20,7 @@ from configs import common, digits, voc
 from rmam_jax import attention, mesh, run, storing
 from rmam_jax.data import batches
 from rmam_jax.models import recognizer
-from rmam_jax.training import loop, stages, step, workdir
+from rmam_jax.training import best, loop, stages, step, workdir
 
 
 def tiny_config(data_root, **changes):
@@ -256,7 +256,7 @@ def lines(folder):
 
 
 def best_params(config, folder):
-  _, params, _ = stages.load_best(config, folder, 10, mesh.make_mesh())
+  _, params, _ = best.load(config, folder, 10, mesh.make_mesh())
   return params
 
 
@@ -288,9 +288,9 @@ def test_the_best_epoch_is_the_one_of_lowest_validation_loss(data_root, tmp_path
     return {"validation_loss": (0.9, 0.5, 0.7)[len(seen) - 1], "validation_mAP": 0.0}
 
   monkeypatch.setattr(loop._Trainer, "validate", validate)
-  best = loop.train(config, tmp_path / "run")
-  assert_trees_close(best, seen[1], 0)
-  assert stages.load_best(config, tmp_path / "run", 10, mesh.make_mesh())[2]["best_epoch"] == 2
+  found = loop.train(config, tmp_path / "run")
+  assert_trees_close(found, seen[1], 0)
+  assert best.load(config, tmp_path / "run", 10, mesh.make_mesh())[2]["best_epoch"] == 2
   assert_trees_close(best_params(config, tmp_path / "run"), seen[1], 0)
 
 
@@ -458,7 +458,7 @@ def test_a_workdir_of_another_version_says_so(finished, tmp_path):
   with pytest.raises(
     ValueError, match=r"best/6 is of another model: head/.* is float32\[16\] there and float32\[17\] in the config"
   ):
-    stages.load_best(other, finished, 10, mesh.make_mesh())
+    best.load(other, finished, 10, mesh.make_mesh())
   config = json.loads((finished / "config.json").read_text())
   storing.write_json(tmp_path / "config.json", config | {"format": 1})
   with pytest.raises(ValueError, match=r"config.json is of format 1, of another version of rmam_jax.*train again into"):

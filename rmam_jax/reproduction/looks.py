@@ -10,7 +10,7 @@ from rmam_jax import metrics
 from rmam_jax.data.records import open_split
 from rmam_jax.evaluation import answers as answering
 from rmam_jax.evaluation import regions
-from rmam_jax.training import stages, workdir
+from rmam_jax.training import best, workdir
 
 MOST = 10
 
@@ -36,7 +36,7 @@ def by_looks(folder: pathlib.Path, most: int = MOST) -> ByLooks:
     config.model.num_regions = most
   test = open_split(config.data, config.data.test)
   mesh = meshes.make_mesh()
-  model, params, _ = stages.load_best(config, folder, len(test.class_names), mesh)
+  model, params, _ = best.load(config, folder, len(test.class_names), mesh)
   forward = answering.make_forward(model, mesh)
   found = answering.answer_split(forward, params, test, data=config.data, batch_size=config.evaluation.batch_size)
   boxes = regions.region_boxes(found.thetas, config).transpose(1, 0, 2)

@@ -8,7 +8,7 @@ import numpy as np
 
 from rmam_jax import mesh as meshes
 from rmam_jax.evaluation import answers as answering
-from rmam_jax.training import stages, workdir
+from rmam_jax.training import best, workdir
 
 _TIMES = 15  # batches; their median counts
 
@@ -21,7 +21,7 @@ def milliseconds_per_image(folder: pathlib.Path) -> float:
   """
   config, names = workdir.read_config(folder), workdir.read_class_names(folder)
   mesh = meshes.make_mesh()
-  model, params, _ = stages.load_best(config, folder, len(names), mesh)
+  model, params, _ = best.load(config, folder, len(names), mesh)
   forward = answering.make_forward(model, mesh)
   batch, side = config.evaluation.batch_size, config.data.crop_size
   images = jax.device_put(np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), np.uint8), forward.sharding)

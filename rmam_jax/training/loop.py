@@ -322,16 +322,3 @@ def train(
         params = trainer.run(stage, params, kept, None if stage.model.localizer is None else localizer)
       kept = stages.kept_head(config)
   return params
-
-
-def best_epochs(folder: pathlib.Path) -> dict[str, int]:
-  """The best epoch of each stage that has one in a workdir, the localiser's among them, by the stage's name."""
-  found = {}
-  for name in (localizing.NAME, *stages.NAMES):
-    if not (folder / "checkpoints" / name).is_dir():
-      continue
-    saved = checkpoints.StageCheckpoints(folder / "checkpoints" / name)
-    if progress := saved.best_progress():
-      found[name] = progress["best_epoch"]
-    saved.close()
-  return found

@@ -1,9 +1,6 @@
-"""The stages of a run, as its configuration describes them: what each trains, by what, and for how long; and what the
-last one leaves.
-"""
+"""The stages of a run, as its configuration describes them: what each trains, by what, and for how long."""
 
 import dataclasses
-import pathlib
 
 import flax.linen as nn
 import jax
@@ -12,9 +9,8 @@ import ml_collections
 import optax
 
 from rmam_jax import losses
-from rmam_jax import mesh as meshes
 from rmam_jax.models import recognizer
-from rmam_jax.training import checkpoints, localizing
+from rmam_jax.training import localizing
 from rmam_jax.training import step as stepping
 
 NAMES = ("stage_one", "stage_two")
@@ -192,25 +188,3 @@ def take_over(fresh: stepping.Params, trained: stepping.Params, head: str) -> st
     if shapes[0] != shapes[1]:
       raise ValueError(f"stage one's {name} does not fit stage two's: {shapes[1]} against {shapes[0]}")
   return {**fresh, **taken}
-
-
-def load_best(
-  config: ml_collections.ConfigDict, folder: pathlib.Path, num_classes: int, mesh: jax.sharding.Mesh
-) -> tuple[recognizer.Recognizer, stepping.Params, dict]:
-  """Stage two's recogniser, the parameters of its best epoch, and what the host knew then.
-
-  Raises:
-    FileNotFoundError: stage two has not finished an epoch there.
-    ValueError: the checkpoint is damaged, or of another model than the configuration's.
-  """
-  model = build_model(config, "stage_two", num_classes)
-  size = config.data.crop_size
-  like = jax.eval_shape(lambda key: stepping.init_params(model, key, size), jax.random.key(0))
-  saved = checkpoints.StageCheckpoints(folder / "checkpoints" / "stage_two")
-  try:
-    restored = saved.restore_best(checkpoints.abstract(like, meshes.replicated(mesh)))
-  finally:
-    saved.close()
-  if restored is None:
-    raise FileNotFoundError(f"{folder} holds no checkpoint of stage two: run train.py --workdir={folder} to its end")
-  return model, *restored

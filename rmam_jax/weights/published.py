@@ -9,7 +9,7 @@ import jax
 import ml_collections
 
 from rmam_jax import mesh, storing
-from rmam_jax.training import stages, step, workdir
+from rmam_jax.training import best, stages, step, workdir
 from rmam_jax.version import __version__
 from rmam_jax.weights import tensors
 
@@ -75,7 +75,7 @@ def load(folder: pathlib.Path) -> Published:
 
 def _load_workdir(folder: pathlib.Path) -> Published:
   config, class_names = workdir.read_config(folder), workdir.read_class_names(folder)
-  _, params, _ = stages.load_best(config, folder, len(class_names), mesh.make_mesh())
+  _, params, _ = best.load(config, folder, len(class_names), mesh.make_mesh())
   choices = folder / "choices.json"
   return Published(
     config, class_names, jax.device_get(params), storing.read_json(choices) if choices.exists() else None
