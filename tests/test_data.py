@@ -282,7 +282,7 @@ def test_views_are_windows_of_the_resized_image():
 def test_evaluation_sees_each_record_once_and_pads_the_last_batch(data_root):
   split = tiny("test", data_root)
   seen = []
-  for images, boxes, batch_records in batches.evaluation_batches(
+  for images, boxes, batch_records, _ in batches.evaluation_batches(
     split, range(len(split)), batch_size=16, image_size=72, crop_size=64
   ):
     assert images.shape == (16, 64, 64, 3)
@@ -303,7 +303,7 @@ def test_processes_share_an_evaluation_s_batches_out(data_root):
     list(batches.evaluation_batches(split, range(17), **options, process_index=index, process_count=4))
     for index in range(4)
   ]
-  for place, (images, _, records_) in enumerate(whole):  # the last batch holds one record, and three shares none
+  for place, (images, _, records_, _) in enumerate(whole):  # the last batch holds one record, and three shares none
     np.testing.assert_array_equal(np.concatenate([share[place][0] for share in shares]), images)
     assert all([each.id for each in share[place][2]] == [each.id for each in records_] for share in shares)
   with pytest.raises(ValueError, match="batch_size 16 is no multiple of the 5 processes"):

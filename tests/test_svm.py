@@ -120,5 +120,8 @@ def test_machines_are_saved_without_pickle(tmp_path):
   np.testing.assert_array_equal(found.biases, machines.biases)
   assert found.class_names == ("cat", "dog")
   np.savez(tmp_path / "bad.npz", weights=np.array([{}], object), biases=0, class_names=0)
-  with pytest.raises(ValueError, match=r"bad\.npz holds no SVMs"):
+  with pytest.raises(ValueError, match=r"bad\.npz is damaged \(Object arrays cannot be loaded.*: run eval\.py again"):
     svm.load(tmp_path / "bad.npz")
+  np.savez(tmp_path / "other.npz", weights=0)
+  with pytest.raises(ValueError, match=r"other\.npz holds no SVMs"):
+    svm.load(tmp_path / "other.npz")
