@@ -15,8 +15,8 @@ The paper, ten views and SVMs: mAP 72.2 at 512, 72.3 at 640, 73.4 for both; top 
 of these has been reproduced: neither the data nor the weights could be had.
 
 By counting (see configs/voc.py) the two stages are 7 million crops, 2.6 EFLOP at 512: ten days at a sustained 3 TFLOP/s,
-hours on a pod. The features for the SVMs take 1.3 GB of the host's memory and their solver 3.5;
-the devices' is that of configs/voc.py.
+hours on a pod. The features for the SVMs take 1.3 GB of the host's memory and their solver 3.5; what the devices need is
+in configs/voc.py.
 """
 
 from configs import common

@@ -187,7 +187,7 @@ def print_protocols(
 def _is_evaluated(folder: pathlib.Path) -> bool:
   """Whether the saved scores are those of the best epoch."""
   workdir.read_config(folder)  # refuses what is no workdir
-  return (folder / scoring.FILE).exists() and scoring.checkpoint(scoring.load(folder)) == best.digest(folder)
+  return (folder / scoring.FILE).exists() and scoring.about(scoring.load(folder))["checkpoint"] == best.digest(folder)
 
 
 def _print(results: dict[str, Any], folder: pathlib.Path) -> None:

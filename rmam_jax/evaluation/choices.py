@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rmam_jax import metrics
-from rmam_jax.evaluation import calibration, svm
+from rmam_jax.evaluation import calibration, svm, views
 from rmam_jax.evaluation.answers import Answers
 
 FILE = "choices.json"
@@ -90,12 +90,7 @@ def choose(
 
 
 def _seen(config: Any) -> dict[str, str]:
-  section = config.evaluation
-  return {
-    "views": section.views,
-    "mirror": section.mirror if section.views == "ten" else "",
-    "feature": section.feature,
-  }
+  return {**views.names(config), "feature": config.evaluation.feature}
 
 
 def differing(choices: Choices, config: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rmam_jax import metrics, update_rules
-from rmam_jax.evaluation import calibration, regions
+from rmam_jax.evaluation import calibration, regions, views
 from rmam_jax.evaluation.answers import Answers
 from rmam_jax.evaluation.choices import Choices
 from rmam_jax.models import recognizer
@@ -20,7 +20,8 @@ def _localization(found: metrics.Localization, prefix: str = "") -> dict[str, fl
 def localizations(test: Answers, config: Any) -> dict[str, metrics.Localization]:
   """How the regions fit the objects, against the same regions at random places and a grid of as many that never moves.
 
-  Objects of classes that are neither present nor absent are not counted. Nothing is trained in the grid, so it has no winning regions: its figures are what the best choice would reach.
+  Objects of classes that are neither present nor absent are not counted. Nothing is trained in the grid, so it has no
+  winning regions: its figures are what the best choice would reach.
 
   Returns:
     "ours", "fixed_grid" and "chance".
@@ -56,8 +57,7 @@ def _network(config: Any, class_names: Sequence[str], test: Answers) -> dict[str
     "never_predicted_classes": [name for name, n in zip(class_names, counts.predicted, strict=True) if n == 0],
     "test_images": len(test.readable),
     "skipped_images": test.skipped,
-    "views": section.views,
-    "mirror": section.mirror if section.views == "ten" else "",
+    **views.names(config),
   }
   if test.auxiliary is not None:
     results["auxiliary_head"] = config.stage_one.head
@@ -150,11 +150,6 @@ def _without_nan(value: Any) -> Any:
 _F1_NAMES = ("CP", "CR", "CF1", "OP", "OR", "OF1")
 
 
-def _views(results: dict[str, Any]) -> str:
-  mirrored = f", mirrored {results['mirror']}" if results["mirror"] else ""
-  return f"{results['views']} view{'s' * (results['views'] != 'centre')}{mirrored}"
-
-
 def protocol_table(found: Mapping[str, Mapping[str, dict[str, Any]]], class_names: Sequence[str]) -> str:
   """A Markdown table of what each protocol prints, in %.
 
@@ -187,7 +182,7 @@ def summary(results: dict[str, Any]) -> str:
   lines = [
     f"{results['data']}: {results['test_images']} test images, head '{results['head']}', seed {results['seed']}",
     "",
-    f"  mAP ({results['AP_method']})       {_percent(results['mAP'])}   network scores, {_views(results)}",
+    f"  mAP ({results['AP_method']})       {_percent(results['mAP'])}   network scores, {views.in_words(results)}",
   ]
   if results["skipped_images"]:
     lines.append(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rmam_jax import metrics, storing
+from rmam_jax.evaluation import views
 from rmam_jax.evaluation.answers import Answers
 
 FILE = "scores.npz"
@@ -36,10 +37,8 @@ def made_by(config: Any, checkpoint: str) -> dict[str, Any]:
     config: the configuration of the evaluation.
     checkpoint: the digest of the best epoch's.
   """
-  section = config.evaluation
-  about = {name: section[name] for name in (*ALIKE, *BY_SVMS, "ap_method")}
-  about["mirror"] = section.mirror if section.views == "ten" else ""
-  return {"checkpoint": checkpoint, **json.loads(json.dumps(about))}
+  fields = {name: config.evaluation[name] for name in (*ALIKE, *BY_SVMS, "ap_method")}
+  return {"checkpoint": checkpoint, **fields, **views.names(config)}
 
 
 def save(
@@ -47,9 +46,9 @@ def save(
   answers: Answers,
   class_names: Sequence[str],
   svm: np.ndarray | None,
-  about: Mapping[str, Any],
+  made: Mapping[str, Any],
 ) -> None:
-  """The scores of a split to WORKDIR/scores.npz; `about` is from `made_by`."""
+  """The scores of a split to WORKDIR/scores.npz; `made` is from `made_by`."""
   margins = np.zeros((len(answers.labels), 0)) if svm is None else svm
   scores = Scores(
     np.array(answers.ids),
@@ -58,7 +57,7 @@ def save(
     answers.ignore,
     answers.scores,
     margins,
-    np.array(json.dumps(about)),
+    np.array(json.dumps(made)),
   )
   storing.write_npz(folder / FILE, scores._asdict())
 
@@ -108,7 +107,7 @@ def fuse(runs: Mapping[str, Scores], fusion: str = "mean") -> Scores:
         raise ValueError(f"{first_name} and {name} differ in {field}: they were not evaluated on the same split")
     if first.svm.shape != other.svm.shape:
       raise ValueError(f"of {first_name} and {name} one has no SVMs: evaluate both with evaluation.svm_solver")
-    ours, theirs = (json.loads(str(run.made_by)) for run in (first, other))
+    ours, theirs = about(first), about(other)
     if differing := [field for field in ALIKE if ours[field] != theirs[field]]:
       raise ValueError(
         f"{first_name} and {name} were evaluated with another {differing[0]}, {ours[differing[0]]} and"
@@ -119,18 +118,16 @@ def fuse(runs: Mapping[str, Scores], fusion: str = "mean") -> Scores:
   return first._replace(**together)
 
 
-def checkpoint(scores: Scores) -> str:
-  """The digest of the checkpoint that answered."""
-  return json.loads(str(scores.made_by))["checkpoint"]
+def about(scores: Scores) -> dict[str, Any]:
+  """What `made_by` said of them."""
+  return json.loads(str(scores.made_by))
 
 
 def describe(scores: Scores) -> str:
   """In words, what was looked at and what the SVMs were."""
-  about = json.loads(str(scores.made_by))
-  mirrored = f", mirrored {about['mirror']}" if about["mirror"] else ""
-  seen = f"{about['views']} view{'s' * (about['views'] != 'centre')}{mirrored}"
-  svms = f"SVMs ({about['svm_solver']}) on features {about['feature']}" if scores.svm.shape[1] else "no SVMs"
-  return f"{seen}; {svms}"
+  made = about(scores)
+  svms = f"SVMs ({made['svm_solver']}) on features {made['feature']}" if scores.svm.shape[1] else "no SVMs"
+  return f"{views.in_words(made)}; {svms}"
 
 
 def protocol(name: str) -> metrics.Protocol:
@@ -154,7 +151,7 @@ def measure(scores: Scores, names: Sequence[str] = ()) -> dict[str, dict[str, An
   for name in names or metrics.PROTOCOLS:
     rules = protocol(name)
     if not rules.ap_method:
-      rules = rules._replace(ap_method=json.loads(str(scores.made_by))["ap_method"])
+      rules = rules._replace(ap_method=about(scores)["ap_method"])
     measured = getattr(scores, rules.scores)
     if measured.shape[1]:
       found[name] = metrics.measure(rules, measured, scores.labels, scores.ignore)

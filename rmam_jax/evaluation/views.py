@@ -5,7 +5,7 @@ of the map still feels the pixels around it. That is the paper's way, and it nee
 views.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -54,6 +54,18 @@ def from_config(config: Any) -> Views:
   end = margin // stride
   windows = ((end // 2, end // 2), (0, 0), (0, end), (end, 0), (end, end))
   return Views(windows, crop // stride, mirror if kind == "ten" else "")
+
+
+def names(config: Any) -> dict[str, str]:
+  """`evaluation.views` and, where it counts, `evaluation.mirror`."""
+  section = config.evaluation
+  return {"views": section.views, "mirror": section.mirror if section.views == "ten" else ""}
+
+
+def in_words(named: Mapping[str, Any]) -> str:
+  """What has "views" and "mirror" from `names`, for people."""
+  mirrored = f", mirrored {named['mirror']}" if named["mirror"] else ""
+  return f"{named['views']} view{'s' * (named['views'] != 'centre')}{mirrored}"
 
 
 def feature_maps(model: recognizer.Recognizer, params: Any, images: jax.Array, views: Views) -> jax.Array:
