@@ -16,14 +16,16 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from configs import common
-from rmam_jax import command
+from rmam_jax.runtime import commands
 
 _WORKDIR = flags.DEFINE_list("workdir", None, "Folder of a finished train.py run, or several to fuse.", required=True)
 config_flags.DEFINE_config_dict(
   "evaluation", common.get_config().evaluation, "Changes to the evaluation: --evaluation.FIELD=VALUE."
 )
 _PROTOCOL = flags.DEFINE_list(
-  "protocol", None, "Print a table of these protocols, or all, from saved scores; rmam_jax/metrics.py lists them."
+  "protocol",
+  None,
+  "Print a table of these protocols, or all, from saved scores; rmam_jax/evaluation/metrics.py lists them.",
 )
 _FUSION = flags.DEFINE_string("fusion", "mean", "How the scores of several workdirs become one: mean, max or rank.")
 _GALLERY = flags.DEFINE_string("gallery", None, "HTML file to write: one page with every image, label and figure.")
@@ -31,11 +33,11 @@ _GALLERY_IMAGES = flags.DEFINE_integer(
   "gallery_images", 1000, "Show the first so many test images there; 0 shows all.", lower_bound=0
 )
 _FIGURES = flags.DEFINE_string("figures", None, "Folder to make, with figures like the paper's 1 and 5.")
-_joined = command.define_processes()
+_joined = commands.define_processes()
 
 
 def main(argv: list[str]) -> None:
-  from rmam_jax import run
+  from rmam_jax.training import pipeline
 
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}")
@@ -43,13 +45,13 @@ def main(argv: list[str]) -> None:
   if (_PROTOCOL.value or len(folders) > 1) and (_GALLERY.value or _FIGURES.value):
     raise app.UsageError("--gallery and --figures show one --workdir and no --protocol")
   changes = config_flags.get_override_values(flags.FLAGS["evaluation"])
-  command.keep_compiled()
-  with command.speaking(), _joined():
+  commands.keep_compiled()
+  with commands.speaking(), _joined():
     if _PROTOCOL.value or len(folders) > 1:
       names = [name for name in _PROTOCOL.value or () if name != "all"]
-      run.print_protocols(folders, names, fusion=_FUSION.value, changes=changes)
+      pipeline.print_protocols(folders, names, fusion=_FUSION.value, changes=changes)
     else:
-      run.evaluate_and_print(
+      pipeline.evaluate_and_print(
         folders[0],
         changes,
         gallery_page=_GALLERY.value and pathlib.Path(_GALLERY.value),

@@ -34,12 +34,13 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images in one pass through
 
 
 def main(argv: list[str]) -> None:
-  from rmam_jax import command, predict_files, predictor
+  from rmam_jax.inference import predict_files, predictor
+  from rmam_jax.runtime import commands
 
   if len(argv) < 2:
     raise app.UsageError("name an image, a folder or a pattern")
-  command.keep_compiled()
-  with command.speaking(interrupted="what was written before is whole"):
+  commands.keep_compiled()
+  with commands.speaking(interrupted="what was written before is whole"):
     recogniser = predictor.load(
       _WORKDIR.value, top=_TOP.value, threshold=_THRESHOLD.value, batch_size=_BATCH_SIZE.value
     )

@@ -39,13 +39,13 @@ flags.DEFINE_alias("dry-run", "dry_run")
 
 
 def main(argv: list[str]) -> None:
-  from rmam_jax import command
   from rmam_jax.reproduction import reproduce
+  from rmam_jax.runtime import commands
 
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}")
-  command.keep_compiled()
-  with command.speaking(interrupted="the same command goes on with the cell that it was at"):
+  commands.keep_compiled()
+  with commands.speaking(interrupted="the same command goes on with the cell that it was at"):
     reproduce.reproduce(
       config_flags.get_config_filename(flags.FLAGS["config"]),
       config_flags.get_override_values(flags.FLAGS["config"]),

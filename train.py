@@ -13,7 +13,7 @@ import pathlib
 from absl import app, flags
 from ml_collections import config_flags
 
-from rmam_jax import command
+from rmam_jax.runtime import commands
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", "configs/digits.py", "Configuration; any field can be set with --config.FIELD=VALUE."
@@ -22,19 +22,19 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder for checkpoints, metrics, results and pictures; by default runs/DATA-HEAD."
 )
 _PROFILE = flags.DEFINE_string("profile", None, "Folder for a trace of ten training steps, see docs/scaling.md.")
-_joined = command.define_processes()
+_joined = commands.define_processes()
 
 
 def main(argv: list[str]) -> None:
-  from rmam_jax import run
+  from rmam_jax.training import pipeline
 
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}")
   config = _CONFIG.value
-  workdir = _WORKDIR.value or run.default_workdir(config)
-  command.keep_compiled()
-  with command.speaking(), _joined():
-    run.train_and_evaluate(
+  workdir = _WORKDIR.value or pipeline.default_workdir(config)
+  commands.keep_compiled()
+  with commands.speaking(), _joined():
+    pipeline.train_and_evaluate(
       config, pathlib.Path(workdir), profile_folder=_PROFILE.value and pathlib.Path(_PROFILE.value)
     )
 

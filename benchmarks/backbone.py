@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks import machine
-from rmam_jax.models import vgg
+from rmam_jax.backbones import vgg
 
 TOLERANCE = 1e-4  # of the largest activation
 

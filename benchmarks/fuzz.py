@@ -39,13 +39,15 @@ from PIL import Image
 
 from benchmarks import machine
 from configs import common
-from rmam_jax.data import files as manifests
+from rmam_jax.data import manifests
 from rmam_jax.data.images import decode_image
-from rmam_jax.training import checkpoints, step
-from rmam_jax.weights import files, layouts, published, tensors
+from rmam_jax.training import checkpoints, exported
+from rmam_jax.training import step as step_lib
+from rmam_jax.weights import files as weight_files
+from rmam_jax.weights import layouts, tensors
 
 LONGEST = 60  # seconds for one reading; one that takes longer, within a library too, ends the command
-SHIPPED = pathlib.Path(__file__).parent.parent / "rmam_jax" / "pretrained" / "digits-easy"
+SHIPPED = pathlib.Path(__file__).parent.parent / "rmam_jax" / "inference" / "pretrained" / "digits-easy"
 
 
 class Target(NamedTuple):
@@ -186,16 +188,18 @@ def _torch(zipped: bool) -> Callable[[pathlib.Path], None]:
 
 def _read_weights(folder: pathlib.Path) -> str:
   path = folder / "weights"
-  with files.open_weights(path) as (entries, _):
+  with weight_files.open_weights(path) as (entries, _):
     return _digest(tensors.read(entries, entries, path))
 
 
 def _inner(folder: pathlib.Path) -> None:
-  files.write(folder / "weights", files.Weights("fuzz", _layers(), (10.0, 20.0, 30.0), (2.0, 3.0, 4.0), f"{0:064d}"))
+  weight_files.write(
+    folder / "weights", weight_files.Weights("fuzz", _layers(), (10.0, 20.0, 30.0), (2.0, 3.0, 4.0), f"{0:064d}")
+  )
 
 
 def _read_inner(folder: pathlib.Path) -> str:
-  found = files.read(folder / "weights")
+  found = weight_files.read(folder / "weights")
   return repr((found._replace(tensors={}), _digest(found.tensors)))
 
 
@@ -212,13 +216,13 @@ if importlib.util.find_spec("torch"):
 
 
 def _read_published(folder: pathlib.Path) -> str:
-  found = published.load(folder / "model")
+  found = exported.load(folder / "model")
   return repr((found.config.to_json(), found.class_names, found.choices, _digest(tensors.flatten(found.params))))
 
 
-def _state() -> step.TrainState:
+def _state() -> step_lib.TrainState:
   rng = np.random.default_rng(0)
-  return step.TrainState(
+  return step_lib.TrainState(
     jnp.int32(7), {"kernel": jnp.asarray(rng.normal(size=(16, 16)), jnp.float32), "bias": jnp.zeros(5)}, ()
   )
 

@@ -15,17 +15,21 @@ import time
 import jax
 
 from benchmarks import machine
-from rmam_jax import mesh as meshes
-from rmam_jax.data.records import open_split
-from rmam_jax.models import recognizer
-from rmam_jax.training import checkpoints, localizing, step, workdir
+from rmam_jax import recognizer
+from rmam_jax.data.splits import open_split
+from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.training import checkpoints, workdir
+from rmam_jax.training import rpn as rpn_training
+from rmam_jax.training import step as step_lib
 
 
 def load(config, folder: pathlib.Path, mesh: jax.sharding.Mesh):
   """The localiser's parameters in a workdir."""
-  init = functools.partial(step.init_params, recognizer.build_localizer(config.model), size=config.data.crop_size)
-  saved = checkpoints.StageCheckpoints(folder / "checkpoints" / localizing.NAME)
-  restored = saved.restore_best(checkpoints.abstract(jax.eval_shape(init, jax.random.key(0)), meshes.replicated(mesh)))
+  init = functools.partial(step_lib.init_params, recognizer.build_localizer(config.model), size=config.data.crop_size)
+  saved = checkpoints.StageCheckpoints(folder / "checkpoints" / rpn_training.NAME)
+  restored = saved.restore_best(
+    checkpoints.abstract(jax.eval_shape(init, jax.random.key(0)), mesh_lib.replicated(mesh))
+  )
   saved.close()
   if restored is None:
     raise FileNotFoundError(f"{folder} holds no localiser: train there with the head rlsd or rlsd_ft_rpn")
@@ -37,11 +41,11 @@ def measure(config, params, regions: int, split: str, mesh: jax.sharding.Mesh) -
   own = config.copy_and_resolve_references()
   own.localizer.data = ""
   own.model.num_regions = regions
-  own = localizing.config_of(own)
+  own = rpn_training.config_of(own)
   records = open_split(own.data, split)
-  forward = localizing.make_forward(recognizer.build_localizer(own.model), mesh)
+  forward = rpn_training.make_forward(recognizer.build_localizer(own.model), mesh)
   find = functools.partial(
-    localizing.recall, forward, params, records, data=own.data, batch_size=config.evaluation.batch_size
+    rpn_training.recall, forward, params, records, data=own.data, batch_size=config.evaluation.batch_size
   )
   find()  # compiles
   started = time.perf_counter()
@@ -55,7 +59,7 @@ def main() -> None:
   parser.add_argument("--split", default="test")
   parser.add_argument("--overlap", type=float, help="of the suppression; as configured if left out")
   flags = parser.parse_args()
-  mesh = meshes.make_mesh()
+  mesh = mesh_lib.make_mesh()
   print(machine.describe("jax"))
   print("\n| | learned from | K | recall at IoU 0.5 | ms an image, decoding included |\n|-|-|-|-|-|")
   for folder in flags.folders:

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 
 from benchmarks import machine
 from configs import voc
-from rmam_jax.training import stages, step
+from rmam_jax.training import stages
+from rmam_jax.training import step as step_lib
 
 WAYS = {
   "as it is": {},
@@ -41,7 +42,7 @@ def count(config, side: int) -> tuple[int, int, jax.stages.Lowered]:
   From shapes alone, for stage two.
   """
   stage = stages.build(config, "stage_two", num_classes=CLASSES, num_records=5_011)
-  init = functools.partial(step.init_state, stage.model, stage.optimizer, size=side)
+  init = functools.partial(step_lib.init_state, stage.model, stage.optimizer, size=side)
   state = jax.eval_shape(init, jax.random.key(0))
   batch = {
     "image": jax.ShapeDtypeStruct((config.batch_size, side, side, 3), jnp.uint8),
@@ -62,7 +63,7 @@ def count(config, side: int) -> tuple[int, int, jax.stages.Lowered]:
     return size_of(jax.eval_shape(pull, state.params, part))
 
   per_example = kept_for(2) - kept_for(1)  # the rest are parameters and constants
-  train_step = step.make_train_step(stage.model, stage.optimizer, stage.objective, accumulate=config.accumulate)
+  train_step = step_lib.make_train_step(stage.model, stage.optimizer, stage.objective, accumulate=config.accumulate)
   kept = per_example * config.batch_size // config.accumulate
   return kept, size_of((state, batch)), jax.jit(train_step, donate_argnums=0).lower(state, batch)
 

@@ -23,9 +23,10 @@ import tqdm
 
 from benchmarks import machine, roofline
 from configs import common, voc
-from rmam_jax import metrics
-from rmam_jax.data import digits
-from rmam_jax.training import stages, step
+from rmam_jax.data.digits import scenes
+from rmam_jax.evaluation import metrics
+from rmam_jax.training import stages
+from rmam_jax.training import step as step_lib
 
 SMALL = {
   "model.stages": ((16,), (32,), (64, 64)),
@@ -41,9 +42,9 @@ TEST_SCENES = 512
 LINES = 10  # of the loss, for each stage
 
 
-def scenes(size: int, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_scenes(size: int, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
   """Scenes of `easy` drawn at another size: uint8 [n, size, size, 3] and labels float32 [n, L]."""
-  easy = digits.SETTINGS["easy"]
+  easy = scenes.SETTINGS["easy"]
 
   def scaled(lengths):
     return tuple(length * size // easy.size for length in lengths)
@@ -52,9 +53,9 @@ def scenes(size: int, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     easy, size=size, object_size=scaled(easy.object_size), fragment_size=scaled(easy.fragment_size)
   )
   images = np.empty((count, size, size, 3), np.uint8)
-  labels = np.zeros((count, len(digits.CLASSES)), np.float32)
+  labels = np.zeros((count, len(scenes.CLASSES)), np.float32)
   with concurrent.futures.ProcessPoolExecutor() as pool:
-    drawn = pool.map(functools.partial(digits.draw_scene, setting, split), range(count), chunksize=16)
+    drawn = pool.map(functools.partial(scenes.draw_scene, setting, split), range(count), chunksize=16)
     for index, (image, present, _) in enumerate(tqdm.tqdm(drawn, f"drawing {split}", count, unit=" scenes")):
       images[index], labels[index, present] = image, 1
   return images, labels
@@ -98,8 +99,8 @@ def peak_gigabytes() -> str:
 
 def train(stage, params, batches, seconds: float):
   """Steps for so long: parameters, (seconds, loss) of every step, the compiled step."""
-  state = jax.tree.map(jnp.array, step.TrainState(np.int32(0), params, stage.optimizer.init(params)))
-  program = jax.jit(step.make_train_step(stage.model, stage.optimizer, stage.objective), donate_argnums=0)
+  state = jax.tree.map(jnp.array, step_lib.TrainState(np.int32(0), params, stage.optimizer.init(params)))
+  program = jax.jit(step_lib.make_train_step(stage.model, stage.optimizer, stage.objective), donate_argnums=0)
   program = program.lower(state, next(batches)).compile()
   waiting, told = collections.deque(), []
   started, bar = time.perf_counter(), tqdm.tqdm(total=round(seconds), unit=" s", desc=stage.name)
@@ -130,11 +131,11 @@ def main() -> None:
   for section in (config.stage_one, config.stage_two):
     section.learning_rate, section.warmup_steps = arguments.rate, 100
   size, side = config.data.image_size, config.data.crop_size
-  train_scenes = scenes(size, "train", arguments.scenes)
-  test_scenes = scenes(size, "test", TEST_SCENES)
+  train_scenes = draw_scenes(size, "train", arguments.scenes)
+  test_scenes = draw_scenes(size, "test", TEST_SCENES)
   batches = crops(*train_scenes, config.batch_size, side, np.random.default_rng(0))
   planned = {
-    name: stages.build(config, name, num_classes=len(digits.CLASSES), num_records=arguments.scenes)
+    name: stages.build(config, name, num_classes=len(scenes.CLASSES), num_records=arguments.scenes)
     for name in ("stage_one", "stage_two")
   }
 
@@ -142,7 +143,7 @@ def main() -> None:
   print(f"crops of {side} from {size}, batch {config.batch_size}, {arguments.dtype}, Adam {arguments.rate:g}.\n")
   rows, curves, params = [], [], None
   for name, stage in planned.items():
-    fresh = jax.jit(functools.partial(step.init_params, stage.model, size=side))(jax.random.key(0))
+    fresh = jax.jit(functools.partial(step_lib.init_params, stage.model, size=side))(jax.random.key(0))
     params = fresh if params is None else stages.take_over(fresh, params, stages.kept_head(config))
     before = mean_ap(stage, params, *test_scenes, side, config.batch_size)
     params, told, program = train(stage, params, batches, 30 * arguments.minutes)

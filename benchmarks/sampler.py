@@ -16,25 +16,29 @@ import numpy as np
 import torch
 
 from benchmarks import machine, roofline
-from rmam_jax import geometry
+from rmam_jax.ops import spatial_transformer
 
 SIZES = ("32x16x16x64:5", "32x16x16x64:7", "16x28x28x512:7", "16x28x28x512:14")
 
 
 def products(feature_map, theta, size):
   """`spatial_transform` by matrix products, whatever the platform."""
-  grid = geometry.affine_grid(theta, size)
-  y = geometry.to_cells(grid[:, :, 0, 1], feature_map.shape[1])
-  x = geometry.to_cells(grid[:, 0, :, 0], feature_map.shape[2])
-  return geometry._by_products(feature_map, y, x)
+  grid = spatial_transformer.affine_grid(theta, size)
+  y = spatial_transformer.to_cells(grid[:, :, 0, 1], feature_map.shape[1])
+  x = spatial_transformer.to_cells(grid[:, 0, :, 0], feature_map.shape[2])
+  return spatial_transformer._by_products(feature_map, y, x)
 
 
 def general(feature_map, theta, size):
   """`grid_sample`, which takes any grid."""
-  return geometry.grid_sample(feature_map, geometry.affine_grid(theta, size))
+  return spatial_transformer.grid_sample(feature_map, spatial_transformer.affine_grid(theta, size))
 
 
-FORMS = {"spatial_transform": geometry.spatial_transform, "matrix products": products, "grid_sample": general}
+FORMS = {
+  "spatial_transform": spatial_transformer.spatial_transform,
+  "matrix products": products,
+  "grid_sample": general,
+}
 
 
 def our_sides(feature_map, theta, cotangent, size):

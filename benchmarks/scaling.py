@@ -15,7 +15,8 @@ import numpy as np
 
 from benchmarks import machine, train_step
 from configs import voc
-from rmam_jax.training import stages, step
+from rmam_jax.training import stages
+from rmam_jax.training import step as step_lib
 
 AXES = {
   "side": (64, 96, 128, 192),
@@ -33,7 +34,7 @@ def make_work(full: bool, side: int, K: int, classes: int, batch: int):
     config.update_from_flattened_dict(train_step.SMALL)
   config.batch_size, config.model.num_regions = batch, K
   stage = stages.build(config, "stage_two", num_classes=classes, num_records=5_011)
-  params = jax.jit(functools.partial(step.init_params, stage.model, size=side))(jax.random.key(0))
+  params = jax.jit(functools.partial(step_lib.init_params, stage.model, size=side))(jax.random.key(0))
   rng = np.random.default_rng(0)
   made = {
     "image": rng.integers(0, 256, (batch, side, side, 3), np.uint8),

@@ -16,7 +16,7 @@ import numpy as np
 
 import rmam_jax as rmam
 from benchmarks import machine, roofline
-from rmam_jax import attention, update_rules
+from rmam_jax.ops import attention, next_region
 
 CLASSES = 20
 REGION, POOL = (7, 7), 2
@@ -25,14 +25,14 @@ REGION, POOL = (7, 7), 2
 def scanned(params, feature_map, num_regions):
   """The scores of `attend`."""
   looks = rmam.attend(
-    params, feature_map, num_regions=num_regions, next_region=update_rules.recurrent, region_size=REGION, pool=POOL
+    params, feature_map, num_regions=num_regions, next_region=next_region.recurrent, region_size=REGION, pool=POOL
   )
   return looks.scores
 
 
 def unrolled(params, feature_map, num_regions):
   """The same without a scan."""
-  _, choose = update_rules.recurrent(params["next_region"], feature_map)
+  _, choose = next_region.recurrent(params["next_region"], feature_map)
   hidden = jax.numpy.zeros((len(feature_map), params["lstm"]["w_h"].shape[0]))
   carry, scores = (hidden, hidden), []
   theta = jax.numpy.broadcast_to(jax.numpy.asarray(attention.geometry.WHOLE_IMAGE), (len(feature_map), 4))
@@ -74,7 +74,7 @@ def main() -> None:
       rmam.init_attention,
       channels=shape[-1],
       num_classes=CLASSES,
-      init_next_region=update_rules.init_recurrent,
+      init_next_region=next_region.init_recurrent,
       x_width=arguments.width,
       lstm_width=arguments.width,
       z_width=arguments.width,

@@ -17,10 +17,11 @@ import numpy as np
 
 from benchmarks import machine, roofline
 from configs import common, voc
-from rmam_jax import mesh as meshes
-from rmam_jax.evaluation import answers, views
-from rmam_jax.models import recognizer
-from rmam_jax.training import step
+from rmam_jax import recognizer
+from rmam_jax.evaluation import outputs as outputs_lib
+from rmam_jax.evaluation import views as views_lib
+from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.training import step as step_lib
 
 
 def ten_passes(model, params, images, *, size: int, crop: int):
@@ -53,7 +54,7 @@ def seconds(program, *arguments) -> float:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--scale", choices=common.SCALES, default="512")
-  parser.add_argument("--mirror", choices=views.MIRRORS, default="image")
+  parser.add_argument("--mirror", choices=views_lib.MIRRORS, default="image")
   parser.add_argument("--batch", type=int, default=1, help="images in a call")
   parser.add_argument("--width", type=int, default=4096, help="of x, the LSTM and z")
   parser.add_argument("--repeats", type=int, default=3)
@@ -63,10 +64,10 @@ def main() -> None:
   config.model.x_width = config.model.lstm_width = config.model.z_width = arguments.width
   size, crop = config.data.image_size, config.data.crop_size
   model = recognizer.build(config.model, 20, head=config.model.head)
-  params = jax.jit(lambda key: step.init_params(model, key, crop))(jax.random.key(0))
+  params = jax.jit(lambda key: step_lib.init_params(model, key, crop))(jax.random.key(0))
   images = np.random.default_rng(0).integers(0, 256, (arguments.batch, size, size, 3), np.uint8)
 
-  forward = answers.make_forward(model, meshes.make_mesh(jax.devices()[:1]), views.from_config(config))
+  forward = outputs_lib.make_forward(model, mesh_lib.make_mesh(jax.devices()[:1]), views_lib.from_config(config))
   cut, cut_count = compile_and_count(lambda params, images: forward.program(params, images, None), params, images)
   separate, _ = compile_and_count(functools.partial(ten_passes, model, size=size, crop=crop), params, images)
   recognize = functools.partial(model.apply, method="recognize")

@@ -20,8 +20,9 @@ from torch.nn import functional
 
 from benchmarks import machine, roofline
 from configs import voc
-from rmam_jax import geometry
-from rmam_jax.training import stages, step
+from rmam_jax.ops import spatial_transformer
+from rmam_jax.training import stages
+from rmam_jax.training import step as step_lib
 
 CLASSES = 20
 SMALL = {
@@ -70,7 +71,7 @@ class Peer(torch.nn.Module):
     head, feature_map = self.head, self.feature_map(images)
     batch, channels = feature_map.shape[:2]
     (h, w), pool = self.config.region_size, self.config.region_pool
-    theta = torch.tensor(geometry.WHOLE_IMAGE, device=images.device).expand(batch, 4)
+    theta = torch.tensor(spatial_transformer.WHOLE_IMAGE, device=images.device).expand(batch, 4)
     hidden = cell = torch.zeros(batch, self.config.lstm_width, device=images.device)
     scores, thetas = [], []
     for _ in range(self.config.num_regions + 1):
@@ -97,7 +98,7 @@ def peer_loss(scores, thetas, labels, loss):
   """Eq. 14 with the weights of the configuration's section `loss`."""
   target = labels / labels.sum(dim=1, keepdim=True).clamp(min=1)
   classification = ((scores.amax(dim=0).softmax(dim=1) - target) ** 2).sum(dim=1).mean()
-  scales, anchors = thetas[..., :2], torch.tensor(geometry.anchor_points(len(thetas)), device=thetas.device)
+  scales, anchors = thetas[..., :2], torch.tensor(spatial_transformer.anchor_points(len(thetas)), device=thetas.device)
   too_large = ((scales.abs() - loss.max_scale).clamp(min=0) ** 2).sum(dim=(0, 2))
   too_small = (loss.min_scale - scales).clamp(min=0).sum(dim=(0, 2))
   astray = 0.5 * ((thetas[1:, :, 2:] - anchors[:, None]) ** 2).sum(dim=(0, 2))
@@ -107,9 +108,9 @@ def peer_loss(scores, thetas, labels, loss):
 
 def our_side(params, stage, batch):
   """A function that makes a step and waits for it, the first step's loss, and the compiled step."""
-  state = jax.tree.map(jax.numpy.array, step.TrainState(np.int32(0), params, stage.optimizer.init(params)))
+  state = jax.tree.map(jax.numpy.array, step_lib.TrainState(np.int32(0), params, stage.optimizer.init(params)))
   batch = jax.device_put(batch)
-  train_step = jax.jit(step.make_train_step(stage.model, stage.optimizer, stage.objective), donate_argnums=0)
+  train_step = jax.jit(step_lib.make_train_step(stage.model, stage.optimizer, stage.objective), donate_argnums=0)
   train_step = train_step.lower(state, batch).compile()
   held = list(train_step(state, batch))
   loss = float(held[1]["loss"])
@@ -164,7 +165,7 @@ def main() -> None:
     config.update_from_flattened_dict(SMALL)
     side = SMALL_SIDE
   stage = stages.build(config, "stage_two", num_classes=CLASSES, num_records=5_011)
-  params = jax.jit(functools.partial(step.init_params, stage.model, size=side))(jax.random.key(0))
+  params = jax.jit(functools.partial(step_lib.init_params, stage.model, size=side))(jax.random.key(0))
   rng = np.random.default_rng(0)
   batch = {
     "image": rng.integers(0, 256, (config.batch_size, side, side, 3), np.uint8),

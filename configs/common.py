@@ -103,9 +103,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.weights_digest = ""  # which file it was; filled in by the run
 
   config.data = ml_collections.ConfigDict()
-  config.data.name = "voc/2007"  # see rmam_jax/data/records.py; or "custom", your own images
+  config.data.name = "voc/2007"  # see rmam_jax/data/splits.py; or "custom", your own images
   config.data.root = ""  # folder of prepared data; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
-  config.data.train = "train"  # TFDS splits, or parts of them (rmam_jax/data/records.py); of "custom", manifests
+  config.data.train = "train"  # TFDS splits, or parts of them (rmam_jax/data/splits.py); of "custom", manifests
   config.data.validation = "validation"  # for every choice; empty: nothing is chosen
   config.data.test = "test"
   config.data.final_train = ""  # if given, a second phase trains on it what the first has chosen; see run.py
@@ -141,7 +141,7 @@ def get_config() -> ml_collections.ConfigDict:
   model.recurrent.bias = (1.0, 1.0, 0.0, 0.0)  # the first M: the identity
   model.recurrent.weight_scale = 0.01  # variance, relative to Xavier's
   model.recurrent.anchored = False  # M corrects the centre and the anchor points, which the paper only draws it to
-  model.saliency = ml_collections.ConfigDict()  # see rmam_jax/update_rules.py
+  model.saliency = ml_collections.ConfigDict()  # see rmam_jax/ops/next_region.py
   model.saliency.scale = 0.3
   model.saliency.inhibition = 1.2
   model.saliency.peak_width = 0.2
@@ -150,16 +150,18 @@ def get_config() -> ml_collections.ConfigDict:
   model.score_map = ml_collections.ConfigDict()
   model.score_map.places = 1  # whose mean is a class's score; about as many as the smallest object has cells
 
-  model.rarl = ml_collections.ConfigDict()  # a sister system, reconstructed: see rmam_jax/rarl.py and docs/systems.md
+  model.rarl = (
+    ml_collections.ConfigDict()
+  )  # a sister system, reconstructed: see rmam_jax/ops/rarl.py and docs/systems.md
   model.rarl.steps = 5  # T, reconstructed
   model.rarl.sizes = (80 / 512, 160 / 512, 240 / 512)  # sides of square regions, shares of the image's; reconstructed
   model.rarl.aspects = (2.0, 1.0, 0.5)  # width over height, at a size's area; reconstructed
   model.rarl.deviation = 0.2  # of a centre around its mean in training, in half images; reconstructed
   model.rarl.policy_scale = 0.01  # variance of the policy's first weights, relative to Xavier's; reconstructed
-  model.rlsd = ml_collections.ConfigDict()  # see rmam_jax/rlsd.py; all of it reconstructed
+  model.rlsd = ml_collections.ConfigDict()  # see rmam_jax/ops/rlsd.py; all of it reconstructed
   model.rlsd.steps = 10  # labels that are read off an image's regions, END among them, at most
   model.rlsd.order = ()  # of the classes, by number: which is read first; empty: as they are numbered
-  model.localizer = ml_collections.ConfigDict()  # finds RLSD's regions; see rmam_jax/localization.py. As in DenseCap
+  model.localizer = ml_collections.ConfigDict()  # finds RLSD's regions; see rmam_jax/ops/rpn.py. As in DenseCap
   model.localizer.anchors = ANCHORS  # (width, height) in pixels of the images
   model.localizer.width = 256  # filters of its 3x3 convolution
   model.localizer.overlap = 0.7  # IoU above which of two regions only the surer one is kept

@@ -17,9 +17,9 @@ import numpy as np
 import optax
 
 from configs import digits
-from rmam_jax.data import batches, records
-from rmam_jax.models import recognizer
-from rmam_jax.training import step
+from rmam_jax import recognizer
+from rmam_jax.data import batches, splits
+from rmam_jax.training import step as step_lib
 
 AXIS = "data"
 
@@ -43,8 +43,12 @@ def cut(batch: Mapping[str, np.ndarray], devices: list[jax.Device]) -> dict[str,
 
 
 def train(
-  model, optimizer, objective: step.Objective, state: step.TrainState, stream: Iterable[Mapping[str, np.ndarray]]
-) -> tuple[step.TrainState, list[float]]:
+  model,
+  optimizer,
+  objective: step_lib.Objective,
+  state: step_lib.TrainState,
+  stream: Iterable[Mapping[str, np.ndarray]],
+) -> tuple[step_lib.TrainState, list[float]]:
   """One step for each batch, on all local devices.
 
   Returns:
@@ -52,7 +56,7 @@ def train(
   """
   devices = jax.local_devices()
   train_step = jax.pmap(
-    step.make_train_step(model, optimizer, objective, axis_name=AXIS), axis_name=AXIS, donate_argnums=0
+    step_lib.make_train_step(model, optimizer, objective, axis_name=AXIS), axis_name=AXIS, donate_argnums=0
   )
   copies = replicate(state, devices)
   every = []
@@ -70,11 +74,11 @@ def main() -> None:
   arguments = parser.parse_args()
   config = digits.get_config("tiny")
   data = config.data
-  split = records.open_split(data, data.train)  # makes the scenes the first time
+  split = splits.open_split(data, data.train)  # makes the scenes the first time
   model = recognizer.build(config.model, len(split.class_names), head="saliency", auxiliary="score_map")
   optimizer = optax.adam(1e-3)
-  objective = step.Objective("sigmoid", auxiliary_weight=1.0)
-  state = step.init_state(model, optimizer, jax.random.key(0), data.crop_size)
+  objective = step_lib.Objective("sigmoid", auxiliary_weight=1.0)
+  state = step_lib.init_state(model, optimizer, jax.random.key(0), data.crop_size)
   stream = batches.train_batches(
     split,
     batch_size=arguments.batch_size,

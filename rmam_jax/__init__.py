@@ -4,9 +4,8 @@ After Wang, Chen, Li, Xu, Lin: "Multi-label Image Recognition by Recurrently Dis
 2017. Importing this package needs jax, flax, optax and numpy only.
 """
 
-from rmam_jax.attention import Attention, attend, init_attention, lstm_step, max_pool_scores, winning_region
-from rmam_jax.geometry import affine_grid, anchor_points, grid_sample, spatial_transform
-from rmam_jax.losses import (
+from rmam_jax.ops.attention import Attention, attend, init_attention, lstm_step, max_pool_scores, winning_region
+from rmam_jax.ops.losses import (
   anchor_loss,
   classification_loss,
   joint_loss,
@@ -15,6 +14,7 @@ from rmam_jax.losses import (
   scale_loss,
   sigmoid_loss,
 )
+from rmam_jax.ops.spatial_transformer import affine_grid, anchor_points, grid_sample, spatial_transform
 from rmam_jax.version import __version__
 
 
@@ -23,12 +23,12 @@ def load(folder=None, **options):
 
   Args:
     folder: a workdir of train.py or an exported model; by default the digit recogniser that ships with the package.
-    **options: `top`, `threshold`, `batch_size`, `threads`; see `rmam_jax.predictor.Predictor`.
+    **options: `top`, `threshold`, `batch_size`, `threads`; see `rmam_jax.inference.predictor.Predictor`.
 
   Returns:
-    A `rmam_jax.predictor.Predictor`.
+    A `rmam_jax.inference.predictor.Predictor`.
   """
-  from rmam_jax import predictor  # needs more than the rest of the package
+  from rmam_jax.inference import predictor
 
   return predictor.load(folder, **options)
 

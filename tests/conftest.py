@@ -19,8 +19,8 @@ import pytest
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory):
   """A folder with digits/tiny prepared by the real builder."""
-  from rmam_jax.data import records
+  from rmam_jax.data import splits
 
   root = tmp_path_factory.mktemp("data")
-  records.prepare("digits/tiny", str(root))
+  splits.prepare("digits/tiny", str(root))
   return root

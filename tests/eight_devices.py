@@ -9,11 +9,13 @@ import numpy as np
 import optax
 
 from configs import digits
-from rmam_jax import mesh as meshes
-from rmam_jax.data import records
-from rmam_jax.evaluation import answers, svm
-from rmam_jax.models import recognizer
-from rmam_jax.training import checkpoints, step
+from rmam_jax import recognizer
+from rmam_jax.data import splits
+from rmam_jax.evaluation import outputs as outputs_lib
+from rmam_jax.evaluation import svm
+from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.training import checkpoints
+from rmam_jax.training import step as step_lib
 
 BATCH = 16
 
@@ -29,12 +31,12 @@ def tiny(data_root):
 def parts(config):
   """A model, its plain optimiser, whose moves are the gradients, and its objective."""
   model = recognizer.build(config.model, 10, head="saliency", auxiliary="score_map")
-  return model, optax.sgd(1.0), step.Objective("sigmoid", auxiliary_weight=1.0)
+  return model, optax.sgd(1.0), step_lib.Objective("sigmoid", auxiliary_weight=1.0)
 
 
 def fresh_state(config):
   model, optimizer, _ = parts(config)
-  return jax.jit(functools.partial(step.init_state, model, optimizer, size=64))(jax.random.key(0))
+  return jax.jit(functools.partial(step_lib.init_state, model, optimizer, size=64))(jax.random.key(0))
 
 
 def batch_of(real):
@@ -52,10 +54,10 @@ def measure(mesh, data_root):
   """Everything by name: losses and gradients of a full and an uneven batch, the answers for 40 images, SVMs."""
   config = tiny(data_root)
   model, optimizer, objective = parts(config)
-  replicated, by_example = meshes.replicated(mesh), meshes.by_example(mesh)
+  replicated, by_example = mesh_lib.replicated(mesh), mesh_lib.by_example(mesh)
   state = jax.device_put(fresh_state(config), replicated)
   train_step = jax.jit(
-    step.make_train_step(model, optimizer, objective),
+    step_lib.make_train_step(model, optimizer, objective),
     in_shardings=(replicated, by_example),
     out_shardings=replicated,
   )
@@ -67,9 +69,9 @@ def measure(mesh, data_root):
     found |= {
       f"{real} {jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree_util.tree_leaves_with_path(gradients)
     }
-  split = records.open_split(config.data, "test")
-  answered = answers.answer_split(
-    answers.make_forward(model, mesh), state.params, split, data=config.data, batch_size=BATCH
+  split = splits.open_split(config.data, "test")
+  answered = outputs_lib.answer_split(
+    outputs_lib.make_forward(model, mesh), state.params, split, data=config.data, batch_size=BATCH
   )
   found |= {name: getattr(answered, name) for name in ("scores", "features", "region_scores", "thetas", "labels")}
   rng = np.random.default_rng(1)
@@ -80,10 +82,10 @@ def measure(mesh, data_root):
 
 def main(out, data_root, theirs, mine):
   """Writes what `measure` finds and the state read from the folder `theirs` to `out`; saves that state in `mine`."""
-  mesh = meshes.make_mesh()
+  mesh = mesh_lib.make_mesh()
   assert mesh.size == 8
   found = measure(mesh, data_root)
-  like = checkpoints.abstract(fresh_state(tiny(data_root)), meshes.replicated(mesh))
+  like = checkpoints.abstract(fresh_state(tiny(data_root)), mesh_lib.replicated(mesh))
   restored, progress = checkpoints.StageCheckpoints(pathlib.Path(theirs)).restore_last(like)
   assert progress == {"saved on": 1}
   assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(restored))

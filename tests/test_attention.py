@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import rmam_jax as rmam
-from rmam_jax import attention, geometry, mesh, update_rules
+from rmam_jax.ops import attention, next_region, spatial_transformer
+from rmam_jax.runtime import mesh as mesh_lib
 
 K, B, C, L = 5, 3, 6, 4
 
@@ -17,13 +18,13 @@ K, B, C, L = 5, 3, 6, 4
 def saliency(params, feature_map, **options):
   """The map's first channels serve as class scores, low where the map is: most places show nothing."""
   wide = feature_map.astype(jnp.promote_types(feature_map.dtype, "float32"))
-  return update_rules.saliency(params, feature_map, dense_scores=wide[..., :L] - 8, **options)
+  return next_region.saliency(params, feature_map, dense_scores=wide[..., :L] - 8, **options)
 
 
 RULES = {
-  "recurrent": (update_rules.recurrent, functools.partial(update_rules.init_recurrent, weight_scale=1.0)),
-  "fixed_grid": (functools.partial(update_rules.fixed_grid, num_regions=K), update_rules.no_parameters),
-  "saliency": (saliency, update_rules.no_parameters),
+  "recurrent": (next_region.recurrent, functools.partial(next_region.init_recurrent, weight_scale=1.0)),
+  "fixed_grid": (functools.partial(next_region.fixed_grid, num_regions=K), next_region.no_parameters),
+  "saliency": (saliency, next_region.no_parameters),
 }
 
 
@@ -110,7 +111,7 @@ def test_the_scan_equals_an_unrolled_loop(rule):
   params, feature_map, attend = case(rule)
   memory, choose = RULES[rule][0](params["next_region"], feature_map)
   carry = (jnp.zeros((B, 7)), jnp.zeros((B, 7)))
-  theta = jnp.tile(jnp.array(geometry.WHOLE_IMAGE), (B, 1))
+  theta = jnp.tile(jnp.array(spatial_transformer.WHOLE_IMAGE), (B, 1))
   scores, thetas = [], []
   for k in range(K + 1):
     f = attention.region_features(feature_map, theta, (3, 3))
@@ -157,14 +158,14 @@ def test_pmap_over_two_devices():
 def test_gradients_inside_shard_map(rule):
   params, feature_map, attend = case(rule)
   feature_map, labels = jnp.concatenate([feature_map, feature_map[:1]]), jnp.eye(4, L)
-  two, data = mesh.make_mesh(), PartitionSpec(mesh.AXIS)
+  two, data = mesh_lib.make_mesh(), PartitionSpec(mesh_lib.AXIS)
 
   def loss(params, feature_map, labels):
     found = attend(params, feature_map)
     return rmam.joint_loss(found.scores, found.thetas, labels)
 
   def shard_gradient(*shard):
-    return jax.grad(lambda *shard: jax.lax.pmean(loss(*shard), mesh.AXIS))(*shard)
+    return jax.grad(lambda *shard: jax.lax.pmean(loss(*shard), mesh_lib.AXIS))(*shard)
 
   sharded = jax.shard_map(shard_gradient, mesh=two, in_specs=(PartitionSpec(), data, data), out_specs=PartitionSpec())
   found, wanted = jax.jit(sharded)(params, feature_map, labels), jax.grad(loss)(params, feature_map, labels)
@@ -182,8 +183,8 @@ def under(feature_map, theta):
 def test_scores_are_causal():
   """The score of region k feels the cells under the looks up to k, and none that only later looks sample."""
   params, feature_map, attend = case("fixed_grid", size=24)
-  seen = under(feature_map, geometry.WHOLE_IMAGE)
-  for k, theta in enumerate(update_rules.grid_thetas(K)):
+  seen = under(feature_map, spatial_transformer.WHOLE_IMAGE)
+  for k, theta in enumerate(next_region.grid_thetas(K)):
     before, seen = seen, seen | under(feature_map, theta)
     felt = np.abs(jax.grad(lambda f, k=k: attend(params, f).scores[k].sum())(feature_map)).sum(-1) > 0
     assert not (felt & ~seen).any()
@@ -248,8 +249,8 @@ def test_the_fixed_grid_never_moves():
 def test_origins_are_added_to_the_paper_s_rule():
   params, feature_map, _ = case("recurrent")
   still = {"kernel": jnp.zeros((9, 4)), "bias": jnp.array([0.4, 0.3, 0.01, -0.02])}
-  origins = update_rules.grid_thetas(K)[:, 2:]
-  rule = functools.partial(update_rules.recurrent, origins=origins)
+  origins = next_region.grid_thetas(K)[:, 2:]
+  rule = functools.partial(next_region.recurrent, origins=origins)
   params = {**params, "next_region": still}
   thetas = rmam.attend(params, feature_map, num_regions=K, next_region=rule, region_size=(3, 3)).thetas
   np.testing.assert_allclose(thetas[..., :2], np.broadcast_to([0.4, 0.3], (K, B, 2)), atol=1e-6)
@@ -267,7 +268,7 @@ def test_saliency_looks_at_the_strongest_places_first_and_never_twice(align_corn
     feature_map[:, row, column] = strength
   thetas = rmam.attend(params, feature_map, num_regions=K, next_region=rule, **options).thetas
   centres = np.asarray(thetas)[..., 2:]
-  cells = np.asarray(geometry.to_cells(centres, 12, align_corners=align_corners))
+  cells = np.asarray(spatial_transformer.to_cells(centres, 12, align_corners=align_corners))
   for look, (row, column) in enumerate(peaks):
     np.testing.assert_allclose(cells[look], np.tile([column, row], (B, 1)), atol=0.2)
   for one in range(K):
@@ -279,7 +280,7 @@ def test_saliency_looks_at_the_strongest_places_first_and_never_twice(align_corn
 def test_saliency_by_hand():
   """Three places in a row, one class: the mean place around the peak, then that of what is left."""
   scores = jnp.log(jnp.array([[[[4.0], [2.0], [1.0]]]]))
-  visited, choose = update_rules.saliency(
+  visited, choose = next_region.saliency(
     {}, None, dense_scores=scores, scale=0.5, inhibition=1.0, peak_width=1.0 / np.sqrt(2 * np.log(2))
   )
   # Their sigmoids are 4/5, 2/3, 1/2. The weight halves at distance 1 of the peak at x = -1, and is 1/16 at 2.
@@ -307,7 +308,7 @@ def test_gradient_of_a_place_reaches_the_map(rule, reaches):
   """The saliency's first centre feels cells that the glance has not sampled; that of Eq. 5 feels only those it has."""
   params, feature_map, attend = case(rule, size=24)
   felt = np.abs(jax.grad(lambda f: attend(params, f).thetas[0, :, 2].sum())(feature_map)).sum(-1) > 0
-  assert (felt & ~under(feature_map, geometry.WHOLE_IMAGE)).any() == reaches
+  assert (felt & ~under(feature_map, spatial_transformer.WHOLE_IMAGE)).any() == reaches
 
 
 def test_no_regions_is_an_error():

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from rmam_jax import metrics
-from rmam_jax.evaluation import calibration
+from rmam_jax.evaluation import calibration, metrics
 
 
 def drawn(seed, images=4000, classes=3):

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from configs import common
-from rmam_jax.data import batches, digits, letters, records
+from rmam_jax.data import batches, splits
+from rmam_jax.data.digits import letters, scenes
 
 
 def section(data_root, **changes):
@@ -18,7 +19,7 @@ def section(data_root, **changes):
 
 
 def tiny(split, data_root, **changes):
-  return records.open_split(section(data_root, **changes), split)
+  return splits.open_split(section(data_root, **changes), split)
 
 
 @pytest.fixture(scope="module")
@@ -27,31 +28,31 @@ def train(data_root):
 
 
 def test_splits_share_no_digit_sample():
-  seen = [{image.tobytes() for image in digits.digit_samples(split)[0]} for split in digits.SPLITS]
+  seen = [{image.tobytes() for image in scenes.digit_samples(split)[0]} for split in scenes.SPLITS]
   for one, other in itertools.combinations(seen, 2):
     assert len(one & other) <= 1  # two samples of the 1,797 are the same drawing
-  counts = [len(digits.digit_samples(split)[1]) for split in digits.SPLITS]
+  counts = [len(scenes.digit_samples(split)[1]) for split in scenes.SPLITS]
   assert sum(counts) == 1797
-  assert all(set(digits.digit_samples(split)[1]) == set(range(10)) for split in digits.SPLITS)
+  assert all(set(scenes.digit_samples(split)[1]) == set(range(10)) for split in scenes.SPLITS)
 
 
 def test_splits_share_no_background():
-  columns = [set(range(*digits.background_columns(split, 640))) for split in digits.SPLITS]
+  columns = [set(range(*scenes.background_columns(split, 640))) for split in scenes.SPLITS]
   assert set.union(*columns) == set(range(640))
   assert sum(map(len, columns)) == 640
 
 
-@pytest.mark.parametrize("name", digits.SETTINGS)
+@pytest.mark.parametrize("name", scenes.SETTINGS)
 def test_scenes_keep_what_their_setting_says(name):
-  setting = digits.SETTINGS[name]
+  setting = scenes.SETTINGS[name]
   counts, sizes = set(), set()
   for index in range(150):
-    image, classes, boxes = digits.draw_scene(setting, "train", index)
+    image, classes, boxes = scenes.draw_scene(setting, "train", index)
     assert image.shape == (setting.size, setting.size, 3)
     assert image.dtype == np.uint8
     assert len(classes) == len(boxes) >= 1
-    assert boxes.min() >= digits.MARGIN
-    assert boxes.max() <= setting.size - digits.MARGIN
+    assert boxes.min() >= scenes.MARGIN
+    assert boxes.max() <= setting.size - scenes.MARGIN
     for one, other in itertools.combinations(boxes, 2):
       assert (one[2:] <= other[:2]).any() or (other[2:] <= one[:2]).any()  # no overlap
     counts.add(len(classes))
@@ -61,30 +62,30 @@ def test_scenes_keep_what_their_setting_says(name):
 
 
 def test_hard_is_harder_than_easy():
-  easy, hard = digits.SETTINGS["easy"], digits.SETTINGS["hard"]
+  easy, hard = scenes.SETTINGS["easy"], scenes.SETTINGS["hard"]
   assert hard.size**2 > 2 * easy.size**2
   assert hard.object_size < easy.object_size
   assert hard.clutter[1] == 2 * easy.clutter[1]
 
 
 def test_a_scene_depends_on_setting_split_and_index_alone():
-  setting = digits.SETTINGS["easy"]
-  first = digits.draw_scene(setting, "test", 3)
-  digits.draw_scene(setting, "train", 0)
-  for one, other in zip(first, digits.draw_scene(setting, "test", 3), strict=True):
+  setting = scenes.SETTINGS["easy"]
+  first = scenes.draw_scene(setting, "test", 3)
+  scenes.draw_scene(setting, "train", 0)
+  for one, other in zip(first, scenes.draw_scene(setting, "test", 3), strict=True):
     np.testing.assert_array_equal(one, other)
-  assert (digits.draw_scene(setting, "test", 4)[0] != first[0]).any()
-  assert (digits.draw_scene(setting, "validation", 3)[0] != first[0]).any()
+  assert (scenes.draw_scene(setting, "test", 4)[0] != first[0]).any()
+  assert (scenes.draw_scene(setting, "validation", 3)[0] != first[0]).any()
 
 
 def test_the_builder_stores_the_scenes(train, data_root):
-  assert train.class_names == digits.CLASSES
+  assert train.class_names == scenes.CLASSES
   assert len(train) == 160
   assert len(tiny("test", data_root)) == 40
-  setting = digits.SETTINGS["tiny"]
+  setting = scenes.SETTINGS["tiny"]
   for position in range(10):
     record = train[position]
-    image, classes, boxes = digits.draw_scene(setting, "train", int(record.id[6:12]))
+    image, classes, boxes = scenes.draw_scene(setting, "train", int(record.id[6:12]))
     np.testing.assert_array_equal(batches.decode_image(record.image, record.id), image)
     np.testing.assert_array_equal(np.flatnonzero(record.labels), np.unique(classes))
     np.testing.assert_array_equal(record.box_classes, classes)
@@ -93,8 +94,8 @@ def test_the_builder_stores_the_scenes(train, data_root):
 
 
 def test_prepared_data_is_not_made_again(data_root, monkeypatch):
-  monkeypatch.setattr(digits, "draw_scene", None)
-  assert records.prepare("digits/tiny", str(data_root)) == data_root / "digits/tiny/1.0.0"
+  monkeypatch.setattr(scenes, "draw_scene", None)
+  assert splits.prepare("digits/tiny", str(data_root)) == data_root / "digits/tiny/1.0.0"
 
 
 def test_data_is_read_without_tensorflow(data_root):
@@ -121,7 +122,7 @@ def test_difficult_labels_are_ignored_unless_present_otherwise():
     "labels_no_difficult": [2],
     "objects": {"bbox": [[0, 0, 1, 1]], "label": [2]},
   }
-  record = records.adapt_voc(example, 4)
+  record = splits.adapt_voc(example, 4)
   np.testing.assert_array_equal(record.labels, [0, 0, 1, 0])
   np.testing.assert_array_equal(record.ignore, [True, True, False, False])
   assert record.id == "000005.jpg"
@@ -131,7 +132,7 @@ class Source:
   """Three classes; the second record has nothing, the third only what is difficult."""
 
   class_names = ("a", "b", "c")
-  index = records.Index(
+  index = splits.Index(
     ids=np.array(["0", "1", "2", "3"]),
     labels=np.array([[1, 0, 0], [0, 0, 0], [0, 0, 0], [0, 1, 0]], np.float32),
     ignore=np.array([[0, 1, 0], [0, 0, 0], [0, 0, 1], [0, 0, 0]], bool),
@@ -139,7 +140,7 @@ class Source:
   )
 
   def __getitem__(self, i):
-    return records.Record(
+    return splits.Record(
       self.index.ids[i], b"", self.index.labels[i], self.index.ignore[i], np.zeros((0, 4)), np.zeros(0)
     )
 
@@ -153,7 +154,7 @@ class Source:
   ],
 )
 def test_what_difficult_labels_count_as(difficult, ids, first, ignored):
-  split = records.Split("three", Source(), Source.index, difficult=difficult)
+  split = splits.Split("three", Source(), Source.index, difficult=difficult)
   assert [split[i].id for i in range(len(split))] == ids
   assert split.dropped == 4 - len(ids)
   np.testing.assert_array_equal(split[0].labels, first)
@@ -162,15 +163,15 @@ def test_what_difficult_labels_count_as(difficult, ids, first, ignored):
 
 def test_unknown_policy_for_difficult_labels():
   with pytest.raises(ValueError, match=r"difficult must be one of ignore, negative, positive, got 'hard'"):
-    records.Split("three", Source(), Source.index, difficult="hard")
+    splits.Split("three", Source(), Source.index, difficult="hard")
 
 
 def test_held_out_records_are_those_of_the_smallest_hashes():
   # printf 'a' | sha256sum and so on: ca97, 3e23, 2e7d, 18ac for a, b, c, d.
-  np.testing.assert_array_equal(records.held_out(["a", "b", "c", "d"], 2), [False, False, True, True])
-  np.testing.assert_array_equal(records.held_out(["d", "a", "c", "b"], 2), [True, False, True, False])
+  np.testing.assert_array_equal(splits.held_out(["a", "b", "c", "d"], 2), [False, False, True, True])
+  np.testing.assert_array_equal(splits.held_out(["d", "a", "c", "b"], 2), [True, False, True, False])
   with pytest.raises(ValueError, match="4 of 4 records cannot be held out"):
-    records.held_out(["a", "b", "c", "d"], 4)
+    splits.held_out(["a", "b", "c", "d"], 4)
 
 
 def test_parts_of_a_split_share_nothing_and_make_the_whole(data_root):
@@ -188,30 +189,30 @@ def test_another_number_of_images_than_expected_is_refused(data_root):
 
 def test_labels_are_read_once_and_damaged_notes_of_them_again(data_root, monkeypatch):
   wanted = tiny("validation", data_root)
-  monkeypatch.setattr(records, "_OPEN", {})
-  monkeypatch.setattr(records._Stored, "__getitem__", None)
+  monkeypatch.setattr(splits, "_OPEN", {})
+  monkeypatch.setattr(splits._Stored, "__getitem__", None)
   again = tiny("validation", data_root)  # from the file beside the data
   assert len(again) == len(wanted)
   monkeypatch.undo()
   path = data_root / "digits/tiny/1.0.0/rmam-index-validation.npz"
   path.write_bytes(path.read_bytes()[:100])
-  monkeypatch.setattr(records, "_OPEN", {})
+  monkeypatch.setattr(splits, "_OPEN", {})
   assert len(tiny("validation", data_root)) == len(wanted)
 
 
 def test_unknown_and_unprepared_data_say_what_to_do(tmp_path):
   with pytest.raises(ValueError, match=r"data\.name must be one of digits/easy.*got 'digits/huge'"):
-    records.prepare("digits/huge", str(tmp_path))
+    splits.prepare("digits/huge", str(tmp_path))
   with pytest.raises(
     FileNotFoundError, match=r"voc/2007 is not prepared: .*rmam_jax.data.prepare voc/2007 --archives=DIR"
   ):
-    records.prepare("voc/2007", str(tmp_path))
+    splits.prepare("voc/2007", str(tmp_path))
 
 
 def test_a_data_folder_that_cannot_be_written_is_named(tmp_path):
   (tmp_path / "file").write_text("in the way")
   with pytest.raises(OSError, match=r"cannot write digits/tiny below .*file.*--config\.data\.root"):
-    records.prepare("digits/tiny", str(tmp_path / "file"))
+    splits.prepare("digits/tiny", str(tmp_path / "file"))
 
 
 OPTIONS = {"batch_size": 12, "image_size": 72, "crop_size": 64, "flip": True, "seed": 3}
@@ -386,15 +387,15 @@ def test_bad_batches_are_refused():
 
 
 def test_source_scenes_share_no_sample_and_no_background_with_scenes_of_digits():
-  digit_samples = {image.tobytes() for split in digits.SPLITS for image in digits.digit_samples(split)[0]}
-  letter_samples = [{image.tobytes() for image in letters.samples(split)[0]} for split in digits.SPLITS]
+  digit_samples = {image.tobytes() for split in scenes.SPLITS for image in scenes.digit_samples(split)[0]}
+  letter_samples = [{image.tobytes() for image in letters.samples(split)[0]} for split in scenes.SPLITS]
   assert not digit_samples & set.union(*letter_samples)
   for photograph in letters.photographs():
-    assert not any(photograph.shape == other.shape for other in digits._photographs())
-  assert digits.SETTINGS["source_easy"].classes == letters.CLASSES
+    assert not any(photograph.shape == other.shape for other in scenes._photographs())
+  assert scenes.SETTINGS["source_easy"].classes == letters.CLASSES
   # Nor where the objects lie: the scenes of one index are drawn from different numbers.
   pairs = [
-    [digits.draw_scene(digits.SETTINGS[name], "train", index)[2] for name in ("easy", "source_easy")]
+    [scenes.draw_scene(scenes.SETTINGS[name], "train", index)[2] for name in ("easy", "source_easy")]
     for index in range(20)
   ]
   assert not any(np.array_equal(*pair) for pair in pairs)

@@ -18,9 +18,9 @@ from test_training import assert_trees_close, tiny_config
 
 from configs import voc
 from examples import pmap_training
-from rmam_jax import mesh as meshes
-from rmam_jax import run
-from rmam_jax.training import checkpoints, loop, stages, step
+from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.training import checkpoints, loop, pipeline, stages
+from rmam_jax.training import step as step_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -49,8 +49,8 @@ def end(process, timeout=240):
 
 @pytest.mark.slow
 def test_eight_devices_agree_with_one(data_root, tmp_path, monkeypatch):
-  one = meshes.make_mesh(jax.devices()[:1])
-  state = jax.device_put(eight_devices.fresh_state(eight_devices.tiny(data_root)), meshes.replicated(one))
+  one = mesh_lib.make_mesh(jax.devices()[:1])
+  state = jax.device_put(eight_devices.fresh_state(eight_devices.tiny(data_root)), mesh_lib.replicated(one))
   checkpoints.StageCheckpoints(tmp_path / "one").save_last(state, {"saved on": 1})
   eight = start(
     "-m", "tests.eight_devices", tmp_path / "eight.npz", data_root, tmp_path / "one", tmp_path / "eight", devices=8
@@ -69,7 +69,7 @@ def test_eight_devices_agree_with_one(data_root, tmp_path, monkeypatch):
     abs(wanted["16 loss"] - wanted["13 loss"]) > 1e-3
   )  # the three examples that the mask takes out were not nothing
   saved = checkpoints.StageCheckpoints(tmp_path / "eight")
-  restored, progress = saved.restore_last(checkpoints.abstract(state, meshes.replicated(one)))
+  restored, progress = saved.restore_last(checkpoints.abstract(state, mesh_lib.replicated(one)))
   saved.close()
   assert progress == {"saved on": 8}
   assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), restored, state))
@@ -83,7 +83,7 @@ def test_the_example_under_pmap_ends_where_jit_does(data_root):
   stream = [eight_devices.batch_of(eight_devices.BATCH)] * 3
   found, losses = pmap_training.train(model, optimizer, objective, state, stream)
 
-  train_step = jax.jit(step.make_train_step(model, optimizer, objective))
+  train_step = jax.jit(step_lib.make_train_step(model, optimizer, objective))
   wanted = state
   for batch, loss in zip(stream, losses, strict=True):
     wanted, metrics = train_step(wanted, batch)
@@ -141,7 +141,7 @@ def small_config(data_root):
 def alone(data_root, tmp_path_factory):
   """The workdir of one process."""
   folder = tmp_path_factory.mktemp("one") / "run"
-  run.train_and_evaluate(small_config(data_root), folder)
+  pipeline.train_and_evaluate(small_config(data_root), folder)
   return folder
 
 
@@ -163,7 +163,7 @@ def test_two_processes_agree_with_one_and_only_the_first_speaks(alone, data_root
   assert (first, second) == (0, 0), said + nothing
   assert "wrote" in said
   assert [line for line in nothing.splitlines() if not line.startswith("[Gloo]")] == []
-  wanted = run.evaluate(alone, {"feature": "h"})
+  wanted = pipeline.evaluate(alone, {"feature": "h"})
   found = json.loads((tmp_path / "two" / "results.json").read_text())
   assert found["svm_feature"] == "h"
   np.testing.assert_allclose(found["svm_mAP"], wanted["svm_mAP"], atol=1e-3)
@@ -197,14 +197,16 @@ def test_the_paper_s_train_step_lowers_for_tpus(head):
   config = voc.get_config(f"512:{head}")
   config.model.dtype = "bfloat16"
   stage = stages.build(config, "stage_two", num_classes=20, num_records=5011)
-  state = jax.eval_shape(functools.partial(step.init_state, stage.model, stage.optimizer, size=448), jax.random.key(0))
+  state = jax.eval_shape(
+    functools.partial(step_lib.init_state, stage.model, stage.optimizer, size=448), jax.random.key(0)
+  )
   batch = {
     "image": jax.ShapeDtypeStruct((16, 448, 448, 3), np.uint8),
     "labels": jax.ShapeDtypeStruct((16, 20), np.float32),
     "ignore": jax.ShapeDtypeStruct((16, 20), np.bool_),
     "mask": jax.ShapeDtypeStruct((16,), np.float32),
   }
-  train_step = jax.jit(step.make_train_step(stage.model, stage.optimizer, stage.objective), donate_argnums=0)
+  train_step = jax.jit(step_lib.make_train_step(stage.model, stage.optimizer, stage.objective), donate_argnums=0)
   exported = jax.export.export(train_step, platforms=["tpu"])(state, batch)
   assert exported.platforms == ("tpu",)
   assert "stablehlo.convolution" in exported.mlir_module()

@@ -8,12 +8,19 @@ import numpy as np
 import pytest
 from test_training import tiny_config
 
-from rmam_jax import geometry, mesh, run, storing
-from rmam_jax.data import records
-from rmam_jax.data.records import open_split
-from rmam_jax.evaluation import answers, choices, features, report, scores, svm, views
-from rmam_jax.models import recognizer
-from rmam_jax.training import loop, step
+from rmam_jax import recognizer
+from rmam_jax.data import splits
+from rmam_jax.data.splits import open_split
+from rmam_jax.evaluation import output_cache, report, svm
+from rmam_jax.evaluation import outputs as outputs_lib
+from rmam_jax.evaluation import scores as scores_lib
+from rmam_jax.evaluation import selection as selection_lib
+from rmam_jax.evaluation import views as views_lib
+from rmam_jax.ops import spatial_transformer
+from rmam_jax.runtime import files
+from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.training import loop, pipeline
+from rmam_jax.training import step as step_lib
 
 SIZE, CROP, STRIDE = 24, 16, 2
 
@@ -31,10 +38,10 @@ def small():
   """A recogniser that looks three times, its parameters, images, and its centre view as a program."""
   config = tiny_config(".")
   model = recognizer.build(config.model, 4, head="saliency", auxiliary="score_map")
-  params = jax.jit(lambda key: step.init_params(model, key, CROP))(jax.random.key(0))
+  params = jax.jit(lambda key: step_lib.init_params(model, key, CROP))(jax.random.key(0))
   params["backbone"] = jax.tree.map(lambda x: x + 0.1, params["backbone"])  # so that zeros outside would show
   images = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
-  return model, params, images, answers.make_forward(model, mesh.make_mesh())
+  return model, params, images, outputs_lib.make_forward(model, mesh_lib.make_mesh())
 
 
 def slow_views(model, params, image, mirror, feature):
@@ -64,8 +71,8 @@ def slow_views(model, params, image, mirror, feature):
 @pytest.mark.parametrize(("mirror", "feature"), [("image", "z"), ("map", "h"), ("image", "x")])
 def test_ten_views_are_a_slow_loop_s(small, data_root, mirror, feature):
   model, params, images, _ = small
-  ten = views.from_config(view_config(data_root, views="ten", mirror=mirror))
-  forward = answers.make_forward(model, mesh.make_mesh(), ten, feature=feature)
+  ten = views_lib.from_config(view_config(data_root, views="ten", mirror=mirror))
+  forward = outputs_lib.make_forward(model, mesh_lib.make_mesh(), ten, feature=feature)
   found = jax.device_get(forward(params, images))
   for index, image in enumerate(images[:2]):
     wanted = slow_views(model, params, image, mirror, feature)
@@ -84,10 +91,12 @@ def test_the_centre_view_is_the_pixels_crop(small):
 
 def test_windows_differ_from_cropped_pixels_at_their_border_only(small, data_root):
   model, params, images, _ = small
-  five = views.from_config(view_config(data_root, views="five"))
-  cut = np.asarray(views.feature_maps(model, params, images, five))
+  five = views_lib.from_config(view_config(data_root, views="five"))
+  cut = np.asarray(views_lib.feature_maps(model, params, images, five))
   for index, (top, left) in enumerate(((4, 4), (0, 0), (0, 8), (8, 0), (8, 8))):
-    cropped = views.feature_maps(model, params, images[:, top : top + CROP, left : left + CROP], views.CENTRE)[:, 0]
+    cropped = views_lib.feature_maps(model, params, images[:, top : top + CROP, left : left + CROP], views_lib.CENTRE)[
+      :, 0
+    ]
     difference = np.abs(cut[:, index] - cropped).max(axis=(0, 3))
     # Two convolutions with a pool between them feel three pixels around a cell: two cells from an inner border.
     inner = [2 * (top > 0), 8 - 2 * (top < 8), 2 * (left > 0), 8 - 2 * (left < 8)]
@@ -97,10 +106,10 @@ def test_windows_differ_from_cropped_pixels_at_their_border_only(small, data_roo
 
 def test_the_centre_window_s_places_are_those_of_the_pixels_crop():
   points = np.random.default_rng(0).uniform(-1, 1, (5, 2))
-  found = answers.view_to_image(points, image_size=SIZE, crop_size=CROP, stride=STRIDE)
+  found = outputs_lib.view_to_image(points, image_size=SIZE, crop_size=CROP, stride=STRIDE)
   cells = (points + 1) * (CROP // STRIDE - 1) / 2 + 2  # the window begins at cell 2 of the whole map
   whole = cells / (SIZE // STRIDE - 1) * 2 - 1
-  np.testing.assert_allclose(found, geometry.map_to_pixels(whole, SIZE // STRIDE, STRIDE) / SIZE, atol=1e-6)
+  np.testing.assert_allclose(found, spatial_transformer.map_to_pixels(whole, SIZE // STRIDE, STRIDE) / SIZE, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -112,21 +121,21 @@ def test_the_centre_window_s_places_are_those_of_the_pixels_crop():
 )
 def test_unknown_views_are_refused(changes, message, data_root):
   with pytest.raises(ValueError, match=message):
-    views.from_config(view_config(data_root, **changes))
+    views_lib.from_config(view_config(data_root, **changes))
 
 
 def test_windows_between_cells_are_refused(data_root):
   config = view_config(data_root, views="five")
   config.data.image_size = SIZE + 2
   with pytest.raises(ValueError, match=r"must be multiples of the map's stride, 2 pixels; or set .*'centre'"):
-    views.from_config(config)
+    views_lib.from_config(config)
   config.evaluation.views = "centre"
-  assert views.from_config(config) == views.CENTRE
+  assert views_lib.from_config(config) == views_lib.CENTRE
 
 
 def test_only_ten_views_are_mirrored(data_root):
-  assert views.from_config(view_config(data_root, views="five")).mirror == ""
-  assert views.from_config(view_config(data_root, views="ten")).mirror == "image"
+  assert views_lib.from_config(view_config(data_root, views="five")).mirror == ""
+  assert views_lib.from_config(view_config(data_root, views="ten")).mirror == "image"
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +144,7 @@ def trained(data_root, tmp_path_factory):
   folder = tmp_path_factory.mktemp("trained") / "run"
   changes = {"stage_one.epochs": 0, "stage_two.epochs": 1, "evaluation.svm_c": (0.1, 10.0), "evaluation.pictures": 0}
   loop.train(tiny_config(data_root, **changes), folder)
-  run.evaluate(folder)
+  pipeline.evaluate(folder)
   return folder
 
 
@@ -147,7 +156,7 @@ def workdir(trained, tmp_path):
 def count_forwards(monkeypatch, fail_at=None):
   """Counts the images that go through the devices; raises at a number of batches."""
   seen = []
-  call = answers.Forward.__call__
+  call = outputs_lib.Forward.__call__
 
   def counted(forward, params, images, boxes=None):
     if len(seen) == fail_at:
@@ -155,22 +164,22 @@ def count_forwards(monkeypatch, fail_at=None):
     seen.append(len(images))
     return call(forward, params, images, boxes)
 
-  monkeypatch.setattr(answers.Forward, "__call__", counted)
+  monkeypatch.setattr(outputs_lib.Forward, "__call__", counted)
   return seen
 
 
 def extract(folder, small, split, key):
   _, params, _, forward = small
   data = tiny_config(".").data
-  return features.extract(folder, key, forward, params, split, data=data, batch_size=10, progress="")
+  return output_cache.extract(folder, key, forward, params, split, data=data, batch_size=10, progress="")
 
 
 def test_extraction_that_was_stopped_goes_on(small, data_root, tmp_path, monkeypatch):
-  monkeypatch.setattr(features, "CHUNK", 20)
+  monkeypatch.setattr(output_cache, "CHUNK", 20)
   _, params, _, forward = small
   split = open_split(tiny_config(data_root).data, "test")
-  key = features.make_key(tiny_config(data_root), split, features.digest_params(params))
-  whole = answers.answer_split(forward, params, split, data=tiny_config(".").data, batch_size=10)
+  key = output_cache.make_key(tiny_config(data_root), split, output_cache.digest_params(params))
+  whole = outputs_lib.answer_split(forward, params, split, data=tiny_config(".").data, batch_size=10)
   with monkeypatch.context() as patch:
     count_forwards(patch, fail_at=3)
     with pytest.raises(KeyboardInterrupt):
@@ -193,8 +202,8 @@ def test_extraction_that_was_stopped_goes_on(small, data_root, tmp_path, monkeyp
 def test_features_of_something_else_are_noticed_and_computed_again(small, data_root, tmp_path, monkeypatch, capsys):
   _, params, _, _ = small
   config, split = tiny_config(data_root), open_split(tiny_config(data_root).data, "test")
-  digest = features.digest_params(params)
-  key = features.make_key(config, split, digest)
+  digest = output_cache.digest_params(params)
+  key = output_cache.make_key(config, split, digest)
   extract(tmp_path / "f", small, split, key)
   seen = count_forwards(monkeypatch)
   changed = jax.tree.map(np.array, params)
@@ -203,9 +212,9 @@ def test_features_of_something_else_are_noticed_and_computed_again(small, data_r
   other_split = open_split(tiny_config(data_root).data, "test", 20)
   other_config = tiny_config(data_root, **{"evaluation.feature": "h"})
   for name, other in (
-    ("checkpoint", features.make_key(config, split, features.digest_params(changed))),
-    ("images, records", features.make_key(config, other_split, digest)),
-    ("feature, images, records", features.make_key(other_config, split, digest)),
+    ("checkpoint", output_cache.make_key(config, split, output_cache.digest_params(changed))),
+    ("images, records", output_cache.make_key(config, other_split, digest)),
+    ("feature, images, records", output_cache.make_key(other_config, split, digest)),
   ):
     seen.clear()
     extract(tmp_path / "f", small, other_split if other["images"] == len(other_split) else split, other)
@@ -215,7 +224,7 @@ def test_features_of_something_else_are_noticed_and_computed_again(small, data_r
     )
 
 
-class Stored(records._Stored):
+class Stored(splits._Stored):
   """Records that are held in memory, some of them changed."""
 
   def __init__(self, changes):
@@ -223,20 +232,18 @@ class Stored(records._Stored):
 
   def __getitem__(self, position):
     labels = np.eye(2, dtype=np.float32)[position % 2]
-    known = records.Record(
-      str(position), b"image", labels, np.zeros(2, bool), np.zeros((1, 4), np.float32), np.zeros(1)
-    )
+    known = splits.Record(str(position), b"image", labels, np.zeros(2, bool), np.zeros((1, 4), np.float32), np.zeros(1))
     return known._replace(**self._changes.get(position, {}))
 
 
 def digest_with(changes):
   source = Stored(changes)
   rows = [(each.id, each.labels, each.ignore, True) for each in map(source.__getitem__, range(500))]
-  return records.Split("stored", source, records.Index(*map(np.array, zip(*rows, strict=True)))).digest()
+  return splits.Split("stored", source, splits.Index(*map(np.array, zip(*rows, strict=True)))).digest()
 
 
 def test_any_changed_label_changes_a_split_s_digest():
-  assert 3 not in np.linspace(0, 499, records.SAMPLED).astype(int)  # its image is not looked at
+  assert 3 not in np.linspace(0, 499, splits.SAMPLED).astype(int)  # its image is not looked at
   changes = [
     {},
     {3: {"labels": np.ones(2, np.float32)}},
@@ -251,7 +258,7 @@ def test_any_changed_label_changes_a_split_s_digest():
 
 def test_a_damaged_chunk_is_named(small, data_root, tmp_path):
   split = open_split(tiny_config(data_root).data, "test")
-  key = features.make_key(tiny_config(data_root), split, "")
+  key = output_cache.make_key(tiny_config(data_root), split, "")
   extract(tmp_path / "f", small, split, key)
   chunk = next((tmp_path / "f").glob("*.npz"))
   chunk.write_bytes(chunk.read_bytes()[:-100])
@@ -260,7 +267,7 @@ def test_a_damaged_chunk_is_named(small, data_root, tmp_path):
 
 
 def test_an_evaluation_chooses_before_it_sees_the_test_split(workdir, monkeypatch):
-  extract = features.extract
+  extract = output_cache.extract
   (workdir / "choices.json").unlink()
 
   def blind(folder, key, forward, params, split, **options):
@@ -268,15 +275,15 @@ def test_an_evaluation_chooses_before_it_sees_the_test_split(workdir, monkeypatc
       raise KeyboardInterrupt
     return extract(folder, key, forward, params, split, **options)
 
-  monkeypatch.setattr(features, "extract", blind)
+  monkeypatch.setattr(output_cache, "extract", blind)
   with pytest.raises(KeyboardInterrupt):
-    run.evaluate(workdir)
-  monkeypatch.setattr(features, "extract", extract)
+    pipeline.evaluate(workdir)
+  monkeypatch.setattr(output_cache, "extract", extract)
   chosen = json.loads((workdir / "choices.json").read_text())
   assert chosen["chosen_on"] == "digits/tiny validation"
   assert chosen["svm_c"] == float(max(sorted(chosen["svm_mAP"], key=float), key=chosen["svm_mAP"].get))
   assert set(chosen["svm_mAP"]) == {"0.1", "10.0"}
-  results = run.evaluate(workdir)
+  results = pipeline.evaluate(workdir)
   assert json.loads((workdir / "choices.json").read_text()) == chosen
   assert (results["svm_c"], results["calibration"]["temperature"]) == (chosen["svm_c"], chosen["temperature"])
   assert list(results["thresholded"]["thresholds"].values()) == chosen["thresholds"]
@@ -287,7 +294,7 @@ def test_an_evaluation_chooses_before_it_sees_the_test_split(workdir, monkeypatc
 def test_prediction_s_thresholds_are_chosen_on_what_it_sees(workdir):
   of_one_view = json.loads((workdir / "choices.json").read_text())
   assert of_one_view["prediction"] == {name: of_one_view[name] for name in ("temperature", "thresholds")}
-  run.evaluate(workdir, {"views": "five"})
+  pipeline.evaluate(workdir, {"views": "five"})
   of_five = json.loads((workdir / "choices.json").read_text())
   assert of_five["prediction"] == of_one_view["prediction"]
   assert of_five["thresholds"] != of_one_view["thresholds"]
@@ -300,20 +307,20 @@ def test_without_a_validation_split_the_choices_of_another_run_are_used(workdir,
   (workdir / "config.json").write_text(json.dumps(config))
   (workdir / "choices.json").unlink()
   with pytest.raises(FileNotFoundError, match=r"data\.validation is empty and .* holds no choices\.json: copy the one"):
-    run.evaluate(workdir)
+    pipeline.evaluate(workdir)
   names = [str(digit) for digit in range(10)]
   seen = {"views": "centre", "mirror": "", "feature": "z"}
   calibrated = {"temperature": 2.0, "thresholds": [0.25] * 10}
-  there = choices.Choices("elsewhere", names, "per_class", seen, 0.5, {}, **calibrated, prediction=calibrated)
+  there = selection_lib.Choices("elsewhere", names, "per_class", seen, 0.5, {}, **calibrated, prediction=calibrated)
   (workdir / "choices.json").write_text(json.dumps(there._asdict()))
-  results = run.evaluate(workdir)
+  results = pipeline.evaluate(workdir)
   assert (results["svm_c"], results["calibration"]["temperature"]) == (0.5, 2.0)
   assert results["thresholded"]["thresholds"] == dict.fromkeys(names, 0.25)
   (workdir / "choices.json").write_text(json.dumps(there._replace(svm_c=None)._asdict()))
   with pytest.raises(ValueError, match=r"choices\.json has no C, as no SVMs were fitted where it was chosen"):
-    run.evaluate(workdir)
+    pipeline.evaluate(workdir)
   capsys.readouterr()
-  results = run.evaluate(workdir, {"views": "five", "thresholds": "global", "svm_solver": ""})
+  results = pipeline.evaluate(workdir, {"views": "five", "thresholds": "global", "svm_solver": ""})
   assert results["thresholded"]["rule"] == "per_class"
   assert (
     "were chosen on elsewhere with views centre (now five), thresholds per_class (now global)"
@@ -322,53 +329,53 @@ def test_without_a_validation_split_the_choices_of_another_run_are_used(workdir,
   assert not (workdir / "svm.npz").exists()  # that of the evaluation before
   (workdir / "choices.json").write_text(json.dumps(there._replace(class_names=["cat"])._asdict()))
   with pytest.raises(ValueError, match=r"choices\.json was made for other classes \(cat"):
-    run.evaluate(workdir)
+    pipeline.evaluate(workdir)
   config["data"]["validation"] = config["data"]["test"]
   (workdir / "config.json").write_text(json.dumps(config))
   with pytest.raises(ValueError, match="nothing may be chosen on the test split"):
-    run.evaluate(workdir)
+    pipeline.evaluate(workdir)
 
 
 def test_tables_come_from_saved_scores(workdir, monkeypatch, capsys):
-  results = run.evaluate(workdir, {"views": "five"})
+  results = pipeline.evaluate(workdir, {"views": "five"})
   assert results["views"] == results["config"]["evaluation"]["views"] == "five"
   seen = count_forwards(monkeypatch)
-  found = run.print_protocols([workdir])[str(workdir)]
+  found = pipeline.print_protocols([workdir])[str(workdir)]
   assert seen == []
   assert found["csra"]["mAP"] == pytest.approx(results["mAP"])
   out = capsys.readouterr().out
   assert len(out.splitlines()) >= 2 + len(found)
   assert out.endswith(f"{workdir}: five views; SVMs (newton) on features z\n")
   with pytest.raises(ValueError, match=r"--protocol must be all or some of paper, .*, got 'imagenet'"):
-    run.print_protocols([workdir], ["imagenet"])
-  run.evaluate(workdir, {"svm_solver": ""})
-  assert "paper" not in run.print_protocols([workdir])[str(workdir)]
+    pipeline.print_protocols([workdir], ["imagenet"])
+  pipeline.evaluate(workdir, {"svm_solver": ""})
+  assert "paper" not in pipeline.print_protocols([workdir])[str(workdir)]
   with pytest.raises(ValueError, match="--protocol=paper measures SVMs and there are none"):
-    run.print_protocols([workdir], ["paper"])
+    pipeline.print_protocols([workdir], ["paper"])
 
 
 def test_scores_of_another_checkpoint_are_measured_again(workdir, monkeypatch):
-  stale = scores.load(workdir)
+  stale = scores_lib.load(workdir)
   about = json.loads(str(stale.made_by)) | {"checkpoint": "another"}
-  storing.write_npz(workdir / "scores.npz", stale._replace(made_by=np.array(json.dumps(about)))._asdict())
+  files.write_npz(workdir / "scores.npz", stale._replace(made_by=np.array(json.dumps(about)))._asdict())
   seen = count_forwards(monkeypatch)
-  run.print_protocols([workdir], ["csra"])
+  pipeline.print_protocols([workdir], ["csra"])
   assert seen == []  # the features are those of the right one
-  assert json.loads(str(scores.load(workdir).made_by))["checkpoint"] == json.loads(str(stale.made_by))["checkpoint"]
+  assert json.loads(str(scores_lib.load(workdir).made_by))["checkpoint"] == json.loads(str(stale.made_by))["checkpoint"]
 
 
 def test_two_runs_are_fused(workdir, tmp_path):
   other = shutil.copytree(workdir, tmp_path / "other")
-  run.evaluate(other, {"views": "five"})
+  pipeline.evaluate(other, {"views": "five"})
   with pytest.raises(ValueError, match=r"evaluated with another views, centre and five: evaluate both alike"):
-    run.print_protocols([workdir, other])
-  run.evaluate(other, {"svm_c": (10.0,) if run.evaluate(workdir)["svm_c"] == 0.1 else (0.1,)})
+    pipeline.print_protocols([workdir, other])
+  pipeline.evaluate(other, {"svm_c": (10.0,) if pipeline.evaluate(workdir)["svm_c"] == 0.1 else (0.1,)})
   (workdir / "scores.npz").unlink()
-  found = run.print_protocols([workdir, other], ["paper", "csra"])  # evaluates the first again
-  runs = [scores.load(folder) for folder in (workdir, other)]
-  fused = scores.fuse(dict(zip("ab", runs, strict=True)))
+  found = pipeline.print_protocols([workdir, other], ["paper", "csra"])  # evaluates the first again
+  runs = [scores_lib.load(folder) for folder in (workdir, other)]
+  fused = scores_lib.fuse(dict(zip("ab", runs, strict=True)))
   np.testing.assert_allclose(fused.svm, (runs[0].svm + runs[1].svm) / 2)
-  assert found["mean of 2"]["paper"]["mAP"] == scores.measure(fused, ["paper"])["paper"]["mAP"]
+  assert found["mean of 2"]["paper"]["mAP"] == scores_lib.measure(fused, ["paper"])["paper"]["mAP"]
   assert found[str(other)]["paper"]["mAP"] != found[str(workdir)]["paper"]["mAP"]
 
 
@@ -380,9 +387,9 @@ def some_scores(**changes):
     "ignore": np.zeros((3, 2), bool),
     "network": np.array([[3.0, 0.0], [1.0, 2.0], [2.0, 1.0]]),
     "svm": np.zeros((3, 0)),
-    "made_by": np.array(json.dumps({**dict.fromkeys(scores.ALIKE, ""), "ap_method": "all_point"})),
+    "made_by": np.array(json.dumps({**dict.fromkeys(scores_lib.ALIKE, ""), "ap_method": "all_point"})),
   }
-  return scores.Scores(**values | changes)
+  return scores_lib.Scores(**values | changes)
 
 
 def test_fusions_by_hand():
@@ -393,7 +400,7 @@ def test_fusions_by_hand():
     "rank": [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]],
   }
   for fusion, value in wanted.items():
-    np.testing.assert_allclose(scores.fuse({"one": one, "other": other}, fusion).network, value)
+    np.testing.assert_allclose(scores_lib.fuse({"one": one, "other": other}, fusion).network, value)
 
 
 @pytest.mark.parametrize(
@@ -411,11 +418,11 @@ def test_fusions_by_hand():
 )
 def test_what_cannot_be_fused_is_refused(other, fusion, message):
   with pytest.raises(ValueError, match=message):
-    scores.fuse({"one": some_scores(), "other": some_scores(**other)}, fusion)
+    scores_lib.fuse({"one": some_scores(), "other": some_scores(**other)}, fusion)
 
 
 def test_the_table_names_classes_that_are_undefined_or_never_predicted():
-  found = {"run": scores.measure(some_scores(network=np.array([[3.0, -1], [1, -2], [2, -3]])))}
+  found = {"run": scores_lib.measure(some_scores(network=np.array([[3.0, -1], [1, -2], [2, -3]])))}
   table = report.protocol_table(found, ["cat", "dog"])
   assert "| run | csra | network | 100.0 | 33.3 | 50.0 | 40.0 | 66.7 | 100.0 | 80.0 |" in table
   assert "run, csra: without positives, not in mAP: dog" in table

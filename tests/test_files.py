@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 
 from configs import custom
-from rmam_jax import run
-from rmam_jax.data import batches, files, records, validate
-from rmam_jax.training import loop, workdir
+from rmam_jax.data import batches, manifests, splits, validate
+from rmam_jax.training import loop, pipeline, workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = ("blue", "green", "red")
@@ -108,10 +107,10 @@ def write_voc(folder, split):
 WRITERS = {"csv": write_csv, "jsonl": write_jsonl, "coco": write_coco, "voc": write_voc}
 
 
-def thin_config(manifests, head="mean_pool", **data):
+def thin_config(written, head="mean_pool", **data):
   config = custom.get_config(f"thin:{head}")
   config.data.update(
-    {**dict(zip(("train", "validation", "test"), manifests, strict=True)), "image_size": 40, "crop_size": 32, **data}
+    {**dict(zip(("train", "validation", "test"), written, strict=True)), "image_size": 40, "crop_size": 32, **data}
   )
   config.model.update({"stages": ((4,), (8,)), "region_size": (3, 3), "num_regions": 3})
   config.model.x_width = config.model.lstm_width = config.model.z_width = 16
@@ -124,15 +123,15 @@ def thin_config(manifests, head="mean_pool", **data):
 
 
 @pytest.fixture(scope="module", params=WRITERS)
-def manifests(request, tmp_path_factory):
+def written(request, tmp_path_factory):
   folder = tmp_path_factory.mktemp(request.param)
   return request.param, [WRITERS[request.param](folder, split) for split in SPLITS]
 
 
-def test_manifests_say_what_was_written(manifests):
-  form, (train, *_) = manifests
-  config = thin_config(manifests[1])
-  split = records.open_split(config.data, train)
+def test_manifests_say_what_was_written(written):
+  form, (train, *_) = written
+  config = thin_config(written[1])
+  split = splits.open_split(config.data, train)
   assert split.class_names == NAMES
   assert len(split) == 12
   found = {pathlib.Path(split[i].id).name: split[i] for i in range(len(split))}
@@ -148,14 +147,14 @@ def test_manifests_say_what_was_written(manifests):
       assert [NAMES[c] for c in record.box_classes[: len(boxes)]] == names
 
 
-def test_sound_manifests_have_no_problem(manifests):
-  assert validate.validate(thin_config(manifests[1]).data) == []
+def test_sound_manifests_have_no_problem(written):
+  assert validate.validate(thin_config(written[1]).data) == []
 
 
-def test_from_manifest_to_results(manifests, tmp_path):
-  form, paths = manifests
+def test_from_manifest_to_results(written, tmp_path):
+  form, paths = written
   config = thin_config(paths, head="saliency" if form == "voc" else "mean_pool")
-  results = run.train_and_evaluate(config, tmp_path / "run")
+  results = pipeline.train_and_evaluate(config, tmp_path / "run")
   assert results["test_images"] == 6
   assert set(results["AP"]) == set(NAMES)
   assert (tmp_path / "run" / "classes.json").exists()
@@ -168,9 +167,9 @@ def test_changed_labels_sizes_and_boxes_change_a_manifest_s_digest(tmp_path):
   image = tmp_path / content["images"][0]["file_name"]
 
   def digest():
-    records._OPEN.clear()
+    splits._OPEN.clear()
     data.train = str(path)
-    return records.open_split(data, data.train).digest()
+    return splits.open_split(data, data.train).digest()
 
   def with_annotation(**changes):
     other = copy.deepcopy(content)
@@ -194,11 +193,11 @@ def test_a_run_with_images_that_cannot_be_read_counts_and_names_them(tmp_path, c
   paths = [write_csv(tmp_path, split) for split in SPLITS]
   config = thin_config(paths, head="saliency", corrupt="skip")
   config.evaluation.svm_solver, config.evaluation.svm_c = "newton", (1.0,)
-  broken = [records.open_split(config.data, path)[0].id for path in paths]
+  broken = [splits.open_split(config.data, path)[0].id for path in paths]
   for name in broken:
     pathlib.Path(name).write_bytes(b"no image")
-  pathlib.Path(records.open_split(config.data, paths[2])[1].id).unlink()
-  results = run.train_and_evaluate(config, tmp_path / "run")
+  pathlib.Path(splits.open_split(config.data, paths[2])[1].id).unlink()
+  results = pipeline.train_and_evaluate(config, tmp_path / "run")
   assert (results["test_images"], results["svm_images"]) == (4, 11)
   assert len(results["skipped_images"]) == 2
   assert broken[2] in results["skipped_images"][0]
@@ -210,13 +209,13 @@ def test_a_run_with_images_that_cannot_be_read_counts_and_names_them(tmp_path, c
   assert len(list((tmp_path / "run" / "pictures").glob("*-*.png"))) == 2
   config.data.corrupt = "error"
   with pytest.raises(ValueError, match="not a readable image"):
-    run.train_and_evaluate(config, tmp_path / "other")
+    pipeline.train_and_evaluate(config, tmp_path / "other")
 
 
 def test_an_image_that_cannot_be_read_changes_no_figure_of_the_others(tmp_path):
   manifest = write_csv(tmp_path, "test")
   config = thin_config([manifest] * 3, corrupt="skip")
-  split = records.open_split(config.data, manifest)
+  split = splits.open_split(config.data, manifest)
   whole = [
     found for _, _, found, _ in batches.evaluation_batches(split, range(6), batch_size=6, image_size=40, crop_size=32)
   ]
@@ -248,7 +247,7 @@ def test_a_workdir_whose_labels_were_changed_since_is_refused(tmp_path):
   pathlib.Path(paths[0]).write_text(
     "\n".join([lines[0], f"{image},{NAMES[0]}|{NAMES[1]}|{NAMES[2]},", *lines[2:]]) + "\n"
   )
-  records._OPEN.clear()
+  splits._OPEN.clear()
   with pytest.raises(
     ValueError, match=r"began with other records of custom .*train\.csv: labels, images or boxes have"
   ):
@@ -261,7 +260,7 @@ def test_links_below_the_folder_may_lead_elsewhere(tmp_path):
   (tmp_path / "disk" / "a.png").write_bytes(png(draw(["red"], 0)[0]))
   (tmp_path / "set" / "images").symlink_to(tmp_path / "disk")
   (tmp_path / "set" / "train.csv").write_text("image,labels\nimages/a.png,red\nimages/../../disk/a.png,red\n")
-  (entry,), (problem,) = files.parse(str(tmp_path / "set" / "train.csv"))
+  (entry,), (problem,) = manifests.parse(str(tmp_path / "set" / "train.csv"))
   assert entry.image.read_bytes() == (tmp_path / "disk" / "a.png").read_bytes()
   assert problem.place.endswith("train.csv:3")
   assert "lies outside" in problem.text
@@ -279,7 +278,7 @@ def test_annotations_to_ignore_in_coco_s_form(tmp_path):
     ],
   }
   (tmp_path / "a.json").write_text(json.dumps(content))
-  ((entry,), problems_) = files.parse(str(tmp_path / "a.json"))
+  ((entry,), problems_) = manifests.parse(str(tmp_path / "a.json"))
   assert (entry.labels, entry.ignore, problems_) == (("dog",), ("cat",), [])
   assert entry.box_labels == ("cat", "dog", "dog")
 
@@ -287,7 +286,7 @@ def test_annotations_to_ignore_in_coco_s_form(tmp_path):
 def test_a_class_that_is_named_twice_is_refused(tmp_path):
   manifest = write_csv(tmp_path, "train")
   with pytest.raises(ValueError, match=r"data\.classes names cat more than once"):
-    records.open_split(thin_config([manifest] * 3, classes=("cat", "cat", "dog")).data, manifest)
+    splits.open_split(thin_config([manifest] * 3, classes=("cat", "cat", "dog")).data, manifest)
 
 
 def test_the_validation_command_lists_every_problem_with_its_place(tmp_path):
@@ -354,7 +353,7 @@ def test_the_validation_command_says_that_all_is_well(tmp_path):
 
 def problems(tmp_path, name, content):
   (tmp_path / name).write_text(content)
-  return [str(problem) for problem in files.parse(str(tmp_path / name))[1]]
+  return [str(problem) for problem in manifests.parse(str(tmp_path / name))[1]]
 
 
 @pytest.mark.parametrize(
@@ -407,7 +406,7 @@ def test_malformed_manifests_are_told_of_by_place(tmp_path, name, content, wante
 def test_malformed_xml_is_told_of(tmp_path, xml, wanted):
   (tmp_path / "Annotations").mkdir()
   (tmp_path / "Annotations" / "a.xml").write_text(xml)
-  (found,) = files.parse(str(tmp_path))[1]
+  (found,) = manifests.parse(str(tmp_path))[1]
   assert wanted in found.text
   assert found.place.endswith("a.xml")
 
@@ -419,20 +418,20 @@ def test_xml_that_expands_is_refused(tmp_path):
   (tmp_path / "Annotations" / "a.xml").write_text(
     '<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;">]><annotation><filename>&c;</filename></annotation>'
   )
-  (found,) = files.parse(str(tmp_path))[1]
+  (found,) = manifests.parse(str(tmp_path))[1]
   assert EntitiesForbidden.__name__ in found.text
 
 
 def test_what_is_no_manifest_is_refused(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"there is no manifest .*missing\.csv"):
-    files.parse(str(tmp_path / "missing.csv"))
+    manifests.parse(str(tmp_path / "missing.csv"))
   with pytest.raises(ValueError, match="no VOC-style folder: it has no folder Annotations"):
-    files.parse(str(tmp_path))
+    manifests.parse(str(tmp_path))
   (tmp_path / "a.txt").write_text("")
   with pytest.raises(ValueError, match=r"a manifest is a folder or one of \.csv, \.jsonl, \.json"):
-    files.parse(str(tmp_path / "a.txt"))
+    manifests.parse(str(tmp_path / "a.txt"))
   with pytest.raises(ValueError, match=r"must name a manifest each: --config\.data\.train=train\.csv"):
-    records.open_split(custom.get_config().data, "")
+    splits.open_split(custom.get_config().data, "")
 
 
 def test_training_stops_at_the_first_problems_and_names_the_command(tmp_path):
@@ -442,7 +441,7 @@ def test_training_stops_at_the_first_problems_and_names_the_command(tmp_path):
   with pytest.raises(
     ValueError, match=r"val\.csv:2: unknown label mauve.* and 2 more\. `python -m rmam_jax\.data\.validate`"
   ):
-    records.open_split(config.data, str(val))
+    splits.open_split(config.data, str(val))
 
 
 def test_a_label_cannot_be_ignored_as_well(tmp_path):
@@ -450,7 +449,7 @@ def test_a_label_cannot_be_ignored_as_well(tmp_path):
   path.write_text("image,labels,ignore\na.png,red|blue,blue\n")
   config = thin_config((str(path),) * 3)
   with pytest.raises(ValueError, match=r"a\.csv:2: blue is both a label and to be ignored"):
-    records.open_split(config.data, str(path))
+    splits.open_split(config.data, str(path))
 
 
 def test_images_may_lie_elsewhere_and_classes_be_given(tmp_path):
@@ -460,7 +459,7 @@ def test_images_may_lie_elsewhere_and_classes_be_given(tmp_path):
   path = tmp_path / "a.csv"
   path.write_text("image,labels\na.png,red\n")
   config = thin_config((str(path),) * 3, images=str(images), classes=("violet", "red"))
-  split = records.open_split(config.data, str(path))
+  split = splits.open_split(config.data, str(path))
   assert split.class_names == ("violet", "red")
   np.testing.assert_array_equal(split[0].labels, [0, 1])
   (images / "a.png").unlink()

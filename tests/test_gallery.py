@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rmam_jax import gallery, metrics, pictures
+from rmam_jax.evaluation import metrics
+from rmam_jax.visual import gallery, pictures
 
 HOSTILE = '"><script>alert("it\'s out")</script>'
 NAMES = ["cat", "dog", HOSTILE]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import rmam_jax as rmam
-from rmam_jax import geometry
+from rmam_jax.ops import spatial_transformer
 
 CONVENTIONS = pytest.mark.parametrize("align_corners", [True, False])
 
@@ -14,7 +14,7 @@ CONVENTIONS = pytest.mark.parametrize("align_corners", [True, False])
 @pytest.fixture(params=["_sample_rectangle", "_by_products"])
 def either_form(request, monkeypatch):
   """The platform's own form (on a CPU the gather), and the matrix products that other platforms use."""
-  monkeypatch.setattr(geometry, "_sample_rectangle", getattr(geometry, request.param))
+  monkeypatch.setattr(spatial_transformer, "_sample_rectangle", getattr(spatial_transformer, request.param))
 
 
 def random_case(seed, shape=(3, 9, 7, 5), size=(4, 6)):
@@ -47,7 +47,7 @@ def test_a_single_sample_lies_at_the_centre():
 @CONVENTIONS
 def test_identity_returns_the_map(align_corners):
   feature_map, _, _ = random_case(0)
-  theta = jnp.broadcast_to(jnp.array(geometry.WHOLE_IMAGE), (3, 4))
+  theta = jnp.broadcast_to(jnp.array(spatial_transformer.WHOLE_IMAGE), (3, 4))
   sampled = rmam.spatial_transform(feature_map, theta, feature_map.shape[1:3], align_corners=align_corners)
   np.testing.assert_allclose(sampled, feature_map, atol=1e-5)
 
@@ -114,8 +114,8 @@ def test_grid_sample_equals_scipy(align_corners):
   feature_map = rng.normal(size=(6, 5, 2)).astype(np.float32)
   grid = rng.uniform(-1.5, 1.5, (4, 7, 2)).astype(np.float32)
   ours = rmam.grid_sample(feature_map, grid, align_corners=align_corners)
-  x = np.asarray(geometry.to_cells(grid[..., 0], 5, align_corners=align_corners))
-  y = np.asarray(geometry.to_cells(grid[..., 1], 6, align_corners=align_corners))
+  x = np.asarray(spatial_transformer.to_cells(grid[..., 0], 5, align_corners=align_corners))
+  y = np.asarray(spatial_transformer.to_cells(grid[..., 1], 6, align_corners=align_corners))
   # scipy's "constant" mode drops a sample altogether once it leaves the map; a border of zeros makes it fade out.
   padded = np.pad(feature_map, ((2, 2), (2, 2), (0, 0)))
   for channel in range(2):
@@ -135,7 +135,7 @@ def test_theta_gradient_by_finite_differences_in_float64():
     def value(theta):
       return (weights * rmam.spatial_transform(feature_map, theta, (4, 4))).sum()
 
-    cells = geometry.to_cells(rmam.affine_grid(theta, (4, 4)), 8)
+    cells = spatial_transformer.to_cells(rmam.affine_grid(theta, (4, 4)), 8)
     assert np.abs(cells - np.round(cells)).min() > 1e-4
     gradient = jax.grad(value)(theta)
     step = 1e-6
@@ -285,7 +285,7 @@ def test_no_anchor_points_without_regions():
 
 def test_cells_map_to_the_middle_of_their_pixels():
   # Four cells of 16 pixels: the first cell's centre is pixel 8, the last one's 56, the middle of the map 32.
-  aligned = geometry.map_to_pixels(jnp.array([-1.0, 0.0, 1.0]), 4, 16)
+  aligned = spatial_transformer.map_to_pixels(jnp.array([-1.0, 0.0, 1.0]), 4, 16)
   np.testing.assert_allclose(aligned, [8, 32, 56])
-  edges = geometry.map_to_pixels(jnp.array([-1.0, 0.0, 1.0]), 4, 16, align_corners=False)
+  edges = spatial_transformer.map_to_pixels(jnp.array([-1.0, 0.0, 1.0]), 4, 16, align_corners=False)
   np.testing.assert_allclose(edges, [0, 32, 64])

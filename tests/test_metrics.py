@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rmam_jax import metrics
+from rmam_jax.evaluation import metrics
 
 
 def random_scores(seed, images=200, classes=6):

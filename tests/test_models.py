@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from configs import common
-from rmam_jax.models import heads, recognizer, vgg
+from rmam_jax import recognizer
+from rmam_jax.backbones import vgg
+from rmam_jax.heads import modules
 
 STAGES = ((4,), (6, 6), (8, 8))
 
@@ -94,11 +96,11 @@ def test_controls_by_hand():
   feature_map = jnp.array([[[[1.0], [3.0]], [[0.0], [4.0]]]])
   dense = {"scores": {"kernel": jnp.array([[2.0, -1.0]]), "bias": jnp.array([0.0, 1.0])}}
   for head, wanted in (
-    (heads.Pooled(2, jnp.mean), [4, -1]),  # the mean is 2
-    (heads.Pooled(2, jnp.max), [8, -3]),  # the maximum is 4
-    (heads.ScoreMap(2), [8, 1]),  # the second class is highest where the map is 0
-    (heads.ScoreMap(2, places=2), [7, 0.5]),  # of 8, 6, 2, 0 and 1, 0, -2, -3
-    (heads.ScoreMap(2, places=9), [4, -1]),  # more than there are: the mean
+    (modules.Pooled(2, jnp.mean), [4, -1]),  # the mean is 2
+    (modules.Pooled(2, jnp.max), [8, -3]),  # the maximum is 4
+    (modules.ScoreMap(2), [8, 1]),  # the second class is highest where the map is 0
+    (modules.ScoreMap(2, places=2), [7, 0.5]),  # of 8, 6, 2, 0 and 1, 0, -2, -3
+    (modules.ScoreMap(2, places=9), [4, -1]),  # more than there are: the mean
   ):
     scores = head.apply({"params": dense}, feature_map).scores
     np.testing.assert_allclose(scores, [[wanted]])
@@ -111,7 +113,7 @@ def test_pixels_are_normalised_as_configured():
       return x
 
   model = recognizer.Recognizer(
-    backbone=Mean(), head=heads.Pooled(1, jnp.mean), pixel_mean=(10.0, 20.0, 30.0), pixel_std=(1.0, 2.0, 4.0)
+    backbone=Mean(), head=modules.Pooled(1, jnp.mean), pixel_mean=(10.0, 20.0, 30.0), pixel_std=(1.0, 2.0, 4.0)
   )
   images = np.full((1, 2, 2, 3), (12, 24, 38), np.uint8)
   params = model.init(jax.random.key(0), images)

@@ -6,8 +6,7 @@ import jax
 import pytest
 from test_training import tiny_config
 
-from rmam_jax import run
-from rmam_jax.training import best, loop, stages
+from rmam_jax.training import best_checkpoint, loop, pipeline, stages
 
 
 def two_phases(data_root):
@@ -22,7 +21,7 @@ def two_phases(data_root):
 @pytest.fixture(scope="module")
 def trained(data_root, tmp_path_factory):
   folder = tmp_path_factory.mktemp("phases") / "run"
-  return folder, run.train_and_evaluate(two_phases(data_root), folder)
+  return folder, pipeline.train_and_evaluate(two_phases(data_root), folder)
 
 
 def test_the_second_phase_carries_what_the_first_has_chosen(trained):
@@ -37,7 +36,7 @@ def test_the_second_phase_carries_what_the_first_has_chosen(trained):
   lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
   assert not any("validation_mAP" in line for line in lines)
   last = {stage: max(line["epoch"] for line in lines if line["stage"] == stage) for stage in stages.NAMES}
-  assert last == best.epochs(folder / "choose") == best.epochs(folder)
+  assert last == best_checkpoint.epochs(folder / "choose") == best_checkpoint.epochs(folder)
 
 
 def test_a_control_goes_through_both_phases(trained):
@@ -57,7 +56,7 @@ def test_a_folder_of_another_configuration_is_refused_before_the_first_phase(tra
 
   monkeypatch.setattr(loop, "train", train)
   with pytest.raises(ValueError, match=r"belongs to another configuration; it differs in model\.z_width"):
-    run.train_and_evaluate(other, trained[0])
+    pipeline.train_and_evaluate(other, trained[0])
 
 
 @pytest.mark.parametrize(
@@ -80,14 +79,14 @@ def test_a_folder_of_another_configuration_is_refused_before_the_first_phase(tra
 def test_what_cannot_be_evaluated_is_not_trained(data_root, tmp_path, changes, message):
   config = tiny_config(data_root, **changes)
   with pytest.raises((ValueError, OSError), match=message):
-    run.train_and_evaluate(config, tmp_path / "run")
+    pipeline.train_and_evaluate(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 
 def test_the_same_command_again_trains_nothing(trained, data_root):
   folder, results = trained
   logs = [(path / "metrics.jsonl").read_bytes() for path in (folder, folder / "choose")]
-  again = run.train_and_evaluate(two_phases(data_root), folder)
+  again = pipeline.train_and_evaluate(two_phases(data_root), folder)
   assert logs == [(path / "metrics.jsonl").read_bytes() for path in (folder, folder / "choose")]
   assert again["AP"] == results["AP"]
 
@@ -117,5 +116,5 @@ def test_a_run_that_has_nothing_to_choose_on_says_so_before_it_trains(data_root,
   config = tiny_config(data_root)
   config.data.validation = ""
   with pytest.raises(FileNotFoundError, match=r"data\.validation is empty and .* holds no choices\.json: copy the one"):
-    run.train_and_evaluate(config, tmp_path / "run")
+    pipeline.train_and_evaluate(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()

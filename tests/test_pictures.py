@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from rmam_jax import figures, pictures
+from rmam_jax.visual import figures, pictures
 
 
 def read(path):

@@ -16,12 +16,15 @@ from PIL import Image
 
 import rmam_jax
 from configs import digits
-from rmam_jax import mesh as meshes
-from rmam_jax import metrics, predict_files, predictor
-from rmam_jax.data import records
-from rmam_jax.evaluation import answers, decisions
-from rmam_jax.training import stages, step
-from rmam_jax.weights.published import Published
+from rmam_jax.data import splits
+from rmam_jax.evaluation import metrics
+from rmam_jax.evaluation import outputs as outputs_lib
+from rmam_jax.evaluation import thresholds as thresholds_lib
+from rmam_jax.inference import predict_files, predictor
+from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.training import stages
+from rmam_jax.training import step as step_lib
+from rmam_jax.training.exported import Published
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = tuple("0123456789")
@@ -41,7 +44,7 @@ def untrained(head="saliency", **fields):
   for field, value in fields.items():
     config.model[field] = value
   model = stages.build_model(config, "stage_two", len(NAMES))
-  shapes = jax.eval_shape(lambda key: step.init_params(model, key, config.data.crop_size), jax.random.key(0))
+  shapes = jax.eval_shape(lambda key: step_lib.init_params(model, key, config.data.crop_size), jax.random.key(0))
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(leaf.dtype), shapes)
   return Published(config=config, class_names=NAMES, params=params, choices=None)
@@ -56,7 +59,7 @@ def small():
 @pytest.fixture(scope="module")
 def scenes(data_root):
   """The records of digits/tiny's test split."""
-  split = records.open_split(tiny(data_root), "test")
+  split = splits.open_split(tiny(data_root), "test")
   return [split[index] for index in range(len(split))]
 
 
@@ -68,12 +71,12 @@ def encoded(image, format="PNG"):
 
 def test_predictions_are_the_evaluation_s(small, scenes, data_root):
   trained = untrained()
-  mesh = meshes.make_mesh()
+  mesh = mesh_lib.make_mesh()
   model = stages.build_model(trained.config, "stage_two", len(NAMES))
-  theirs = answers.answer_split(
-    answers.make_forward(model, mesh),
+  theirs = outputs_lib.answer_split(
+    outputs_lib.make_forward(model, mesh),
     trained.params,
-    records.open_split(tiny(data_root), "test"),
+    splits.open_split(tiny(data_root), "test"),
     data=trained.config.data,
     batch_size=20,
   )
@@ -87,7 +90,7 @@ def test_predictions_are_the_evaluation_s(small, scenes, data_root):
     for k, region in enumerate(found.regions):
       assert (region.step, region.label) == (k + 1, NAMES[theirs.region_scores[k, index].argmax()])
       s, t = theirs.thetas[k, index, :2], theirs.thetas[k, index, 2:]
-      corners = answers.view_to_image(np.stack([t - s, t + s]), image_size=72, crop_size=64, stride=4)
+      corners = outputs_lib.view_to_image(np.stack([t - s, t + s]), image_size=72, crop_size=64, stride=4)
       np.testing.assert_allclose(np.array(region.box) / 72, np.clip(corners, 0, 1).ravel(), atol=1e-5)
 
 
@@ -170,7 +173,7 @@ def test_an_endless_stream_is_read_a_few_batches_ahead(small, scenes):
 
 
 def test_decisions_by_hand():
-  decide = functools.partial(decisions.decide, "sigmoid", top_k=3)
+  decide = functools.partial(thresholds_lib.decide, "sigmoid", top_k=3)
   scores = np.log([[0.2, 0.6, 0.8, 0.4]]) - np.log(
     1 - np.array([[0.2, 0.6, 0.8, 0.4]])
   )  # probability -> sigmoid's score
@@ -190,7 +193,7 @@ def test_decisions_by_hand():
   cool = decide({"temperature": 2.0})
   np.testing.assert_allclose(cool.probabilities(scores)[0, 2], 2 / 3, rtol=1e-5)  # odds of 4 become 2
 
-  decide = functools.partial(decisions.decide, "euclidean", top_k=3)
+  decide = functools.partial(thresholds_lib.decide, "euclidean", top_k=3)
   softmax = decide({})
   np.testing.assert_allclose(softmax.probabilities(scores).sum(), 1, rtol=1e-6)
   assert chosen(softmax) == [0, 1, 1, 1]  # the top three

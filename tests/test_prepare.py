@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from configs import coco, common, voc
-from rmam_jax import run
-from rmam_jax.data import prepare, records
+from rmam_jax.data import prepare, splits
+from rmam_jax.training import pipeline
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -33,8 +33,8 @@ def frozen(value):
     return {name: frozen(each) for name, each in value.items()}
   return tuple(map(frozen, value)) if isinstance(value, list) else value
 config = ml_collections.ConfigDict(frozen(json.loads(pathlib.Path(sys.argv[1]).read_text()))).lock()
-run.train_and_evaluate(config, pathlib.Path(sys.argv[2]))
-run.evaluate_and_print(pathlib.Path(sys.argv[2]))
+pipeline.train_and_evaluate(config, pathlib.Path(sys.argv[2]))
+pipeline.evaluate_and_print(pathlib.Path(sys.argv[2]))
 """
 
 PREPARE = """
@@ -89,7 +89,7 @@ def prepared(tmp_path_factory):
 def test_voc_records_say_what_the_archives_hold(prepared):
   data = thin(voc.get_config(), prepared[0], expected=(("train", 30), ("validation", 20), ("test", 20))).data
   for split, stored in (("train", "train"), ("validation", "val"), ("test", "test")):
-    found = records.open_split(data, split)
+    found = splits.open_split(data, split)
     assert found.class_names == archives.VOC
     records_by_name = {found[i].id: found[i] for i in range(len(found))}
     numbers = [number for number in archives.VOC_SPLITS[stored] if number != 8]  # which has nothing but difficult
@@ -114,16 +114,16 @@ def test_coco_records_and_parts(prepared):
     train="train:rest-6",
     validation="train:held-6",
   )
-  splits = {name: records.open_split(config.data, config.data[name]) for name in ("train", "validation", "test")}
-  assert {name: len(split) for name, split in splits.items()} == {"train": 18, "validation": 6, "test": 13}
-  assert len(splits["train"].class_names) == 80
-  record = splits["test"][0]
+  opened = {name: splits.open_split(config.data, config.data[name]) for name in ("train", "validation", "test")}
+  assert {name: len(split) for name, split in opened.items()} == {"train": 18, "validation": 6, "test": 13}
+  assert len(opened["train"].class_names) == 80
+  record = opened["test"][0]
   number = int(record.id[-16:-4])
-  assert {splits["test"].class_names[c] for c in np.flatnonzero(record.labels)} == {
+  assert {opened["test"].class_names[c] for c in np.flatnonzero(record.labels)} == {
     f"thing {1 + (number + k) % 80}" for k in range(2)
   }
   with pytest.raises(ValueError, match=r"coco/2014 train has 24 annotated images where data\.expected has 82,081"):
-    records.open_split(thin(coco.get_config(), prepared[0]).data, "train:held-6")
+    splits.open_split(thin(coco.get_config(), prepared[0]).data, "train:held-6")
 
 
 @pytest.mark.oracle
@@ -145,8 +145,8 @@ def test_trains_and_evaluates_without_tensorflow(prepared, tmp_path, name):
   assert choices["chosen_on"] == ("voc/2007 validation" if name == "voc" else "coco/2014 train:held-6")
   if name == "voc":
     assert results["config"]["data"]["train"] == "train+validation"
-    chosen = run.best.epochs(tmp_path / "run" / "choose")
-    assert run.best.epochs(tmp_path / "run") == chosen
+    chosen = pipeline.best.epochs(tmp_path / "run" / "choose")
+    assert pipeline.best.epochs(tmp_path / "run") == chosen
 
 
 @pytest.mark.oracle
@@ -172,7 +172,7 @@ def test_a_preparation_that_is_killed_ends_as_one_that_is_not(prepared, tmp_path
   assert [path.name for path in (tmp_path / "voc/2007").iterdir()] == ["5.0.0"]
   for split in ("train", "validation", "test"):
     whole, again = (
-      records.open_split(thin(voc.get_config(), where, expected=()).data, split) for where in (root, tmp_path)
+      splits.open_split(thin(voc.get_config(), where, expected=()).data, split) for where in (root, tmp_path)
     )
     assert len(whole) == len(again) > 0
     for index in range(len(whole)):
@@ -220,7 +220,7 @@ def test_training_on_unprepared_data_names_the_command(module, name, tmp_path):
   config = module.get_config()
   config.data.root = str(tmp_path)
   with pytest.raises(FileNotFoundError, match=rf"python -m rmam_jax\.data\.prepare {name} --archives=DIR --data_root="):
-    records.open_split(config.data, config.data.train)
+    splits.open_split(config.data, config.data.train)
 
 
 @pytest.mark.parametrize(("module", "images"), [(voc, 4_952), (coco, 40_137)])

@@ -5,16 +5,20 @@ import numpy as np
 import pytest
 
 from configs import digits
-from rmam_jax import geometry, metrics, predictor, run
-from rmam_jax.data import batches, proposals
+from rmam_jax.data import batches
+from rmam_jax.data import proposals as proposals_lib
 from rmam_jax.data.record import Record
-from rmam_jax.data.records import open_split
+from rmam_jax.data.splits import open_split
+from rmam_jax.evaluation import metrics
+from rmam_jax.inference import predictor
+from rmam_jax.ops import spatial_transformer
+from rmam_jax.training import pipeline
 
 
 def test_suppression_by_hand():
   boxes = np.array([[0, 0, 1, 1], [0, 0, 1, 0.8], [0, 0, 1, 0.6], [0, 0.6, 1, 1]])  # IoU with the first 0.8, 0.6, 0.4
-  np.testing.assert_array_equal(proposals.suppress(boxes, 3), boxes[[0, 2, 3]].astype(np.float32))
-  np.testing.assert_array_equal(proposals.suppress(boxes, 2), boxes[[0, 2]].astype(np.float32))
+  np.testing.assert_array_equal(proposals_lib.suppress(boxes, 3), boxes[[0, 2, 3]].astype(np.float32))
+  np.testing.assert_array_equal(proposals_lib.suppress(boxes, 2), boxes[[0, 2]].astype(np.float32))
 
 
 def record(name, boxes):
@@ -24,17 +28,17 @@ def record(name, boxes):
 
 def test_jittered_proposals_reach_their_recall_and_depend_on_the_id_alone():
   boxes = np.array([[0.1, 0.1, 0.4, 0.3], [0.5, 0.6, 0.9, 0.9]])
-  found = np.stack([proposals.jittered(record(f"{i}", boxes), 5) for i in range(600)])
+  found = np.stack([proposals_lib.jittered(record(f"{i}", boxes), 5) for i in range(600)])
   assert found.shape == (600, 5, 4)
   assert found.min() >= 0
   assert found.max() <= 1
   recall = (metrics.box_iou(found, boxes[None]).max(axis=1) >= 0.5).mean()
-  assert abs(recall - proposals.RECALL) < 0.06  # 1,200 objects; boxes of nothing hit a few more
-  np.testing.assert_array_equal(found[7], proposals.jittered(record("7", boxes), 5))
+  assert abs(recall - proposals_lib.RECALL) < 0.06  # 1,200 objects; boxes of nothing hit a few more
+  np.testing.assert_array_equal(found[7], proposals_lib.jittered(record("7", boxes), 5))
   assert not np.array_equal(found[7], found[8])
   for each in found[:20]:
     overlaps = metrics.box_iou(each, each)[np.triu_indices(5, 1)]
-    assert overlaps.max() <= proposals.OVERLAP + 1e-6
+    assert overlaps.max() <= proposals_lib.OVERLAP + 1e-6
 
 
 def test_boxes_of_a_crop_by_hand():
@@ -46,10 +50,10 @@ def test_boxes_of_a_crop_by_hand():
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_a_box_s_region_samples_from_edge_to_edge(align_corners):
   box = np.array([0.25, 0.5, 0.75, 1.0], np.float32)
-  theta = geometry.boxes_to_thetas(box, (8, 16), align_corners=align_corners)
+  theta = spatial_transformer.boxes_to_thetas(box, (8, 16), align_corners=align_corners)
   ends = np.array([theta[2:] - theta[:2], theta[2:] + theta[:2]])  # (x, y) at -1 and 1
   pixels = [
-    geometry.map_to_pixels(jnp.asarray(ends[:, axis]), cells, 4, align_corners=align_corners)
+    spatial_transformer.map_to_pixels(jnp.asarray(ends[:, axis]), cells, 4, align_corners=align_corners)
     for axis, cells in ((0, 16), (1, 8))
   ]
   np.testing.assert_allclose(pixels, [[32, 64], [8, 24]], atol=1e-4)
@@ -71,7 +75,7 @@ def config_of(data_root, **changes):
 
 def test_a_run_looks_at_its_proposals(data_root, tmp_path):
   config = config_of(data_root)
-  results = run.train_and_evaluate(config, tmp_path)
+  results = pipeline.train_and_evaluate(config, tmp_path)
   assert results["coverage"] > 0.75  # the grid and the untrained rules are below
   test = open_split(config.data, "test")
   wanted = np.mean(
@@ -79,7 +83,7 @@ def test_a_run_looks_at_its_proposals(data_root, tmp_path):
   )
   assert wanted > 0.6
   with pytest.raises(ValueError, match="proposals are seen from the centre view alone"):
-    run.evaluate(tmp_path, {"views": "ten"})
+    pipeline.evaluate(tmp_path, {"views": "ten"})
   with pytest.raises(ValueError, match="looks at proposals, which images alone do not have"):
     predictor.load(tmp_path)
 
@@ -97,7 +101,7 @@ def test_a_run_looks_at_its_proposals(data_root, tmp_path):
 )
 def test_proposals_that_cannot_be(data_root, tmp_path, changes, message):
   with pytest.raises(ValueError, match=message):
-    run.train_and_evaluate(config_of(data_root, **changes), tmp_path)
+    pipeline.train_and_evaluate(config_of(data_root, **changes), tmp_path)
 
 
 def test_selective_search_goes_on_where_it_was_stopped(data_root, tmp_path, monkeypatch):
@@ -110,18 +114,18 @@ def test_selective_search_goes_on_where_it_was_stopped(data_root, tmp_path, monk
     seen.append(1)
     return np.full((count, 4), image.mean(), np.float32)
 
-  monkeypatch.setattr(proposals, "selective_search", search)
-  monkeypatch.setattr(proposals, "_KEPT", 10)
-  monkeypatch.setattr(proposals.os, "cpu_count", lambda: 1)
+  monkeypatch.setattr(proposals_lib, "selective_search", search)
+  monkeypatch.setattr(proposals_lib, "_KEPT", 10)
+  monkeypatch.setattr(proposals_lib.os, "cpu_count", lambda: 1)
   with pytest.raises(KeyboardInterrupt):
-    proposals.make("selective_search", 2, source, tmp_path / "kept.npz", "data")
+    proposals_lib.make("selective_search", 2, source, tmp_path / "kept.npz", "data")
   seen[:] = []
-  propose = proposals.make("selective_search", 2, source, tmp_path / "kept.npz", "data")
+  propose = proposals_lib.make("selective_search", 2, source, tmp_path / "kept.npz", "data")
   assert len(seen) == len(source) - 20 == 20
   for record in (source[0], source[25]):
     np.testing.assert_allclose(propose(record), batches.decode_image(record.image, "").mean(), rtol=1e-6)
   seen[:] = []
-  proposals.make("selective_search", 2, source, tmp_path / "kept.npz", "data")
+  proposals_lib.make("selective_search", 2, source, tmp_path / "kept.npz", "data")
   assert not seen
 
 
@@ -130,7 +134,7 @@ def test_selective_search_finds_a_square():
   pytest.importorskip("cv2", reason="the `proposals` extra is not installed")
   image = np.full((240, 320, 3), 200, np.uint8)
   image[60:140, 100:220] = (20, 40, 160)
-  found = proposals.selective_search(image, 5)
+  found = proposals_lib.selective_search(image, 5)
   assert found.shape == (5, 4)
   square = np.array([[60 / 240, 100 / 320, 140 / 240, 220 / 320]])
   assert metrics.box_iou(found, square).max() > 0.9

@@ -10,10 +10,11 @@ import optax
 import pytest
 
 from configs import coco, common, digits, voc
-from rmam_jax import attention, geometry, losses, predictor, rarl, run
-from rmam_jax import mesh as meshes
-from rmam_jax.training import loop, stages, step
-from rmam_jax.weights import published
+from rmam_jax.inference import predictor
+from rmam_jax.ops import attention, losses, rarl, spatial_transformer
+from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.training import exported, loop, pipeline, stages
+from rmam_jax.training import step as step_lib
 
 SHAPES = rarl.region_shapes((0.3, 0.5), (2.0, 1.0, 0.5))
 
@@ -61,7 +62,7 @@ def test_an_episode_written_out():
     return attention.lstm_step(params["lstm"], state, np.maximum(affine("fx", np.asarray(f)), 0))[0]
 
   zeros = np.zeros((3, 7), np.float32)
-  c, h = seen(jnp.tile(jnp.asarray(geometry.WHOLE_IMAGE), (3, 1)), (zeros, zeros))
+  c, h = seen(jnp.tile(jnp.asarray(spatial_transformer.WHOLE_IMAGE), (3, 1)), (zeros, zeros))
   for t in range(4):
     mean = np.tanh(affine("policy", np.asarray(h)))
     centre = mean + 0.2 * noise[t]
@@ -345,7 +346,7 @@ def thin_config(data_root="", variant="tiny:rarl"):
 
 def test_the_step_on_two_devices_and_with_padding():
   stage = stages.build(thin_config(), "stage_two", num_classes=10, num_records=160)
-  state = jax.jit(functools.partial(step.init_state, stage.model, optax.sgd(0.1), size=64))(jax.random.key(0))
+  state = jax.jit(functools.partial(step_lib.init_state, stage.model, optax.sgd(0.1), size=64))(jax.random.key(0))
   rng = np.random.default_rng(0)
   batch = {
     "image": rng.integers(0, 256, (16, 64, 64, 3), np.uint8),
@@ -353,12 +354,12 @@ def test_the_step_on_two_devices_and_with_padding():
     "ignore": rng.random((16, 10)) < 0.1,
     "mask": (np.arange(16) < 13).astype(np.float32),
   }
-  train_step = jax.jit(step.make_train_step(stage.model, optax.sgd(0.1), stage.objective, seed=3))
+  train_step = jax.jit(step_lib.make_train_step(stage.model, optax.sgd(0.1), stage.objective, seed=3))
   wanted, metrics = train_step(state, batch)
   assert set(metrics) >= {"classification", "policy", "baseline", "reward", "policy_variance", "auxiliary"}
-  two = meshes.make_mesh()
+  two = mesh_lib.make_mesh()
   assert two.size == 2
-  sharded = train_step(jax.device_put(state, meshes.replicated(two)), jax.device_put(batch, meshes.by_example(two)))
+  sharded = train_step(jax.device_put(state, mesh_lib.replicated(two)), jax.device_put(batch, mesh_lib.by_example(two)))
   garbled = {
     name: np.where((np.arange(16) < 13).reshape(-1, *[1] * (x.ndim - 1)), x, x[::-1]) for name, x in batch.items()
   }
@@ -391,7 +392,7 @@ def test_impossible_configurations_are_refused(changes, message):
 @pytest.mark.parametrize(("config", "classes"), [(voc.get_config("rarl"), 20), (coco.get_config("640:rarl"), 80)])
 def test_the_step_of_natural_images_has_its_shapes(config, classes):
   stage = stages.build(config, "stage_two", num_classes=classes, num_records=5_000)
-  init = functools.partial(step.init_state, stage.model, stage.optimizer, size=config.data.crop_size)
+  init = functools.partial(step_lib.init_state, stage.model, stage.optimizer, size=config.data.crop_size)
   state = jax.eval_shape(init, jax.random.key(0))
   # VGG-16's 13 convolutions; W_fx; the LSTM's gates; W_hz, W_zs, the policy and the baseline; each with its bias.
   wanted = 14_714_688 + (25_088 + 1) * 4096 + (2 * 4096 + 1) * 4 * 4096 + (4096 + 1) * (4096 + classes + 2 + 1)
@@ -403,7 +404,7 @@ def test_the_step_of_natural_images_has_its_shapes(config, classes):
     "ignore": jax.ShapeDtypeStruct((16, classes), jnp.bool_),
     "mask": jax.ShapeDtypeStruct((16,), jnp.float32),
   }
-  after, _ = jax.eval_shape(step.make_train_step(stage.model, stage.optimizer, stage.objective), state, batch)
+  after, _ = jax.eval_shape(step_lib.make_train_step(stage.model, stage.optimizer, stage.objective), state, batch)
   assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
   found = jax.eval_shape(
     lambda params, images: stage.model.apply({"params": params}, images), state.params, batch["image"]
@@ -413,7 +414,7 @@ def test_the_step_of_natural_images_has_its_shapes(config, classes):
 
 def test_a_run_is_stopped_goes_on_and_answers(data_root, tmp_path, monkeypatch):
   config, whole, stopped = thin_config(data_root), tmp_path / "whole", tmp_path / "stopped"
-  results = run.train_and_evaluate(config.copy_and_resolve_references(), whole)
+  results = pipeline.train_and_evaluate(config.copy_and_resolve_references(), whole)
   assert results["controls"] == {}
   assert {"coverage", "pointing", "svm_mAP", "auxiliary_mAP"} <= results.keys()
   validate = loop._Trainer.validate
@@ -434,7 +435,7 @@ def test_a_run_is_stopped_goes_on_and_answers(data_root, tmp_path, monkeypatch):
   ]
   assert logs[0] == logs[1]
   assert len(logs[0]) == 2
-  trained = [published.load(folder).params for folder in (whole, stopped)]
+  trained = [exported.load(folder).params for folder in (whole, stopped)]
   assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), *trained))
 
   (found,) = predictor.load(whole, threshold=0.0).predict([np.zeros((72, 80, 3), np.uint8)])

@@ -5,8 +5,9 @@ import types
 import numpy as np
 
 from configs import common
-from rmam_jax import exhibits
-from rmam_jax.evaluation import answers, regions
+from rmam_jax.evaluation import outputs as outputs_lib
+from rmam_jax.evaluation import regions as regions_lib
+from rmam_jax.visual import panels
 
 
 def test_region_boxes_by_hand():
@@ -16,17 +17,17 @@ def test_region_boxes_by_hand():
   # -1 is pixel 8 of the view and 1 is pixel 56, so one unit is 24 pixels around 32: from the left 32 to 56, from the
   # top 14 to 26.
   thetas = np.array([[0.5, 0.25, 0.5, -0.5], [-0.5, 0.25, 0.5, -0.5]])
-  found = regions.region_boxes(thetas, config) * 80
+  found = regions_lib.region_boxes(thetas, config) * 80
   np.testing.assert_allclose(found[0], [14 + 8, 32 + 8, 26 + 8, 56 + 8], rtol=1e-6)
   np.testing.assert_allclose(found[1], [14 + 8, 56 + 8, 26 + 8, 32 + 8], rtol=1e-6)  # mirrored in x
   config.model.align_corners = False  # -1 and 1 are the view's edges
-  whole = regions.region_boxes(np.array([1.0, 1.0, 0.0, 0.0]), config) * 80
+  whole = regions_lib.region_boxes(np.array([1.0, 1.0, 0.0, 0.0]), config) * 80
   np.testing.assert_allclose(whole, [8, 8, 72, 72], rtol=1e-6)
 
 
 def some_answers(**changes):
-  names = answers.Answers._fields
-  return answers.Answers(**{**dict.fromkeys(names), **changes})
+  names = outputs_lib.Answers._fields
+  return outputs_lib.Answers(**{**dict.fromkeys(names), **changes})
 
 
 def test_objects_of_classes_that_are_neither_are_not_counted():
@@ -39,8 +40,8 @@ def test_objects_of_classes_that_are_neither_are_not_counted():
 
 def test_pictures_of_files_of_one_name_are_two(tmp_path, monkeypatch):
   drawn = []
-  monkeypatch.setattr(exhibits, "panels", lambda exhibit, indices: iter(indices))
-  monkeypatch.setattr(exhibits.pictures, "draw", lambda path, panels, **_: drawn.append((path.name, list(panels))))
+  monkeypatch.setattr(panels, "panels", lambda exhibit, indices: iter(indices))
+  monkeypatch.setattr(panels.pictures, "draw", lambda path, panels, **_: drawn.append((path.name, list(panels))))
   config = common.get_config()
   config.evaluation.pictures = 3
   split = [
@@ -48,8 +49,8 @@ def test_pictures_of_files_of_one_name_are_two(tmp_path, monkeypatch):
   ]
   ignore = np.zeros((5, 2), bool)
   ignore[1] = True  # cannot be read
-  exhibit = exhibits.Exhibit(config, "saliency", None, split, some_answers(ignore=ignore))
-  exhibits.draw_pictures(tmp_path, exhibit)
+  exhibit = panels.Exhibit(config, "saliency", None, split, some_answers(ignore=ignore))
+  panels.draw_pictures(tmp_path, exhibit)
   assert drawn == [
     ("0000-001.png", [0]),
     ("0002-001.png", [2]),

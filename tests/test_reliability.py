@@ -18,10 +18,11 @@ import pytest
 from test_training import best_params, lines, tiny_config
 
 from benchmarks import crash
-from rmam_jax import command, run, storing
 from rmam_jax.data import batches
-from rmam_jax.data.records import open_split
-from rmam_jax.training import checkpoints, loop, step, workdir
+from rmam_jax.data.splits import open_split
+from rmam_jax.runtime import commands, files
+from rmam_jax.training import checkpoints, loop, pipeline, workdir
+from rmam_jax.training import step as step_lib
 
 HOLD = """
 import pathlib, sys
@@ -98,12 +99,12 @@ def test_a_disk_that_fills_up_or_a_folder_that_vanishes_is_named(tmp_path):
   with pytest.raises(
     OSError, match=f"cannot write {tmp_path}/results.json: No space left on device. What is there stays"
   ):
-    storing.write_json(tmp_path / "results.json", {})
+    files.write_json(tmp_path / "results.json", {})
   (tmp_path / "scores.npz.draft").symlink_to("/dev/full")
   with pytest.raises(
     OSError, match=f"cannot write {tmp_path}/scores.npz: No space left on device. What is there stays"
   ):
-    storing.write_npz(tmp_path / "scores.npz", {"scores": np.zeros(10_000)})
+    files.write_npz(tmp_path / "scores.npz", {"scores": np.zeros(10_000)})
   shutil.rmtree(tmp_path)
   with pytest.raises(OSError, match=f"cannot write {tmp_path}/metrics.jsonl: No such file or directory. What is there"):
     log.write(4, {"loss": 1.0})
@@ -156,7 +157,7 @@ def test_a_run_that_is_told_to_stop_finishes_its_step_and_goes_on_exactly_there(
   ):
     with monkeypatch.context() as patched:
       signal_at(patched, number, place, call)
-      with pytest.raises(SystemExit) as left, command.speaking():
+      with pytest.raises(SystemExit) as left, commands.speaking():
         loop.train(config, folder)
     assert left.value.code == status
     assert "the same command goes on from there" in capsys.readouterr().err
@@ -182,12 +183,12 @@ def test_a_run_that_is_killed_ends_bit_for_bit_where_an_uninterrupted_one_does(t
     assert found[name] == wanted[name], name
   results = json.loads((whole / "run" / "results.json").read_text())
   with workdir.locked(whole / "run"):  # as while it is being trained
-    assert run.evaluate(whole / "run")["AP"] == results["AP"]
+    assert pipeline.evaluate(whole / "run")["AP"] == results["AP"]
 
 
 def state(number, dtype=jnp.float32):
   values = np.random.default_rng(number).normal(size=(64, 64))
-  return step.TrainState(jnp.int32(number), {"one": jnp.asarray(values, dtype), "two": jnp.asarray(values[0])}, ())
+  return step_lib.TrainState(jnp.int32(number), {"one": jnp.asarray(values, dtype), "two": jnp.asarray(values[0])}, ())
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import pytest
 from sklearn.metrics import average_precision_score
 from test_weights import inner
 
-from rmam_jax import run
-from rmam_jax.data import records
+from rmam_jax.data import splits
 from rmam_jax.evaluation import bootstrap
 from rmam_jax.reproduction import cells, expected, plan, reproduce, tables
+from rmam_jax.training import pipeline
 
 CONFIG = "configs/digits.py:tiny"
 
@@ -194,7 +194,7 @@ def test_tables_from_nothing_and_nothing_twice(make_tables, monkeypatch, capsys)
     raise AssertionError("trained again")
 
   with monkeypatch.context() as patched:
-    patched.setattr(run, "train_and_evaluate", train)
+    patched.setattr(pipeline, "train_and_evaluate", train)
     (root / "tables.md").unlink()
     make_tables()
     assert _undated(root) == undated
@@ -211,8 +211,8 @@ def test_naming_a_cell_makes_no_proposals(data_root, monkeypatch):
   def make(kind, *_):
     assert not kind, "proposals were made"
 
-  monkeypatch.setattr(records, "_OPEN", {})
-  monkeypatch.setattr(records.proposing, "make", make)
+  monkeypatch.setattr(splits, "_OPEN", {})
+  monkeypatch.setattr(splits.proposing, "make", make)
   maker = reproduce.load_maker(CONFIG, {**THIN, "data.root": str(data_root)})
   cell = maker.cell("proposals", 0)
   assert (cell.config.data.proposals, cell.config.data.num_proposals) == ("jittered", 3)

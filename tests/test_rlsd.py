@@ -11,11 +11,15 @@ import optax
 import pytest
 
 from configs import coco, common, custom, digits, voc
-from rmam_jax import localization, mesh, metrics, predictor, rlsd, run
-from rmam_jax.data.records import open_split
-from rmam_jax.models import recognizer
-from rmam_jax.training import best, checkpoints, localizing, loop, stages, step, workdir
-from rmam_jax.weights import published
+from rmam_jax import recognizer
+from rmam_jax.data.splits import open_split
+from rmam_jax.evaluation import metrics
+from rmam_jax.inference import predictor
+from rmam_jax.ops import rlsd, rpn
+from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.training import best_checkpoint, checkpoints, exported, loop, pipeline, stages, workdir
+from rmam_jax.training import rpn as rpn_training
+from rmam_jax.training import step as step_lib
 
 WHOLE = [0, 0, 1, 1]
 
@@ -26,7 +30,7 @@ def random_boxes(rng, count):
 
 def test_anchors_by_hand():
   # Cells of 4 pixels on an image of 8 x 12: 8 wide and 4 high around (2, 2) reaches from -2 to 6 and from 0 to 4.
-  found = localization.anchor_boxes((2, 3), ((8, 4), (4, 4)), 4)
+  found = rpn.anchor_boxes((2, 3), ((8, 4), (4, 4)), 4)
   assert found.shape == (12, 4)
   np.testing.assert_allclose(found[0], [0, -2 / 12, 4 / 8, 6 / 12], atol=1e-6)
   np.testing.assert_allclose(found[1], [0, 0, 4 / 8, 4 / 12], atol=1e-6)
@@ -35,12 +39,12 @@ def test_anchors_by_hand():
 
 def test_offsets_by_hand_and_back():
   anchor = jnp.array([0.2, 0.4, 0.6, 0.6])  # centre (0.5, 0.4), 0.2 wide, 0.4 high
-  box = localization.apply_offsets(anchor, jnp.array([0.5, -0.25, np.log(2), np.log(0.5)]))
+  box = rpn.apply_offsets(anchor, jnp.array([0.5, -0.25, np.log(2), np.log(0.5)]))
   np.testing.assert_allclose(box, [0.2, 0.4, 0.4, 0.8], atol=1e-6)  # centre (0.6, 0.3), 0.4 wide, 0.2 high
-  np.testing.assert_allclose(localization.apply_offsets(anchor, jnp.zeros(4)), anchor, atol=1e-6)
+  np.testing.assert_allclose(rpn.apply_offsets(anchor, jnp.zeros(4)), anchor, atol=1e-6)
   rng = np.random.default_rng(0)
   anchors, boxes = (random_boxes(rng, 50) + np.array([0, 0, 0.01, 0.01], np.float32) for _ in range(2))
-  again = localization.apply_offsets(anchors, localization.find_offsets(anchors, boxes))
+  again = rpn.apply_offsets(anchors, rpn.find_offsets(anchors, boxes))
   np.testing.assert_allclose(again, boxes, atol=1e-5)
 
 
@@ -48,7 +52,7 @@ def test_iou_equals_that_of_the_metrics():
   rng = np.random.default_rng(0)
   a, b = random_boxes(rng, 30), random_boxes(rng, 20)
   b[3] = b[4] = 0.5  # empty
-  np.testing.assert_allclose(localization.box_iou(a, b), metrics.box_iou(a, b), atol=1e-6)
+  np.testing.assert_allclose(rpn.box_iou(a, b), metrics.box_iou(a, b), atol=1e-6)
 
 
 def test_matching_by_hand():
@@ -64,7 +68,7 @@ def test_matching_by_hand():
       [0.0, 0, 0.4, 0.3],  # 0.75 with the first
     ]
   )
-  match = jax.jit(localization.match)
+  match = jax.jit(rpn.match)
   positive, negative, stands_for = match(anchors, boxes)
   np.testing.assert_array_equal(positive, [True, False, False, True, False, False, True])
   np.testing.assert_array_equal(negative, [False, False, True, False, False, True, False])
@@ -77,7 +81,7 @@ def test_matching_by_hand():
 def test_an_anchor_that_is_the_best_of_one_box_stands_for_it_though_another_fits_better():
   boxes = jnp.array([[0.0, 0, 1, 1], [0.0, 0, 0.1, 0.1]])
   anchors = jnp.array([[0.0, 0, 1, 1], [0.0, 0, 0.8, 0.8], [0.9, 0.9, 1, 1]])
-  positive, _, stands_for = jax.jit(localization.match)(anchors, boxes)
+  positive, _, stands_for = jax.jit(rpn.match)(anchors, boxes)
   np.testing.assert_array_equal(positive, [True, True, False])
   np.testing.assert_array_equal(stands_for[:2], [0, 1])  # the second's IoU is 0.64 with the first, 0.016 with its own
 
@@ -86,7 +90,7 @@ def test_an_anchor_that_is_the_best_of_one_box_stands_for_it_though_another_fits
 def test_sampling_takes_at_most_half_positive_ones_and_each_as_often(positives, count, wanted):
   positive = jnp.arange(100) < positives
   negative = jnp.arange(100) >= 50
-  draw = jax.jit(jax.vmap(functools.partial(localization.sample, count=count), in_axes=(0, None, None)))
+  draw = jax.jit(jax.vmap(functools.partial(rpn.sample, count=count), in_axes=(0, None, None)))
   taken, left = draw(jax.random.uniform(jax.random.key(0), (2_000, 100)), positive, negative)
   np.testing.assert_array_equal(taken.sum(axis=1), wanted[0])
   np.testing.assert_array_equal(left.sum(axis=1), wanted[1])
@@ -98,7 +102,7 @@ def test_sampling_takes_at_most_half_positive_ones_and_each_as_often(positives, 
 
 def test_fewer_negatives_than_wanted_are_all_taken():
   positive = jnp.arange(10) < 8
-  draw = jax.jit(functools.partial(localization.sample, count=256))
+  draw = jax.jit(functools.partial(rpn.sample, count=256))
   taken, left = draw(jax.random.uniform(jax.random.key(0), 10), positive, ~positive)
   assert taken.sum() == 8
   assert left.sum() == 2
@@ -115,7 +119,7 @@ def plain_suppression(boxes, confidence, count, overlap):
 
 @pytest.mark.parametrize("overlap", [0.7, 0.3])
 def test_suppression_equals_a_plain_loop(overlap):
-  suppress = jax.jit(functools.partial(localization.suppress, count=12, overlap=overlap))
+  suppress = jax.jit(functools.partial(rpn.suppress, count=12, overlap=overlap))
   for seed in range(20):
     rng = np.random.default_rng(seed)
     boxes, confidence = random_boxes(rng, 200), rng.normal(size=200).astype(np.float32)
@@ -133,26 +137,26 @@ def test_suppression_equals_opencv_s():
   boxes, confidence = random_boxes(rng, 200), rng.random(200).astype(np.float32)
   wide = np.concatenate([boxes[:, 1::-1], boxes[:, :1:-1] - boxes[:, 1::-1]], axis=1)  # left, top, width, height
   kept = cv2.dnn.NMSBoxes((1_000 * wide.astype(float)).tolist(), confidence.tolist(), 0.0, 0.5)[:12]
-  found, _ = localization.suppress(boxes, confidence, count=12, overlap=0.5)
+  found, _ = rpn.suppress(boxes, confidence, count=12, overlap=0.5)
   np.testing.assert_array_equal(found, boxes[np.asarray(kept).ravel()])
 
 
 def test_where_too_few_regions_are_left_the_whole_image_stands():
   boxes = jnp.array([[0.0, 0, 0.5, 0.5], [0.0, 0, 0.5, 0.49], [0.6, 0.6, 1, 1], [0.2, 0.2, 0.3, 0.3]])
   confidence = jnp.array([1.0, 2, 0.5, -jnp.inf])
-  found, sure = localization.suppress(boxes, confidence, count=4, overlap=0.7)
+  found, sure = rpn.suppress(boxes, confidence, count=4, overlap=0.7)
   np.testing.assert_allclose(found, [boxes[1], boxes[2], WHOLE, WHOLE])
   np.testing.assert_array_equal(sure, [2, 0.5, -np.inf, -np.inf])
 
 
 def test_proposals_lie_within_the_image():
-  anchors = localization.anchor_boxes((4, 4), ((8, 8),), 4)
+  anchors = rpn.anchor_boxes((4, 4), ((8, 8),), 4)
   offsets = jax.random.normal(jax.random.key(0), (16, 4)) * 3
-  propose = jax.jit(functools.partial(localization.propose, count=16, overlap=0.7))
+  propose = jax.jit(functools.partial(rpn.propose, count=16, overlap=0.7))
   boxes, _ = propose(jnp.zeros((16, 2)), offsets, anchors)
   assert boxes.min() >= 0
   assert boxes.max() <= 1
-  assert (localization.box_area(boxes) > 0).all()
+  assert (rpn.box_area(boxes) > 0).all()
 
 
 def test_the_layer_s_loss_by_hand():
@@ -163,7 +167,7 @@ def test_the_layer_s_loss_by_hand():
 
   @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
   def loss(scores, offsets, boxes):
-    terms = localization.layer_loss(scores, offsets, anchors, boxes, jnp.array([0.1, 0.2, 0.3]))
+    terms = rpn.layer_loss(scores, offsets, anchors, boxes, jnp.array([0.1, 0.2, 0.3]))
     return sum(terms), terms
 
   loss = jax.jit(loss)
@@ -333,7 +337,7 @@ def small_config(data_root, **changes):
 @pytest.fixture(scope="module")
 def finished(data_root, tmp_path_factory):
   folder = tmp_path_factory.mktemp("rlsd") / "whole"
-  run.train_and_evaluate(small_config(data_root), folder)
+  pipeline.train_and_evaluate(small_config(data_root), folder)
   return folder
 
 
@@ -344,9 +348,9 @@ def lines(folder):
 
 def best_of(config, folder):
   """Stage two's best parameters and the localiser's own."""
-  _, params, _ = best.load(config, folder, 10, mesh.make_mesh())
+  _, params, _ = best_checkpoint.load(config, folder, 10, mesh_lib.make_mesh())
   saved = checkpoints.StageCheckpoints(folder / "checkpoints" / "localizer")
-  like = checkpoints.abstract(params["localizer"], mesh.replicated(mesh.make_mesh()))
+  like = checkpoints.abstract(params["localizer"], mesh_lib.replicated(mesh_lib.make_mesh()))
   localizer, _ = saved.restore_best(like)
   saved.close()
   return params, localizer
@@ -372,7 +376,9 @@ def test_a_run_trains_its_localiser_first_and_leaves_it_as_it_is(finished, data_
   assert_same(params["localizer"], localizer)
   assert (np.asarray(localizer["offsets"]["kernel"]) != 0).any()  # which it began with
   stage = stages.build(config, "stage_two", num_classes=10, num_records=160)
-  state = jax.eval_shape(functools.partial(step.init_state, stage.model, stage.optimizer, size=64), jax.random.key(0))
+  state = jax.eval_shape(
+    functools.partial(step_lib.init_state, stage.model, stage.optimizer, size=64), jax.random.key(0)
+  )
   kept = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)]
   assert any("'head'" in name for name in kept)
   assert not any("'localizer'" in name for name in kept)
@@ -408,23 +414,23 @@ def test_predictions_and_an_exported_model_find_the_same_regions(finished, data_
   assert all(
     0 <= left < right <= 60 and 0 <= top < bottom <= 90 for left, top, right, bottom in (r.box for r in found.regions)
   )
-  published.export(finished, tmp_path / "out")
+  exported.export(finished, tmp_path / "out")
   (again,) = predictor.load(tmp_path / "out", threshold=0.0).predict([image])
   assert again.labels == found.labels
   assert again.regions == found.regions
 
 
 def test_ten_views_have_regions_of_their_own(finished):
-  results = run.evaluate(finished, {"views": "ten"})
+  results = pipeline.evaluate(finished, {"views": "ten"})
   assert (results["views"], results["mirror"]) == ("ten", "image")
   assert 0 <= results["mAP"] <= 1
 
 
 def test_two_devices_train_a_localiser_as_one_does(data_root):
   config = small_config(data_root, **{"model.stages": ((4,), (6,))})
-  stage = stages.build_localizer(localizing.config_of(config), 160)
+  stage = stages.build_localizer(rpn_training.config_of(config), 160)
   optimizer = optax.sgd(0.1)
-  state = jax.jit(functools.partial(step.init_state, stage.model, optimizer, size=24))(jax.random.key(0))
+  state = jax.jit(functools.partial(step_lib.init_state, stage.model, optimizer, size=24))(jax.random.key(0))
   rng = np.random.default_rng(0)
   boxes = random_boxes(rng, 8 * 4).reshape(8, 4, 4)
   boxes[:, 3] = 0
@@ -435,16 +441,16 @@ def test_two_devices_train_a_localiser_as_one_does(data_root):
     "mask": (np.arange(8) < 7).astype(np.float32),
     "proposals": boxes,
   }
-  train_step = jax.jit(step.make_train_step(stage.model, optimizer, stage.objective))
+  train_step = jax.jit(step_lib.make_train_step(stage.model, optimizer, stage.objective))
   one, metrics_of_one = train_step(state, batch)
-  two, metrics_of_two = train_step(state, jax.device_put(batch, mesh.by_example(mesh.make_mesh())))
+  two, metrics_of_two = train_step(state, jax.device_put(batch, mesh_lib.by_example(mesh_lib.make_mesh())))
   for a, b in zip(jax.tree.leaves((one, metrics_of_one)), jax.tree.leaves((two, metrics_of_two)), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-6)
   assert float(metrics_of_one["box"]) > 0
 
 
 def test_recall_counts_what_the_centre_view_shows(data_root):
-  own = localizing.config_of(small_config(data_root))
+  own = rpn_training.config_of(small_config(data_root))
   split = open_split(own.data, own.data.validation)
   shown = iter(np.stack([(split[i].proposals * 72 - 4) / 64 for i in range(len(split))]).reshape(2, 20, 8, 4))
   first = []
@@ -454,12 +460,12 @@ def test_recall_counts_what_the_centre_view_shows(data_root):
     first.append(next(shown))
     return jnp.asarray(first[-1])
 
-  sharding = mesh.by_example(mesh.make_mesh())
-  found = localizing.recall(localizing.Forward(exact, sharding), None, split, data=own.data, batch_size=20)
+  sharding = mesh_lib.by_example(mesh_lib.make_mesh())
+  found = rpn_training.recall(rpn_training.Forward(exact, sharding), None, split, data=own.data, batch_size=20)
   assert found == 1
   whole = jnp.broadcast_to(jnp.asarray(WHOLE, jnp.float32), (20, 1, 4))
-  nothing = localizing.Forward(lambda params, images: whole, sharding)
-  assert localizing.recall(nothing, None, split, data=own.data, batch_size=20) == 0
+  nothing = rpn_training.Forward(lambda params, images: whole, sharding)
+  assert rpn_training.recall(nothing, None, split, data=own.data, batch_size=20) == 0
 
 
 def test_full_size_models_have_their_shapes():
@@ -470,7 +476,7 @@ def test_full_size_models_have_their_shapes():
     stage = stages.build(config, "stage_two", num_classes=20, num_records=5011)
     side = config.data.crop_size
     state = jax.eval_shape(
-      functools.partial(step.init_state, stage.model, stage.optimizer, size=side), jax.random.key(0)
+      functools.partial(step_lib.init_state, stage.model, stage.optimizer, size=side), jax.random.key(0)
     )
     assert state.params["localizer"]["filters"]["kernel"].shape == (3, 3, 512, 256)
     assert state.params["localizer"]["offsets"]["kernel"].shape == (1, 1, 256, 48)
@@ -481,25 +487,25 @@ def test_full_size_models_have_their_shapes():
       "ignore": jax.ShapeDtypeStruct((16, 20), jnp.bool_),
       "mask": jax.ShapeDtypeStruct((16,), jnp.float32),
     }
-    after, metrics = jax.eval_shape(step.make_train_step(stage.model, stage.optimizer, stage.objective), state, batch)
+    after, terms = jax.eval_shape(step_lib.make_train_step(stage.model, stage.optimizer, stage.objective), state, batch)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
-    assert "sequence" in metrics
-    before = stages.build_localizer(localizing.config_of(config), 1_000)
-    shapes = jax.eval_shape(functools.partial(step.init_params, before.model, size=side), jax.random.key(0))
+    assert "sequence" in terms
+    before = stages.build_localizer(rpn_training.config_of(config), 1_000)
+    shapes = jax.eval_shape(functools.partial(step_lib.init_params, before.model, size=side), jax.random.key(0))
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, state.params["localizer"])
-  assert localizing.config_of(voc.get_config("rlsd_ft_rpn")).data.name == "voc/2007"
+  assert rpn_training.config_of(voc.get_config("rlsd_ft_rpn")).data.name == "voc/2007"
 
 
 def test_what_cannot_be_localised_is_refused(data_root):
   config = custom.get_config("rlsd")
   config.localizer.data = ""
   with pytest.raises(ValueError, match=r"localizer\.data must name a prepared data set with boxes"):
-    localizing.config_of(config)
+    rpn_training.config_of(config)
   with pytest.raises(ValueError, match="rlsd learns from another data set's boxes"):
-    localizing.config_of(small_config(data_root, **{"localizer.data": ""}))
+    rpn_training.config_of(small_config(data_root, **{"localizer.data": ""}))
   config = small_config(data_root, **{"model.head": "rlsd_ft_rpn"})
   with pytest.raises(ValueError, match="must be empty, got 'digits/source_tiny'"):
-    localizing.config_of(config)
+    rpn_training.config_of(config)
   with pytest.raises(ValueError, match="none of 512, 640, thin"):
     custom.get_config("rlsd_ft_rpn")
   config = small_config(data_root)
@@ -529,8 +535,8 @@ def test_in_two_phases_the_localiser_is_that_of_the_first_or_learns_as_long(head
   source = "digits/source_tiny" if head == "rlsd" else ""
   config = small_config(data_root, **{"model.head": head, "localizer.data": source, "stage_two.epochs": 1})
   config.data.final_train = "train+validation"
-  run.train_and_evaluate(config, tmp_path)
-  chosen = best.epochs(tmp_path / "choose")
+  pipeline.train_and_evaluate(config, tmp_path)
+  chosen = best_checkpoint.epochs(tmp_path / "choose")
   assert chosen.keys() == {"localizer", "stage_two"}
   raw = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (tmp_path, tmp_path / "choose")]
   log = [[line for line in map(json.loads, each) if line["stage"] == "localizer"] for each in raw]

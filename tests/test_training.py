@@ -17,10 +17,13 @@ import optax
 import pytest
 
 from configs import common, digits, voc
-from rmam_jax import attention, mesh, run, storing
+from rmam_jax import recognizer
 from rmam_jax.data import batches
-from rmam_jax.models import recognizer
-from rmam_jax.training import best, loop, stages, step, workdir
+from rmam_jax.ops import attention
+from rmam_jax.runtime import files
+from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.training import best_checkpoint, loop, pipeline, stages, workdir
+from rmam_jax.training import step as step_lib
 
 
 def tiny_config(data_root, **changes):
@@ -46,8 +49,8 @@ def small_step(**options):
   config.model.x_width = config.model.lstm_width = config.model.z_width = 16
   model = recognizer.build(config.model, 4, head="saliency", auxiliary="score_map")
   optimizer = optax.sgd(0.1)  # plain, so that differences are not hidden by Adam's scaling
-  objective = step.Objective("sigmoid", auxiliary_weight=1.0)
-  state = jax.jit(functools.partial(step.init_state, model, optimizer, size=24))(jax.random.key(0))
+  objective = step_lib.Objective("sigmoid", auxiliary_weight=1.0)
+  state = jax.jit(functools.partial(step_lib.init_state, model, optimizer, size=24))(jax.random.key(0))
   rng = np.random.default_rng(0)
   batch = {
     "image": rng.integers(0, 256, (8, 24, 24, 3), np.uint8),
@@ -55,7 +58,7 @@ def small_step(**options):
     "ignore": np.zeros((8, 4), bool),
     "mask": np.ones(8, np.float32),
   }
-  return step.make_train_step(model, optimizer, objective, **options), state, batch
+  return step_lib.make_train_step(model, optimizer, objective, **options), state, batch
 
 
 def assert_trees_close(one, other, atol):
@@ -67,10 +70,10 @@ def test_two_devices_by_jit_and_by_pmap_agree_with_one():
   train_step, state, batch = small_step()
   wanted, wanted_metrics = jax.jit(train_step)(state, batch)
 
-  two = mesh.make_mesh()
+  two = mesh_lib.make_mesh()
   assert two.size == 2
-  sharded = jax.device_put(batch, mesh.by_example(two))
-  by_jit, jit_metrics = jax.jit(train_step)(jax.device_put(state, mesh.replicated(two)), sharded)
+  sharded = jax.device_put(batch, mesh_lib.by_example(two))
+  by_jit, jit_metrics = jax.jit(train_step)(jax.device_put(state, mesh_lib.replicated(two)), sharded)
   assert_trees_close(by_jit, wanted, 1e-6)
 
   pmapped, _, _ = small_step(axis_name="data")
@@ -94,7 +97,7 @@ def test_the_step_has_the_shapes_it_had_under_jit():
 def test_the_paper_s_model_has_its_parameters_and_its_step_its_shapes():
   config = voc.get_config()
   stage = stages.build(config, "stage_two", num_classes=20, num_records=5011)
-  init = functools.partial(step.init_state, stage.model, stage.optimizer, size=448)
+  init = functools.partial(step_lib.init_state, stage.model, stage.optimizer, size=448)
   state = jax.eval_shape(init, jax.random.key(0))
   # VGG-16's 13 convolutions; W_fx; the LSTM's gates; W_hz, W_zs and W_zm; each with its bias.
   wanted = 14_714_688 + (25_088 + 1) * 4096 + (2 * 4096 + 1) * 4 * 4096 + (4096 + 1) * (4096 + 20 + 4)
@@ -105,7 +108,7 @@ def test_the_paper_s_model_has_its_parameters_and_its_step_its_shapes():
     "ignore": jax.ShapeDtypeStruct((16, 20), jnp.bool_),
     "mask": jax.ShapeDtypeStruct((16,), jnp.float32),
   }
-  after, metrics = jax.eval_shape(step.make_train_step(stage.model, stage.optimizer, stage.objective), state, batch)
+  after, metrics = jax.eval_shape(step_lib.make_train_step(stage.model, stage.optimizer, stage.objective), state, batch)
   assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
   assert set(metrics) == {"loss", "classification", "localization", "gradient_norm"}
 
@@ -133,7 +136,7 @@ def test_parts_of_a_batch_add_up_to_the_whole():
   batch["mask"][-3:] = 0  # so that the parts have unequal numbers of real examples
   wanted, wanted_metrics = jax.jit(train_step)(state, batch)
   in_parts, _, _ = small_step(accumulate=4)
-  for one in (batch, jax.device_put(batch, mesh.by_example(mesh.make_mesh()))):
+  for one in (batch, jax.device_put(batch, mesh_lib.by_example(mesh_lib.make_mesh()))):
     found, metrics = jax.jit(in_parts)(state, one)
     assert_trees_close(found, wanted, 1e-6)
     assert_trees_close(metrics, wanted_metrics, 1e-5)
@@ -163,8 +166,12 @@ def sampling_step(**options):
     return loss, {"place": places @ mask / mask.sum(), "first": places[0]}
 
   _, state, batch = small_step()
-  state = step.init_state(model, optax.sgd(0.1), jax.random.key(0), 24)
-  return step.make_train_step(model, optax.sgd(0.1), step.Objective(head_loss=head_loss), **options), state, batch
+  state = step_lib.init_state(model, optax.sgd(0.1), jax.random.key(0), 24)
+  return (
+    step_lib.make_train_step(model, optax.sgd(0.1), step_lib.Objective(head_loss=head_loss), **options),
+    state,
+    batch,
+  )
 
 
 def test_a_head_samples_by_seed_and_step_and_has_its_own_loss():
@@ -173,7 +180,7 @@ def test_a_head_samples_by_seed_and_step_and_has_its_own_loss():
   assert set(metrics) == {"loss", "place", "first", "gradient_norm"}
   again, _ = jax.jit(train_step)(state, batch)
   assert_trees_close(again, wanted, 0)
-  sharded = jax.device_put(batch, mesh.by_example(mesh.make_mesh()))
+  sharded = jax.device_put(batch, mesh_lib.by_example(mesh_lib.make_mesh()))
   on_two, metrics_on_two = jax.jit(train_step)(state, sharded)
   assert_trees_close((on_two, metrics_on_two), (wanted, metrics), 1e-5)
 
@@ -197,7 +204,7 @@ def test_computing_stages_again_changes_nothing_and_keeps_less(data_root):
   found = []
   for remat in (False, True):
     stage = stages.build(tiny_config(data_root, remat=remat), "stage_one", num_classes=10, num_records=160)
-    state = jax.jit(functools.partial(step.init_state, stage.model, optax.sgd(0.1), size=64))(jax.random.key(0))
+    state = jax.jit(functools.partial(step_lib.init_state, stage.model, optax.sgd(0.1), size=64))(jax.random.key(0))
     rng = np.random.default_rng(0)
     batch = {
       "image": rng.integers(0, 256, (16, 64, 64, 3), np.uint8),
@@ -205,7 +212,7 @@ def test_computing_stages_again_changes_nothing_and_keeps_less(data_root):
       "ignore": np.zeros((16, 10), bool),
       "mask": np.ones(16, np.float32),
     }
-    train_step = step.make_train_step(stage.model, optax.sgd(0.1), stage.objective)
+    train_step = step_lib.make_train_step(stage.model, optax.sgd(0.1), stage.objective)
     again = str(jax.make_jaxpr(train_step)(state, batch)).count("remat")
     found.append((jax.jit(train_step)(state, batch)[0], again))
   (plain, none), (computed_again, some) = found
@@ -217,7 +224,7 @@ def test_bfloat16_is_for_the_backbone_s_computation_only():
   config = digits.get_config("tiny")
   config.model.dtype = "bfloat16"
   model = recognizer.build(config.model, 4, head="saliency", auxiliary="score_map")
-  params = jax.eval_shape(lambda: step.init_params(model, jax.random.key(0), 64))
+  params = jax.eval_shape(lambda: step_lib.init_params(model, jax.random.key(0), 64))
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
   images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.uint8)
   feature_map = jax.eval_shape(lambda p, x: model.apply({"params": p}, x, method="feature_map"), params, images)
@@ -227,26 +234,26 @@ def test_bfloat16_is_for_the_backbone_s_computation_only():
   for array in (attention.scores, attention.thetas, attention.h, attention.z, recognition.auxiliary.scores):
     assert array.dtype == jnp.float32
   labels, ignore, mask = jnp.zeros((2, 4)), jnp.zeros((2, 4), bool), jnp.ones(2)
-  loss, _ = jax.eval_shape(lambda r: step.Objective("sigmoid")(r, labels, ignore, mask), recognition)
+  loss, _ = jax.eval_shape(lambda r: step_lib.Objective("sigmoid")(r, labels, ignore, mask), recognition)
   assert loss.dtype == jnp.float32
 
 
 def test_schedules_by_hand():
-  paper = step.learning_rate_schedule("step", peak=1e-5, steps=45, drop_at=30)
+  paper = step_lib.learning_rate_schedule("step", peak=1e-5, steps=45, drop_at=30)
   np.testing.assert_allclose([paper(0), paper(29), paper(30), paper(44)], [1e-5, 1e-5, 1e-6, 1e-6], rtol=1e-5)
-  warm = step.learning_rate_schedule("step", peak=1.0, steps=45, warmup_steps=10, drop_at=30)
+  warm = step_lib.learning_rate_schedule("step", peak=1.0, steps=45, warmup_steps=10, drop_at=30)
   np.testing.assert_allclose([warm(0), warm(5), warm(10), warm(29), warm(30)], [0, 0.5, 1, 1, 0.1], rtol=1e-5)
-  cosine = step.learning_rate_schedule("cosine", peak=1.0, steps=100)
+  cosine = step_lib.learning_rate_schedule("cosine", peak=1.0, steps=100)
   np.testing.assert_allclose([cosine(0), cosine(50), cosine(100)], [1, 0.51, 0.02], rtol=1e-5)
   with pytest.raises(ValueError, match="schedule must be 'step' or 'cosine', got 'linear'"):
-    step.learning_rate_schedule("linear", peak=1.0, steps=1)
+    step_lib.learning_rate_schedule("linear", peak=1.0, steps=1)
 
 
 @pytest.fixture(scope="module")
 def finished(data_root, tmp_path_factory):
   """A workdir whose run went through in one piece."""
   folder = tmp_path_factory.mktemp("run") / "whole"
-  run.train_and_evaluate(tiny_config(data_root), folder)
+  pipeline.train_and_evaluate(tiny_config(data_root), folder)
   return folder
 
 
@@ -256,7 +263,7 @@ def lines(folder):
 
 
 def best_params(config, folder):
-  _, params, _ = best.load(config, folder, 10, mesh.make_mesh())
+  _, params, _ = best_checkpoint.load(config, folder, 10, mesh_lib.make_mesh())
   return params
 
 
@@ -290,14 +297,14 @@ def test_the_best_epoch_is_the_one_of_lowest_validation_loss(data_root, tmp_path
   monkeypatch.setattr(loop._Trainer, "validate", validate)
   found = loop.train(config, tmp_path / "run")
   assert_trees_close(found, seen[1], 0)
-  assert best.load(config, tmp_path / "run", 10, mesh.make_mesh())[2]["best_epoch"] == 2
+  assert best_checkpoint.load(config, tmp_path / "run", 10, mesh_lib.make_mesh())[2]["best_epoch"] == 2
   assert_trees_close(best_params(config, tmp_path / "run"), seen[1], 0)
 
 
 def test_evaluating_again_gives_the_same_and_what_is_asked_for_beside(finished, tmp_path):
   before = json.loads((finished / "results.json").read_text())
   page, figures = tmp_path / "page.html", tmp_path / "figures"
-  after = run.evaluate_and_print(finished, gallery_page=page, gallery_images=7, figure_folder=figures)
+  after = pipeline.evaluate_and_print(finished, gallery_page=page, gallery_images=7, figure_folder=figures)
   assert {k: v for k, v in after.items() if k != "wall_seconds"} == {
     k: v for k, v in before.items() if k != "wall_seconds"
   }
@@ -309,13 +316,13 @@ def test_evaluating_again_gives_the_same_and_what_is_asked_for_beside(finished, 
   assert sorted(path.name for path in figures.iterdir()) == ["figure_1.png", "figure_5.png"]
   for paths, flag in (({"gallery_page": page}, "--gallery"), ({"figure_folder": figures}, "--figures")):
     with pytest.raises(FileExistsError, match=f"exists: remove it or name another with {flag}"):
-      run.evaluate_and_print(finished, **paths)
+      pipeline.evaluate_and_print(finished, **paths)
   for paths, flag in (
     ({"gallery_page": page.parent / "no" / "g.html"}, "--gallery"),
     ({"figure_folder": page / "f"}, "--figures"),
   ):
     with pytest.raises(FileNotFoundError, match=f"is no folder: make it or name another with {flag}=OUT"):
-      run.evaluate(finished, **paths)
+      pipeline.evaluate(finished, **paths)
   assert not list(page.parent.glob("*.draft"))
 
 
@@ -348,9 +355,9 @@ def test_a_run_that_was_stopped_ends_where_an_uninterrupted_one_does(finished, d
 def test_stage_two_begins_with_what_stage_one_learned(finished, data_root, monkeypatch):
   config = tiny_config(data_root)
   stage = stages.build(config, "stage_two", num_classes=10, num_records=160)
-  fresh = step.init_params(stage.model, jax.random.key(5), 64)
+  fresh = step_lib.init_params(stage.model, jax.random.key(5), 64)
   one = stages.build(config, "stage_one", num_classes=10, num_records=160)
-  trained = step.init_params(one.model, jax.random.key(6), 64)
+  trained = step_lib.init_params(one.model, jax.random.key(6), 64)
   taken = stages.take_over(fresh, trained, "auxiliary")
   assert taken["backbone"] is trained["backbone"]
   assert taken["auxiliary"] is trained["head"]
@@ -367,7 +374,7 @@ def test_other_heads_run_to_the_end(head, data_root, tmp_path):
   config.update_from_flattened_dict(
     {"data.root": str(data_root), "epoch_size": 32, "batch_size": 16, "stage_one.epochs": 1, "stage_two.epochs": 1}
   )
-  results = run.train_and_evaluate(config, tmp_path / head)
+  results = pipeline.train_and_evaluate(config, tmp_path / head)
   assert ("coverage" in results) == recognizer.looks(head)
   assert ("auxiliary_mAP" in results) == (head == "recurrent")
 
@@ -410,7 +417,7 @@ def test_a_workdir_that_cannot_be_used_is_named(tmp_path, data_root):
   with pytest.raises(OSError, match=r"cannot use .*file/run as workdir.*--workdir=DIR"):
     loop.train(tiny_config(data_root), tmp_path / "file" / "run")
   with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
-    run.evaluate(tmp_path)
+    pipeline.evaluate(tmp_path)
 
 
 def test_a_full_disk_is_refused_before_training(tmp_path, data_root, monkeypatch):
@@ -432,7 +439,7 @@ saved = checkpoints.StageCheckpoints(pathlib.Path({str(tmp_path)!r}))
 
 def state(number):
   values = np.random.default_rng(number).normal(size=100_000).astype(np.float32)
-  return step.TrainState(jnp.int32(number), {{"w": jnp.asarray(values)}}, ())
+  return step_lib.TrainState(jnp.int32(number), {{"w": jnp.asarray(values)}}, ())
 
 saved.save_last(state(1), {{"best_loss": 0.5}})
 limit = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -458,11 +465,11 @@ def test_a_workdir_of_another_version_says_so(finished, tmp_path):
   with pytest.raises(
     ValueError, match=r"best/6 is of another model: head/.* is float32\[16\] there and float32\[17\] in the config"
   ):
-    best.load(other, finished, 10, mesh.make_mesh())
+    best_checkpoint.load(other, finished, 10, mesh_lib.make_mesh())
   config = json.loads((finished / "config.json").read_text())
-  storing.write_json(tmp_path / "config.json", config | {"format": 1})
+  files.write_json(tmp_path / "config.json", config | {"format": 1})
   with pytest.raises(ValueError, match=r"config.json is of format 1, of another version of rmam_jax.*train again into"):
-    run.evaluate(tmp_path)
+    pipeline.evaluate(tmp_path)
 
 
 def test_another_set_of_fields_is_another_format():
@@ -474,7 +481,7 @@ def test_another_set_of_fields_is_another_format():
 def test_a_run_without_stage_two_says_so(tmp_path, data_root):
   workdir.claim(tmp_path / "run", tiny_config(data_root), [str(digit) for digit in range(10)], {})
   with pytest.raises(FileNotFoundError, match="holds no checkpoint of stage two"):
-    run.evaluate(tmp_path / "run")
+    pipeline.evaluate(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,11 @@ import safetensors.numpy
 from test_training import tiny_config
 
 from configs import digits, voc
-from rmam_jax.models import recognizer, vgg
-from rmam_jax.training import loop, stages
-from rmam_jax.weights import files, layouts, published, start, tensors
+from rmam_jax import recognizer
+from rmam_jax.backbones import vgg
+from rmam_jax.training import exported, initial_weights, loop, stages
+from rmam_jax.weights import files as weight_files
+from rmam_jax.weights import layouts, tensors
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHAPES = layouts.convolutions(vgg.VGG16_STAGES)
@@ -76,11 +78,11 @@ def torch_names(convolutions):
 
 
 def backbone_of(weights):
-  return start._from_file(weights).backbone
+  return initial_weights._from_file(weights).backbone
 
 
 def test_keras_first_kernel_is_turned_to_red_green_blue_and_the_rest_stays(tmp_path, convolutions):
-  weights = files.read(write_keras(tmp_path / "notop.h5", convolutions))
+  weights = weight_files.read(write_keras(tmp_path / "notop.h5", convolutions))
   for layer, roles in backbone_of(weights).items():
     kernel = convolutions[layer]["kernel"]
     np.testing.assert_array_equal(roles["kernel"], kernel[:, :, [2, 1, 0]] if layer == "block1_conv1" else kernel)
@@ -91,7 +93,7 @@ def test_keras_first_kernel_is_turned_to_red_green_blue_and_the_rest_stays(tmp_p
 
 def test_plain_safetensors_with_torchvision_s_names(tmp_path, convolutions):
   safetensors.numpy.save_file(torch_names(convolutions), tmp_path / "vgg.safetensors")
-  weights = files.read(tmp_path / "vgg.safetensors")
+  weights = weight_files.read(tmp_path / "vgg.safetensors")
   for layer, roles in backbone_of(weights).items():
     np.testing.assert_array_equal(roles["kernel"], convolutions[layer]["kernel"])
   np.testing.assert_allclose(weights.pixel_mean, (123.675, 116.28, 103.53))
@@ -134,7 +136,7 @@ def test_a_tensor_that_is_wrong_is_named_with_its_file(change, message, tmp_path
   layers = dict(convolutions)
   change(layers)
   with pytest.raises(ValueError, match=message):
-    files.read(write_keras(tmp_path / "x.h5", layers))
+    weight_files.read(write_keras(tmp_path / "x.h5", layers))
   assert not cache.exists()
 
 
@@ -185,7 +187,7 @@ def test_an_h5_that_is_not_plain_is_refused_before_memory_is_taken(change, messa
 
 def _refused(path, message):
   with pytest.raises(ValueError, match=message) as caught:
-    files.read(path)
+    weight_files.read(path)
   assert str(path) in str(caught.value)
 
 
@@ -304,7 +306,7 @@ def test_a_pth_that_is_damaged_is_refused_before_memory_is_taken(write, message,
 @pytest.mark.parametrize("layout", [zip_layout, legacy_layout])
 def test_the_hand_written_state_dict_is_read_in_both_layouts(layout, tmp_path):
   rest = [("data/0", TWO)] if layout is zip_layout else KEYS + (2).to_bytes(8, "little") + TWO
-  with files.open_weights(layout(tmp_path / "x.pth", storage_pickle(), rest)) as (entries, _):
+  with weight_files.open_weights(layout(tmp_path / "x.pth", storage_pickle(), rest)) as (entries, _):
     np.testing.assert_array_equal(entries["w"].read(), [1, 2])
 
 
@@ -343,18 +345,18 @@ def test_a_heap_on_which_hdf5_loops_for_ever_or_takes_all_memory_is_refused(plac
 
 def test_conversions_are_cached_by_digest_and_verified_when_read(tmp_path, convolutions, cache, capsys, monkeypatch):
   path = write_keras(tmp_path / "x.h5", convolutions)
-  first = files.read(path)
+  first = weight_files.read(path)
   (kept,) = cache.iterdir()
-  assert kept.name == f"{files.checksum(path)}.safetensors"
+  assert kept.name == f"{weight_files.checksum(path)}.safetensors"
   with monkeypatch.context() as patched:
     patched.setattr(layouts, "recognise", None)  # a second conversion would call it
-    again = files.read(path)
+    again = weight_files.read(path)
   assert again._replace(tensors={}) == first._replace(tensors={})
   assert all((again.tensors[name] == array).all() for name, array in first.tensors.items())
   content = bytearray(kept.read_bytes())
   content[-2] ^= 1
   kept.write_bytes(content)
-  repaired = files.read(path)
+  repaired = weight_files.read(path)
   assert "does not have the digest that it states" in capsys.readouterr().out
   assert tensors.digest(repaired.tensors) == tensors.digest(first.tensors)
   assert len(list(cache.iterdir())) == 1
@@ -367,22 +369,22 @@ def inner(path, stages=STAGES, seed=0):
   for layer, shape in layouts.convolutions(stages).items():
     arrays[f"{layer}/kernel"] = rng.normal(0, 0.1, shape).astype(np.float32)
     arrays[f"{layer}/bias"] = rng.normal(0, 0.1, shape[-1:]).astype(np.float32)
-  weights = files.Weights("a test", arrays, (10.0, 20.0, 30.0), (2.0, 3.0, 4.0), f"{seed:064d}")
-  files.write(path, weights)
+  weights = weight_files.Weights("a test", arrays, (10.0, 20.0, 30.0), (2.0, 3.0, 4.0), f"{seed:064d}")
+  weight_files.write(path, weights)
   return weights
 
 
 def test_the_inner_form_comes_back_and_damage_is_seen(tmp_path):
   path = tmp_path / "x.safetensors"
   weights = inner(path)
-  found = files.read(path)
+  found = weight_files.read(path)
   assert found._replace(tensors={}) == weights._replace(tensors={})
   assert all((found.tensors[name] == array).all() for name, array in weights.tensors.items())
   arrays = dict(weights.tensors)
   arrays["block2_conv1/kernel"] = arrays["block2_conv1/kernel"][:, :, :3]
-  files.write(path, weights._replace(tensors=arrays))
+  weight_files.write(path, weights._replace(tensors=arrays))
   _refused(path, r"block2_conv1/kernel has the shape \(3, 3, 3, 8\), not \(3, 3, 4, 8\)")
-  files.write(path, weights._replace(pixel_std=(1.0, 0.0, 1.0)))
+  weight_files.write(path, weights._replace(pixel_std=(1.0, 0.0, 1.0)))
   _refused(path, "pixel_std above 0")
 
 
@@ -400,7 +402,7 @@ def test_a_run_begins_with_the_file_and_takes_its_preprocessing(tmp_path, data_r
 
   restored = checkpoints.StageCheckpoints(folder / "checkpoints" / "stage_one")
   stage = stages.build(saved, "stage_one", num_classes=10, num_records=160)
-  like = jax.eval_shape(lambda: loop.stepping.init_params(stage.model, jax.random.key(0), 64))
+  like = jax.eval_shape(lambda: loop.step_lib.init_params(stage.model, jax.random.key(0), 64))
   sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   params, _ = restored.restore_best(checkpoints.abstract(like, sharding))
   restored.close()
@@ -451,12 +453,12 @@ def trained(data_root, tmp_path_factory):
   config.stage_one.epochs = config.stage_two.epochs = 1
   loop.train(config, folder / "run")
   (folder / "run" / "choices.json").write_text('{"temperature": 1.5}')
-  published.export(folder / "run", folder / "out")
+  exported.export(folder / "run", folder / "out")
   return folder
 
 
 def test_an_exported_model_is_the_workdir_s(trained):
-  there, here = published.load(trained / "run"), published.load(trained / "out")
+  there, here = exported.load(trained / "run"), exported.load(trained / "out")
   assert here.class_names == there.class_names == tuple(map(str, range(10)))
   assert here.choices == there.choices == {"temperature": 1.5}
   assert here.config.to_json() == there.config.to_json()
@@ -470,9 +472,9 @@ def test_an_exported_model_is_the_workdir_s(trained):
 def test_an_export_that_was_changed_is_refused(trained, tmp_path):
   out = tmp_path / "out"
   with pytest.raises(ValueError, match="exists and is not an empty folder"):
-    published.export(trained / "run", trained / "out")
+    exported.export(trained / "run", trained / "out")
   with pytest.raises(FileNotFoundError, match=r"neither a model\.json"):
-    published.load(tmp_path)
+    exported.load(tmp_path)
   about = json.loads((trained / "out" / "model.json").read_text())
   for changes, message in (
     ({"class_names": about["class_names"][1:]}, r"model\.safetensors: .* has the shape .*10.*, not .*9"),
@@ -486,22 +488,22 @@ def test_an_export_that_was_changed_is_refused(trained, tmp_path):
     shutil.copytree(trained / "out", out, dirs_exist_ok=True)
     (out / "model.json").write_text(json.dumps({**about, **changes}))
     with pytest.raises(ValueError, match=message):
-      published.load(out)
+      exported.load(out)
   shutil.copytree(trained / "out", out, dirs_exist_ok=True)
   os.truncate(out / "model.safetensors", 1000)
   with pytest.raises(ValueError, match=r"model\.safetensors is no whole safetensors file"):
-    published.load(out)
+    exported.load(out)
 
 
 @pytest.mark.parametrize("kind", ["run", "out"])
 def test_a_trained_model_begins_another_run(trained, kind, tmp_path, data_root):
   config = tiny_config(data_root, weights=str(trained / kind))
-  resolved, first = start.resolve(config, tmp_path / "new")
-  wanted = published.load(trained / kind)
+  resolved, first = initial_weights.resolve(config, tmp_path / "new")
+  wanted = exported.load(trained / kind)
   assert resolved.weights_digest == tensors.digest(tensors.flatten(wanted.params))
   assert tuple(resolved.model.pixel_mean) == (90, 90, 90)
   stage = stages.build(config, "stage_two", num_classes=10, num_records=160)
-  fresh = loop.stepping.init_params(stage.model, jax.random.key(9), 64)
+  fresh = loop.step_lib.init_params(stage.model, jax.random.key(9), 64)
   heads = {"head": "saliency", "auxiliary": "score_map"}
   fill = {"heads": heads, "region_size": (5, 5)}
   params, taken = first.fill(fresh, class_names=wanted.class_names, **fill)
@@ -514,16 +516,16 @@ def test_a_trained_model_begins_another_run(trained, kind, tmp_path, data_root):
 
 def test_fc6_begins_w_fx_where_the_head_has_its_shape():
   config = voc.get_config()
-  fresh = published.param_shapes(config, 20)
+  fresh = exported.param_shapes(config, 20)
   fc6 = {"kernel": jax.ShapeDtypeStruct((25_088, 4096), np.float32), "bias": jax.ShapeDtypeStruct((4096,), np.float32)}
-  first = start.Start("a test", "", (), (), fresh["backbone"], fc6)
+  first = initial_weights.Start("a test", "", (), (), fresh["backbone"], fc6)
   named = {"heads": {"head": "recurrent"}, "class_names": (), "region_size": (7, 7)}
   params, taken = first.fill(fresh, **named)
   assert params["head"]["attention"]["fx"] is fc6
   assert params["head"]["attention"]["zs"] is fresh["head"]["attention"]["zs"]
   assert taken == ["the backbone", "fc6 as W_fx of recurrent"]
   config.model.x_width = 128
-  assert first.fill(published.param_shapes(config, 20), **named)[1] == ["the backbone"]
+  assert first.fill(exported.param_shapes(config, 20), **named)[1] == ["the backbone"]
 
 
 def call(*arguments):
@@ -536,14 +538,14 @@ def test_the_command_describes_converts_and_exports(tmp_path, convolutions, trai
   path = write_keras(tmp_path / "x.h5", convolutions)
   said = call(path, f"--out={tmp_path / 'new.safetensors'}")
   assert said.returncode == 0, said.stderr
-  assert files.read(tmp_path / "new.safetensors").digest == files.checksum(path)
+  assert weight_files.read(tmp_path / "new.safetensors").digest == weight_files.checksum(path)
   said = call(path).stdout
   assert "block5_conv3/kernel  3x3x512x512  float32" in said
-  assert f"sha256      {files.checksum(path)}" in said
+  assert f"sha256      {weight_files.checksum(path)}" in said
   assert "no: the published file has the md5 6d6bbae143d832006294945121d1f1fc" in said
   assert "Keras' VGG-16 without its top" in said
   assert call("export", trained / "run", tmp_path / "model").returncode == 0
-  assert published.load(tmp_path / "model").class_names == published.load(trained / "run").class_names
+  assert exported.load(tmp_path / "model").class_names == exported.load(trained / "run").class_names
   wrong = call(tmp_path / "nothing.h5")
   assert wrong.returncode == 1
   assert wrong.stderr.startswith("error: ")
@@ -585,7 +587,7 @@ def test_conv5_3_equals_keras(tmp_path, convolutions, keras):
     theirs.get_layer("block3_conv2").get_weights()[0], convolutions["block3_conv2"]["kernel"]
   )
   features = keras.Model(theirs.input, theirs.get_layer("block5_conv3").output)
-  weights = files.read(path)
+  weights = weight_files.read(path)
   for size in SIZES:
     images = images_of(size)
     wanted = keras.ops.convert_to_numpy(features(keras.applications.vgg16.preprocess_input(images.copy())))
@@ -601,7 +603,7 @@ def test_conv5_3_equals_torch(zipped, parameters, tmp_path, convolutions):
   module.load_state_dict(state)
   saved = dict(module.named_parameters()) if parameters else module.state_dict()
   torch.save(saved, tmp_path / "vgg.pth", _use_new_zipfile_serialization=zipped)
-  weights = files.read(tmp_path / "vgg.pth")
+  weights = weight_files.read(tmp_path / "vgg.pth")
   mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
   for size in SIZES if not parameters else SIZES[:1]:
     images = images_of(size)
@@ -653,7 +655,7 @@ def test_fc6_equals_the_others_first_dense_layer(source, tmp_path, convolutions,
       state |= {f"{layer}.weight": small["weight"].expand(out, 4096), f"{layer}.bias": small["bias"].expand(out)}
     path = tmp_path / "full.pth"
     torch.save(state, path)
-  fc6 = start._from_file(files.read(path)).fc6
+  fc6 = initial_weights._from_file(weight_files.read(path)).fc6
   found = maps.reshape(2, -1) @ fc6["kernel"] + fc6["bias"]
   np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max(), rtol=0)
 

@@ -7,7 +7,7 @@ import numpy as np
 from absl import app
 
 from configs import common
-from rmam_jax.data import batches, records
+from rmam_jax.data import batches, splits
 
 
 def main(argv):
@@ -15,7 +15,7 @@ def main(argv):
   with tempfile.TemporaryDirectory() as root:
     config = common.get_config()
     config.data.name, config.data.root = "digits/tiny", root
-    split = records.open_split(config.data, "train")
+    split = splits.open_split(config.data, "train")
 
     def first(workers):
       stream = batches.train_batches(

@@ -6,8 +6,8 @@ python -m tests.worker_faults DATA_ROOT [RECORD]      RECORD's image is damaged
 from absl import app
 
 from configs import common
-from rmam_jax import command
-from rmam_jax.data import batches, records
+from rmam_jax.data import batches, splits
+from rmam_jax.runtime import commands
 
 
 class Damaged:
@@ -28,10 +28,10 @@ class Damaged:
 def main(argv):
   config = common.get_config()
   config.data.name, config.data.root = "digits/tiny", argv[1]
-  split = records.open_split(config.data, "train")
+  split = splits.open_split(config.data, "train")
   if argv[2:]:
     split = Damaged(split, int(argv[2]))
-  with command.speaking():
+  with commands.speaking():
     stream = batches.train_batches(
       split, batch_size=16, image_size=72, crop_size=64, flip=True, seed=3, threads=1, workers=2
     )

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from rmam_jax.data.images import decode_image
-from rmam_jax.data.records import Record, Split
+from rmam_jax.data.splits import Record, Split
 
 Batch = dict[str, np.ndarray]
 

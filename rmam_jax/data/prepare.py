@@ -11,7 +11,7 @@ import shutil
 
 from absl import app, flags
 
-from rmam_jax.data import records
+from rmam_jax.data import splits
 
 INSTALL = "pip install 'rmam_jax[prepare]' (from a checkout: pip install -e '.[prepare]')"
 
@@ -94,7 +94,7 @@ def prepare(name: str, *, root: str = "", archives: str = "") -> pathlib.Path:
 
   Args:
     name: of `BUILDERS`.
-    root: see `records.data_root`.
+    root: see `splits.data_root`.
     archives: folder with the official archives; empty downloads them.
 
   Returns:
@@ -107,12 +107,12 @@ def prepare(name: str, *, root: str = "", archives: str = "") -> pathlib.Path:
     OSError: no space, or no network.
     ModuleNotFoundError: tensorflow is missing.
   """
-  data_root = records.data_root(root)
+  data_root = splits.data_root(root)
   builder = make_builder(name, data_root)
   folder = pathlib.Path(builder.data_dir)
   if (folder / "dataset_info.json").exists():
     return folder
-  records.refuse_remains(name, folder)
+  splits.refuse_remains(name, folder)
   sizes = _sizes(builder, name)
   if archives:
     _check_archives(pathlib.Path(archives).expanduser(), sizes)
@@ -142,11 +142,11 @@ _DATA_ROOT = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> None:
-  from rmam_jax import command
+  from rmam_jax.runtime import commands
 
   if len(argv) != 2:
     raise app.UsageError(f"name one data set: {' or '.join(BUILDERS)}")
-  with command.speaking():
+  with commands.speaking():
     print(f"prepared {prepare(argv[1], root=_DATA_ROOT.value, archives=_ARCHIVES.value)}")
 
 

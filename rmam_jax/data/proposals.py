@@ -4,7 +4,7 @@
                      a stand-in where images are too small for a real method
   selective_search   Uijlings et al. 2013, by OpenCV's contrib package (the extra `proposals`)
 
-  objects            the data set's own boxes as they are: what a localisation layer learns from (`rmam_jax.localization`)
+  objects            the data set's own boxes as they are: what a localisation layer learns from (`rmam_jax.ops.rpn`)
 
 Of the first two so many are taken that overlap none of those before by an IoU of more than 0.7. Boxes are (top, left,
 bottom, right) as shares of the image.
@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from rmam_jax import metrics, storing
 from rmam_jax.data.images import decode_image
 from rmam_jax.data.record import Record
+from rmam_jax.evaluation import metrics
+from rmam_jax.runtime import files
 
 OVERLAP = 0.7  # IoU
 RECALL = 0.8  # the share of the objects that `jittered` proposes, each with an IoU of at least 0.5
@@ -113,7 +114,7 @@ def _stored(path: pathlib.Path, made_by: str, records: Any, count: int) -> dict[
 
   found: dict[str, np.ndarray] = {}
   if path.exists():
-    stored = storing.read_npz(path, "delete it and run the same command again")
+    stored = files.read_npz(path, "delete it and run the same command again")
     if str(stored["made_by"]) == made_by:
       found = dict(zip(stored["ids"].tolist(), stored["boxes"], strict=True))
 
@@ -133,7 +134,7 @@ def _stored(path: pathlib.Path, made_by: str, records: Any, count: int) -> dict[
         found[name] = boxes
         bar.update()
       arrays = {"made_by": np.array(made_by), "ids": np.array(list(found)), "boxes": np.stack(list(found.values()))}
-      storing.write_npz(path, arrays, compressed=True)
+      files.write_npz(path, arrays, compressed=True)
   return found
 
 

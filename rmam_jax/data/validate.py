@@ -15,8 +15,8 @@ import tqdm
 from absl import app
 from ml_collections import config_flags
 
-from rmam_jax.data import files, images
-from rmam_jax.data.files import Entry, Problem
+from rmam_jax.data import images
+from rmam_jax.data.manifests import Entry, Problem
 
 SPLITS = ("train", "validation", "test")
 
@@ -31,12 +31,12 @@ def validate(data: Any) -> list[Problem]:
     FileNotFoundError, ValueError: a manifest that is not there or has no known form.
   """
   manifests = {split: data[split] for split in SPLITS if data[split] or split == "train"}
-  parsed = {split: files.parse(manifest, data.images) for split, manifest in manifests.items()}
-  names = files.class_names(data, parsed["train"][0])
+  parsed = {split: manifests.parse(manifest, data.images) for split, manifest in manifests.items()}
+  names = manifests.class_names(data, parsed["train"][0])
   problems: list[Problem] = []
   owners: dict[str, tuple[str, Entry]] = {}
   for split, (entries, found) in parsed.items():
-    problems += found + files.unknown_labels(entries, names)
+    problems += found + manifests.unknown_labels(entries, names)
     problems += [Problem(entry.place, "no label") for entry in entries if not entry.labels and not entry.ignore]
     problems += _unused_classes(manifests[split], entries, names)
     problems += _check_images(split, entries, owners)
@@ -75,12 +75,12 @@ def _check_images(split: str, entries: Sequence[Entry], owners: dict[str, tuple[
 
 
 def main(argv: list[str]) -> None:
-  from rmam_jax import command
+  from rmam_jax.runtime import commands
 
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}")
   data = _CONFIG.value.data
-  with command.speaking():
+  with commands.speaking():
     if data.name != "custom":
       raise ValueError(f"validate checks your own images, data.name = 'custom', got {data.name!r}")
     problems = validate(data)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize
 
-from rmam_jax import losses
+from rmam_jax.ops import losses
 
 RULES = ("per_class", "global")
 _LOG_RANGE = (-5.0, 5.0)  # of the temperature

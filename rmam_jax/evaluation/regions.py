@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from rmam_jax.evaluation import answers
-from rmam_jax.models import recognizer
+from rmam_jax import recognizer
+from rmam_jax.evaluation import outputs as outputs_lib
 
 
 def region_boxes(thetas: np.ndarray, config: Any) -> np.ndarray:
@@ -24,7 +24,7 @@ def region_boxes(thetas: np.ndarray, config: Any) -> np.ndarray:
   """
   thetas = np.asarray(thetas, np.float64)
   ends = np.stack([thetas[..., 2:] - thetas[..., :2], thetas[..., 2:] + thetas[..., :2]], axis=-2)
-  shares = answers.view_to_image(
+  shares = outputs_lib.view_to_image(
     ends,
     image_size=config.data.image_size,
     crop_size=config.data.crop_size,

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from rmam_jax import metrics, update_rules
-from rmam_jax.evaluation import calibration, regions, views
-from rmam_jax.evaluation.answers import Answers
-from rmam_jax.evaluation.choices import Choices
-from rmam_jax.models import recognizer
+from rmam_jax import recognizer
+from rmam_jax.evaluation import calibration, metrics
+from rmam_jax.evaluation import regions as regions_lib
+from rmam_jax.evaluation import views as views_lib
+from rmam_jax.evaluation.outputs import Answers
+from rmam_jax.evaluation.selection import Choices
+from rmam_jax.ops import next_region
 
 
 def _localization(found: metrics.Localization, prefix: str = "") -> dict[str, float]:
@@ -27,9 +29,9 @@ def localizations(test: Answers, config: Any) -> dict[str, metrics.Localization]
     "ours", "fixed_grid" and "chance".
   """
   truth = test.objects()
-  ours = regions.region_boxes(test.thetas, config).transpose(1, 0, 2)
-  grid = update_rules.grid_thetas(len(test.thetas), config.model.fixed_grid.scale)
-  grid_regions = np.broadcast_to(regions.region_boxes(grid, config), ours.shape)
+  ours = regions_lib.region_boxes(test.thetas, config).transpose(1, 0, 2)
+  grid = next_region.grid_thetas(len(test.thetas), config.model.fixed_grid.scale)
+  grid_regions = np.broadcast_to(regions_lib.region_boxes(grid, config), ours.shape)
   return {
     "ours": metrics.localization(ours, test.winners, *truth),
     "fixed_grid": metrics.localization(grid_regions, None, *truth),
@@ -57,7 +59,7 @@ def _network(config: Any, class_names: Sequence[str], test: Answers) -> dict[str
     "never_predicted_classes": [name for name, n in zip(class_names, counts.predicted, strict=True) if n == 0],
     "test_images": len(test.readable),
     "skipped_images": test.skipped,
-    **views.names(config),
+    **views_lib.names(config),
   }
   if test.auxiliary is not None:
     results["auxiliary_head"] = config.stage_one.head
@@ -182,7 +184,7 @@ def summary(results: dict[str, Any]) -> str:
   lines = [
     f"{results['data']}: {results['test_images']} test images, head '{results['head']}', seed {results['seed']}",
     "",
-    f"  mAP ({results['AP_method']})       {_percent(results['mAP'])}   network scores, {views.in_words(results)}",
+    f"  mAP ({results['AP_method']})       {_percent(results['mAP'])}   network scores, {views_lib.in_words(results)}",
   ]
   if results["skipped_images"]:
     lines.append(

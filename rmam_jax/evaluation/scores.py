@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rmam_jax import metrics, storing
-from rmam_jax.evaluation import views
-from rmam_jax.evaluation.answers import Answers
+from rmam_jax.evaluation import metrics
+from rmam_jax.evaluation import views as views_lib
+from rmam_jax.evaluation.outputs import Answers
+from rmam_jax.runtime import files
 
 FILE = "scores.npz"
 
@@ -38,7 +39,7 @@ def made_by(config: Any, checkpoint: str) -> dict[str, Any]:
     checkpoint: the digest of the best epoch's.
   """
   fields = {name: config.evaluation[name] for name in (*ALIKE, *BY_SVMS, "ap_method")}
-  return {"checkpoint": checkpoint, **fields, **views.names(config)}
+  return {"checkpoint": checkpoint, **fields, **views_lib.names(config)}
 
 
 def save(
@@ -59,7 +60,7 @@ def save(
     margins,
     np.array(json.dumps(made)),
   )
-  storing.write_npz(folder / FILE, scores._asdict())
+  files.write_npz(folder / FILE, scores._asdict())
 
 
 def load(folder: pathlib.Path) -> Scores:
@@ -74,7 +75,7 @@ def load(folder: pathlib.Path) -> Scores:
     raise FileNotFoundError(f"{folder} holds no {FILE}: run eval.py --workdir={folder} first")
   remedy = f"run eval.py --workdir={folder} again"
   try:
-    return Scores(**storing.read_npz(path, remedy))
+    return Scores(**files.read_npz(path, remedy))
   except TypeError as error:
     raise ValueError(f"{path} holds other things than scores ({error}): {remedy}") from error
 
@@ -127,7 +128,7 @@ def describe(scores: Scores) -> str:
   """In words, what was looked at and what the SVMs were."""
   made = about(scores)
   svms = f"SVMs ({made['svm_solver']}) on features {made['feature']}" if scores.svm.shape[1] else "no SVMs"
-  return f"{views.in_words(made)}; {svms}"
+  return f"{views_lib.in_words(made)}; {svms}"
 
 
 def protocol(name: str) -> metrics.Protocol:

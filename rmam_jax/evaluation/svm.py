@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmam_jax import mesh as meshes
-from rmam_jax import storing
+from rmam_jax.runtime import files
+from rmam_jax.runtime import mesh as mesh_lib
 
 FILE = "svm.npz"
 SOLVERS = ("newton", "liblinear")
@@ -300,11 +300,11 @@ def _bucket(count: int, classes: int, devices: int) -> int:
 
 
 def _newton(features, labels, kept, cs) -> Iterator[np.ndarray]:
-  mesh = meshes.make_mesh(jax.local_devices())
+  mesh = mesh_lib.make_mesh(jax.local_devices())
   classes = labels.shape[1]
-  by_class = meshes.by_class(mesh)
+  by_class = mesh_lib.by_class(mesh)
   with _double():
-    x = jax.device_put(features, meshes.replicated(mesh))
+    x = jax.device_put(features, mesh_lib.replicated(mesh))
     spread = _spread(x)
   targets, counts = np.where(labels, 1, -1).astype(np.int8), kept.astype(np.int8)
   w = np.zeros((features.shape[1] + 1, classes))
@@ -347,7 +347,7 @@ def _newton(features, labels, kept, cs) -> Iterator[np.ndarray]:
 def save(path: pathlib.Path, machines: Machines) -> None:
   """Machines to an .npz, with the names of their classes."""
   arrays = {"weights": machines.weights, "biases": machines.biases, "class_names": np.array(machines.class_names)}
-  storing.write_npz(path, arrays)
+  files.write_npz(path, arrays)
 
 
 def load(path: pathlib.Path) -> Machines:
@@ -356,7 +356,7 @@ def load(path: pathlib.Path) -> Machines:
   Raises:
     ValueError: a file that is none.
   """
-  stored = storing.read_npz(path, "run eval.py again")
+  stored = files.read_npz(path, "run eval.py again")
   try:
     return Machines(stored["weights"], stored["biases"], tuple(stored["class_names"].tolist()))
   except KeyError as error:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rmam_jax.models import recognizer
+from rmam_jax import recognizer
 
 KINDS = ("centre", "five", "ten")
 MIRRORS = ("image", "map")

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import ml_collections
 
 import rmam_jax
-from rmam_jax import run, storing
-from rmam_jax.data.records import open_split
-from rmam_jax.evaluation import scores as scoring
-from rmam_jax.models import recognizer
-from rmam_jax.training import checkpoints, localizing, stages, workdir
-from rmam_jax.weights import start
+from rmam_jax import recognizer
+from rmam_jax.data.splits import open_split
+from rmam_jax.evaluation import scores as scores_lib
+from rmam_jax.runtime import files
+from rmam_jax.training import checkpoints, initial_weights, pipeline, stages, workdir
+from rmam_jax.training import rpn as rpn_training
 
 # The paper's losses, where a data set's configuration takes others: Eq. 7-8 and Eq. 10-14, nothing beside.
 PRINTED: Mapping[str, Any] = types.MappingProxyType(
@@ -158,15 +158,15 @@ class Maker:
     fields, about = _fields(config), [rmam_jax.__version__, workdir.FORMAT, *self._digest_data(config.data)]
     parts = {"stage_one": _digest([*about, *_of_stage_one(config, fields)])}
     if recognizer.needs_localizer(config.model.head):
-      about += self._digest_data(localizing.config_of(config).data)
-      parts[localizing.NAME] = _digest([*about, _of_localizer(fields)])
+      about += self._digest_data(rpn_training.config_of(config).data)
+      parts[rpn_training.NAME] = _digest([*about, _of_localizer(fields)])
     return Cell(name, config, _digest([*about, fields]), parts)
 
   def _resolve_weights(self, config: ml_collections.ConfigDict) -> None:
-    if config.weights == start.NONE:
+    if config.weights == initial_weights.NONE:
       return
     if config.weights not in self._weights:
-      resolved, _ = start.resolve(config)
+      resolved, _ = initial_weights.resolve(config)
       self._weights[config.weights] = {
         "weights_digest": resolved.weights_digest,
         "model.pixel_mean": resolved.model.pixel_mean,
@@ -226,7 +226,7 @@ def _take_over_parts(cell: Cell, root: pathlib.Path) -> None:
   for other in sorted((root / "cells").iterdir()):
     if not (other / "results.json").exists() or not (other / PARTS_FILE).exists():
       continue
-    theirs = storing.read_json(other / PARTS_FILE)
+    theirs = files.read_json(other / PARTS_FILE)
     for part in (part for part, digest in cell.parts.items() if theirs.get(part) == digest):
       for phase in ("choose", ""):
         checkpoints.take_over(part, other / phase, folder / phase)
@@ -250,7 +250,7 @@ class Measured(NamedTuple):
   """What a finished cell answered from one kind of views."""
 
   results: dict[str, Any]  # results.json
-  scores: scoring.Scores  # of the test split
+  scores: scores_lib.Scores  # of the test split
 
 
 def _place(cell: Cell, root: pathlib.Path, views: str) -> pathlib.Path:
@@ -267,13 +267,13 @@ def measure(cell: Cell, root: pathlib.Path, views: str) -> None:
   folder, place = cell.folder(root), _place(cell, root, views)
   if not (folder / "results.json").exists():
     _take_over_parts(cell, root)
-    storing.write_json(folder / PARTS_FILE, cell.parts)
-    run.train_and_evaluate(cell.config, folder)
-  run.evaluate(folder, {"views": views})
+    files.write_json(folder / PARTS_FILE, cell.parts)
+    pipeline.train_and_evaluate(cell.config, folder)
+  pipeline.evaluate(folder, {"views": views})
   draft = place.with_name(views + ".draft")
   shutil.rmtree(draft, ignore_errors=True)
   draft.mkdir(parents=True)
-  for name in ("results.json", scoring.FILE):
+  for name in ("results.json", scores_lib.FILE):
     shutil.copyfile(folder / name, draft / name)
   draft.rename(place)
 
@@ -281,13 +281,13 @@ def measure(cell: Cell, root: pathlib.Path, views: str) -> None:
 def load(cell: Cell, root: pathlib.Path, views: str) -> Measured:
   """What `measure` left."""
   place = _place(cell, root, views)
-  return Measured(storing.read_json(place / "results.json"), scoring.load(place))
+  return Measured(files.read_json(place / "results.json"), scores_lib.load(place))
 
 
 def validation_map(cell: Cell, root: pathlib.Path) -> float:
   """mAP on the validation split at the best epoch of stage two, by which learning rates are chosen."""
   folder = cell.folder(root)
   chosen = folder / "choose" if (folder / "choose").exists() else folder  # of two phases, the one that chooses
-  best = storing.read_json(chosen / "results.json")["best_epoch"]
+  best = files.read_json(chosen / "results.json")["best_epoch"]
   lines = workdir.read_lines(chosen / "metrics.jsonl")
   return next(line["validation_mAP"] for line in lines if (line["stage"], line["epoch"]) == ("stage_two", best))

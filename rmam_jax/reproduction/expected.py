@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from rmam_jax.data.records import Split, open_split
-from rmam_jax.models import recognizer
+from rmam_jax import recognizer
+from rmam_jax.data.splits import Split, open_split
 from rmam_jax.reproduction import cells
 from rmam_jax.reproduction.plan import Plan, work
-from rmam_jax.training import localizing, stages
-from rmam_jax.training import step as stepping
+from rmam_jax.training import rpn as rpn_training
+from rmam_jax.training import stages
+from rmam_jax.training import step as step_lib
 
 SHARE = 0.25  # of the rate of a matrix product, that a training reaches where none has been measured
 
@@ -42,7 +43,7 @@ def _operations(config: ml_collections.ConfigDict) -> float:
   if config.data.final_train:  # at most as long
     total += _count_stages(config, open_split(data, data.final_train))
   if recognizer.needs_localizer(config.model.head):
-    own = localizing.config_of(config)
+    own = rpn_training.config_of(config)
     boxed = open_split(own.data, own.data.train)
     total += _count(own, stages.build_localizer(own, len(boxed)), len(boxed.class_names))
   return total
@@ -59,7 +60,7 @@ def _count_stages(config: ml_collections.ConfigDict, train: Split) -> float:
 def _count(config: ml_collections.ConfigDict, stage: stages.Stage, classes: int) -> float:
   """By the compiler's count of one step, in which the looks, a loop, count once."""
   size, batch = config.data.crop_size, config.batch_size
-  state = jax.eval_shape(lambda: stepping.init_state(stage.model, stage.optimizer, jax.random.key(0), size))
+  state = jax.eval_shape(lambda: step_lib.init_state(stage.model, stage.optimizer, jax.random.key(0), size))
   example = {
     "image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
     "labels": jax.ShapeDtypeStruct((batch, classes), jnp.float32),
@@ -68,7 +69,7 @@ def _count(config: ml_collections.ConfigDict, stage: stages.Stage, classes: int)
   }
   if config.data.proposals:
     example["proposals"] = jax.ShapeDtypeStruct((batch, config.data.num_proposals, 4), jnp.float32)
-  step = jax.jit(stepping.make_train_step(stage.model, stage.optimizer, stage.objective))
+  step = jax.jit(step_lib.make_train_step(stage.model, stage.optimizer, stage.objective))
   return step.lower(state, example).cost_analysis()["flops"] * stage.steps
 
 

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rmam_jax import mesh as meshes
-from rmam_jax import metrics
-from rmam_jax.data.records import open_split
-from rmam_jax.evaluation import answers as answering
-from rmam_jax.evaluation import regions
-from rmam_jax.training import best, workdir
+from rmam_jax.data.splits import open_split
+from rmam_jax.evaluation import metrics
+from rmam_jax.evaluation import outputs as outputs_lib
+from rmam_jax.evaluation import regions as regions_lib
+from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.training import best_checkpoint, workdir
 
 MOST = 10
 
@@ -35,11 +35,11 @@ def by_looks(folder: pathlib.Path, most: int = MOST) -> ByLooks:
   with config.unlocked():
     config.model.num_regions = most
   test = open_split(config.data, config.data.test)
-  mesh = meshes.make_mesh()
-  model, params, _ = best.load(config, folder, len(test.class_names), mesh)
-  forward = answering.make_forward(model, mesh)
-  found = answering.answer_split(forward, params, test, data=config.data, batch_size=config.evaluation.batch_size)
-  boxes = regions.region_boxes(found.thetas, config).transpose(1, 0, 2)
+  mesh = mesh_lib.make_mesh()
+  model, params, _ = best_checkpoint.load(config, folder, len(test.class_names), mesh)
+  forward = outputs_lib.make_forward(model, mesh)
+  found = outputs_lib.answer_split(forward, params, test, data=config.data, batch_size=config.evaluation.batch_size)
+  boxes = regions_lib.region_boxes(found.thetas, config).transpose(1, 0, 2)
 
   def precision(k):
     scores = found.region_scores[:k].max(axis=0)

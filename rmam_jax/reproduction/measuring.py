@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from rmam_jax import metrics, storing
-from rmam_jax.evaluation import bootstrap
-from rmam_jax.evaluation import scores as scoring
+from rmam_jax.evaluation import bootstrap, metrics
+from rmam_jax.evaluation import scores as scores_lib
 from rmam_jax.reproduction import cells, looks, speed, tables
 from rmam_jax.reproduction.plan import Plan
 from rmam_jax.reproduction.tables import Ordering, Row
+from rmam_jax.runtime import files
 
 LOOKS_FILE, SPEED_FILE = "looks.json", "speed.json"
 
@@ -36,10 +36,10 @@ class Measurements:
       self._measured[key] = cells.load(self.plan.cell(name, seed), self.plan.root, views)
     return self._measured[key]
 
-  def scores(self, row: Row, seed: int) -> scoring.Scores:
+  def scores(self, row: Row, seed: int) -> scores_lib.Scores:
     """A row's scores: one cell's, or the mean of two."""
     runs = {cell: self.cell(cell, row.views, seed).scores for cell in row.cells}
-    return scoring.fuse(runs) if len(runs) > 1 else next(iter(runs.values()))
+    return scores_lib.fuse(runs) if len(runs) > 1 else next(iter(runs.values()))
 
   def figures(self, row: Row, seed: int) -> dict[str, Any]:
     """mAP, AP by class and CP ... OF1 of the SVMs' margins: the paper's protocol, AP by the configuration's method."""
@@ -86,8 +86,8 @@ class Measurements:
       folder = self.plan.cell(name, seed).folder(self.plan.root)
       path = folder / LOOKS_FILE
       if not path.exists():
-        storing.write_json(path, looks.by_looks(folder)._asdict())
-      found.append(looks.ByLooks(**storing.read_json(path)))
+        files.write_json(path, looks.by_looks(folder)._asdict())
+      found.append(looks.ByLooks(**files.read_json(path)))
     return found
 
   def milliseconds(self, row: Row) -> list[float]:
@@ -97,8 +97,8 @@ class Measurements:
       folder = self.plan.cell(row.cells[0], seed).folder(self.plan.root)
       path = folder / SPEED_FILE
       if not path.exists():
-        storing.write_json(path, speed.milliseconds_per_image(folder))
-      found.append(storing.read_json(path))
+        files.write_json(path, speed.milliseconds_per_image(folder))
+      found.append(files.read_json(path))
     return found
 
   @property

@@ -6,9 +6,9 @@ import time
 import jax
 import numpy as np
 
-from rmam_jax import mesh as meshes
-from rmam_jax.evaluation import answers as answering
-from rmam_jax.training import best, workdir
+from rmam_jax.evaluation import outputs as outputs_lib
+from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.training import best_checkpoint, workdir
 
 _TIMES = 15  # batches; their median counts
 
@@ -20,9 +20,9 @@ def milliseconds_per_image(folder: pathlib.Path) -> float:
     folder: a finished workdir.
   """
   config, names = workdir.read_config(folder), workdir.read_class_names(folder)
-  mesh = meshes.make_mesh()
-  model, params, _ = best.load(config, folder, len(names), mesh)
-  forward = answering.make_forward(model, mesh)
+  mesh = mesh_lib.make_mesh()
+  model, params, _ = best_checkpoint.load(config, folder, len(names), mesh)
+  forward = outputs_lib.make_forward(model, mesh)
   batch, side = config.evaluation.batch_size, config.data.crop_size
   images = jax.device_put(np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), np.uint8), forward.sharding)
   jax.block_until_ready(forward(params, images))  # compiled here

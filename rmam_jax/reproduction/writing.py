@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 import rmam_jax
+from rmam_jax import recognizer
 from rmam_jax.evaluation.bootstrap import Interval
-from rmam_jax.models import recognizer
 from rmam_jax.reproduction import looks, tables
 from rmam_jax.reproduction.measuring import Measurements
 from rmam_jax.reproduction.tables import Row, Table

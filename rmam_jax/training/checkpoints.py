@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rmam_jax import storing
+from rmam_jax.runtime import files
 from rmam_jax.training.step import Params, TrainState
 from rmam_jax.weights import tensors
 
@@ -181,7 +181,7 @@ def take_over(stage: str, source: pathlib.Path, folder: pathlib.Path) -> None:
   lines = log.read_text().splitlines(keepends=True) if log.exists() else []
   lines = [line for line in lines if json.loads(line)["stage"] != stage]
   theirs = (source / "metrics.jsonl").read_text().splitlines(keepends=True)
-  storing.write_text(log, "".join(lines + [line for line in theirs if json.loads(line)["stage"] == stage]))
+  files.write_text(log, "".join(lines + [line for line in theirs if json.loads(line)["stage"] == stage]))
   place.parent.mkdir(exist_ok=True)
   draft.rename(place)
 

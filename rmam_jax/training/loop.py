@@ -14,24 +14,30 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from rmam_jax import losses, metrics, processes
-from rmam_jax import mesh as meshes
 from rmam_jax.data import batches
-from rmam_jax.data.records import open_split
-from rmam_jax.evaluation import answers as answering
-from rmam_jax.training import checkpoints, localizing, profile, stages, stopping, workdir
-from rmam_jax.training import step as stepping
-from rmam_jax.weights import start
+from rmam_jax.data.splits import open_split
+from rmam_jax.evaluation import metrics
+from rmam_jax.evaluation import outputs as outputs_lib
+from rmam_jax.ops import losses
+from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.runtime import processes
+from rmam_jax.training import checkpoints, initial_weights, profile, signals, stages, workdir
+from rmam_jax.training import rpn as rpn_training
+from rmam_jax.training import step as step_lib
 
 SKIPPED = "skipped.jsonl"  # in a workdir: images that could not be read and were replaced
-STREAMS = (*stages.NAMES, localizing.NAME)  # of one run each has its own random numbers
+STREAMS = (*stages.NAMES, rpn_training.NAME)  # of one run each has its own random numbers
 
 
 class _Trainer:
   """Runs stages over one mesh, one data set and one workdir."""
 
   def __init__(
-    self, config: ml_collections.ConfigDict, folder: pathlib.Path, first: start.Start | None, trace: profile.Trace
+    self,
+    config: ml_collections.ConfigDict,
+    folder: pathlib.Path,
+    first: initial_weights.Start | None,
+    trace: profile.Trace,
   ):
     self.config = config
     self.trace = trace
@@ -45,7 +51,7 @@ class _Trainer:
       if split is not None and split.dropped:
         print(f"{split.name}: {split.dropped} records without a positive label are left out")
     self.num_classes = len(self.train.class_names)
-    self.mesh = meshes.make_mesh()
+    self.mesh = mesh_lib.make_mesh()
     if config.batch_size % self.mesh.size or config.evaluation.batch_size % self.mesh.size:
       raise ValueError(
         f"batch_size {config.batch_size} and evaluation.batch_size {config.evaluation.batch_size} must be multiples of"
@@ -83,7 +89,7 @@ class _Trainer:
 
   def make_forward(self, stage: stages.Stage):
     """What `validate` asks."""
-    return answering.make_forward(stage.model, self.mesh)
+    return outputs_lib.make_forward(stage.model, self.mesh)
 
   def validate(self, stage: stages.Stage, forward, params) -> dict[str, float]:
     """The loss that the best epoch is chosen by, over the whole validation split at once, and its mAP.
@@ -93,7 +99,7 @@ class _Trainer:
     """
     if self.validation is None:
       return {}
-    answers = answering.answer_split(
+    answers = outputs_lib.answer_split(
       forward,
       params,
       self.validation,
@@ -111,7 +117,7 @@ class _Trainer:
       "validation_mAP": metrics.mean_average_precision(precisions),
     }
 
-  def begin(self, stage: stages.Stage, params: stepping.Params) -> stepping.Params:
+  def begin(self, stage: stages.Stage, params: step_lib.Params) -> step_lib.Params:
     """Fresh parameters with what `config.weights` has for them."""
     params, taken = self.first.fill(
       params,
@@ -123,8 +129,8 @@ class _Trainer:
     return params
 
   def run(
-    self, stage: stages.Stage, previous: stepping.Params | None = None, kept: str = "", localizer: Any = None
-  ) -> stepping.Params:
+    self, stage: stages.Stage, previous: step_lib.Params | None = None, kept: str = "", localizer: Any = None
+  ) -> step_lib.Params:
     """Trains a stage, or what is left of it; returns the parameters of its best epoch.
 
     Args:
@@ -133,9 +139,9 @@ class _Trainer:
       kept: see `stages.take_over`.
       localizer: the parameters of a localiser that the stage's recogniser has, or None.
     """
-    replicated = meshes.replicated(self.mesh)
+    replicated = mesh_lib.replicated(self.mesh)
     key = jax.random.fold_in(jax.random.key(self.config.seed), STREAMS.index(stage.name))
-    init = functools.partial(stepping.init_state, stage.model, stage.optimizer, size=self.config.data.crop_size)
+    init = functools.partial(step_lib.init_state, stage.model, stage.optimizer, size=self.config.data.crop_size)
     shapes = checkpoints.abstract(jax.eval_shape(init, key), replicated)
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     workdir.check_space(self.folder, 4 * size)
@@ -152,7 +158,7 @@ class _Trainer:
       if previous is not None:
         params = stages.take_over(params, previous, kept)
       if localizer is not None:
-        params = {**params, localizing.NAME: localizer}
+        params = {**params, rpn_training.NAME: localizer}
       state = state._replace(params=jax.device_put(params, replicated))
       progress = {"best_loss": math.inf, "best_epoch": 0, "seconds": 0.0}
     if int(state.step) < stage.steps or progress.get("unfinished"):
@@ -161,10 +167,10 @@ class _Trainer:
     saved.close()
     return best
 
-  def _train(self, stage: stages.Stage, state: stepping.TrainState, progress: dict, saved) -> None:
-    sharding, replicated = meshes.by_example(self.mesh), meshes.replicated(self.mesh)
+  def _train(self, stage: stages.Stage, state: step_lib.TrainState, progress: dict, saved) -> None:
+    sharding, replicated = mesh_lib.by_example(self.mesh), mesh_lib.replicated(self.mesh)
     train_step = jax.jit(
-      stepping.make_train_step(
+      step_lib.make_train_step(
         stage.model, stage.optimizer, stage.objective, accumulate=self.config.accumulate, seed=self.config.seed
       ),
       in_shardings=(replicated, sharding),
@@ -191,7 +197,7 @@ class _Trainer:
         total=stage.steps, initial=step, desc=label, unit=" steps", dynamic_ncols=True, disable=not processes.is_first()
       ) as bar,
       # Several processes cannot agree on a step: there, signals act at once and the last epoch's checkpoint counts.
-      stopping.Deferred(active=jax.process_count() == 1) as stop,
+      signals.Deferred(active=jax.process_count() == 1) as stop,
     ):
       while step < stage.steps or totals:
         running = None
@@ -250,19 +256,19 @@ class _LocalizerTrainer(_Trainer):
   """Trains a localiser: the data are those with boxes."""
 
   def make_forward(self, stage: stages.Stage):
-    return localizing.make_forward(stage.model, self.mesh)
+    return rpn_training.make_forward(stage.model, self.mesh)
 
   def validate(self, stage: stages.Stage, forward, params) -> dict[str, float]:
     """The share of the objects that no region finds, by which the best epoch is chosen, and of those that one does."""
     if self.validation is None:
       return {}
-    found = localizing.recall(
+    found = rpn_training.recall(
       forward, params, self.validation, data=self.config.data, batch_size=self.config.evaluation.batch_size
     )
     return {"validation_loss": 1 - found, "validation_recall": found}
 
 
-def _settle(place: str, step_metrics: stepping.Metrics, ids: Sequence[str]) -> dict[str, float]:
+def _settle(place: str, step_metrics: step_lib.Metrics, ids: Sequence[str]) -> dict[str, float]:
   """A step's metrics on the host.
 
   Raises:
@@ -281,7 +287,7 @@ def _settle(place: str, step_metrics: stepping.Metrics, ids: Sequence[str]) -> d
 
 def train(
   config: ml_collections.ConfigDict, folder: pathlib.Path, *, profile_folder: pathlib.Path | None = None
-) -> stepping.Params:
+) -> step_lib.Params:
   """Runs both stages, and the training of the localiser before them if the head has one, or what is left of them.
 
   Args:
@@ -298,7 +304,7 @@ def train(
   # Preprocessing travels with the weights: from here on the configuration has theirs, and so has all that reads it,
   # config.json, the checkpoints' owner, evaluation and prediction.
   with processes.first_before_others("weights"):  # the first one leaves their conversion in the cache
-    config, first = start.resolve(config, folder)
+    config, first = initial_weights.resolve(config, folder)
   workdir.check(folder, config)
   trace = profile.Trace(profile_folder if processes.is_first() else None)
   trainer = _Trainer(config, folder, first, trace)
@@ -307,7 +313,7 @@ def train(
   ]
   localizing_trainer = localizer_stage = None
   if any(stage.model.localizer is not None for stage in planned):
-    localizing_trainer = _LocalizerTrainer(localizing.config_of(config), folder, first, profile.Trace(None))
+    localizing_trainer = _LocalizerTrainer(rpn_training.config_of(config), folder, first, profile.Trace(None))
     localizer_stage = stages.build_localizer(localizing_trainer.config, len(localizing_trainer.train))
   trainers = filter(None, (trainer, localizing_trainer))
   records = {split.name: split.digest() for each in trainers for split in (each.train, each.validation) if split}

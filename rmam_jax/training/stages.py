@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from rmam_jax import losses
-from rmam_jax.models import recognizer
-from rmam_jax.training import localizing
-from rmam_jax.training import step as stepping
+from rmam_jax import recognizer
+from rmam_jax.ops import losses
+from rmam_jax.training import rpn as rpn_training
+from rmam_jax.training import step as step_lib
 
 NAMES = ("stage_one", "stage_two")
 
@@ -24,7 +24,7 @@ class Stage:
   trains: str  # its head, or what a localiser learns from
   model: nn.Module
   optimizer: optax.GradientTransformation
-  objective: stepping.Objective | localizing.Objective
+  objective: step_lib.Objective | rpn_training.Objective
   epochs: int
   steps_per_epoch: int
 
@@ -78,7 +78,7 @@ def _build_timetable(
   if not 0 <= section.stop_epoch <= section.epochs:
     raise ValueError(f"{name}.stop_epoch must be between 0 and its {section.epochs} epochs, got {section.stop_epoch}")
   steps_per_epoch = max((config.epoch_size or num_records) // config.batch_size, 1)
-  schedule = stepping.learning_rate_schedule(
+  schedule = step_lib.learning_rate_schedule(
     section.schedule,
     peak=section.learning_rate,
     steps=section.epochs * steps_per_epoch,
@@ -90,7 +90,7 @@ def _build_timetable(
 
 
 def build_localizer(config: ml_collections.ConfigDict, num_records: int) -> Stage:
-  """The training of a localiser as `localizing.config_of` describes it.
+  """The training of a localiser as `rpn_training.config_of` describes it.
 
   Raises:
     ValueError: see `build`.
@@ -103,14 +103,14 @@ def build_localizer(config: ml_collections.ConfigDict, num_records: int) -> Stag
       "localizer.negative and localizer.positive must be IoUs in [0, 1], the first not above the second, got"
       f" {section.negative} and {section.positive}"
     )
-  optimizer, epochs, steps_per_epoch = _build_timetable(config, localizing.NAME, num_records)
+  optimizer, epochs, steps_per_epoch = _build_timetable(config, rpn_training.NAME, num_records)
   model = recognizer.build_localizer(config.model)
   return Stage(
-    name=localizing.NAME,
+    name=rpn_training.NAME,
     trains=config.data.name,
     model=model.clone(backbone=model.backbone.clone(remat=config.remat)),
     optimizer=optimizer,
-    objective=localizing.Objective(section.positive, section.negative, section.samples, section.box_weight),
+    objective=rpn_training.Objective(section.positive, section.negative, section.samples, section.box_weight),
     epochs=epochs,
     steps_per_epoch=steps_per_epoch,
   )
@@ -129,7 +129,7 @@ def build(config: ml_collections.ConfigDict, name: str, *, num_classes: int, num
     raise ValueError(f"{name}.classification must be one of {', '.join(losses.CLASSIFICATION_LOSSES)}, got {kind!r}")
   head = head_of(config, name)
   head_loss = recognizer.LOSSES[head](config, kind) if head in recognizer.LOSSES else None
-  objective = stepping.Objective(
+  objective = step_lib.Objective(
     classification=kind,
     localization_weight=loss.localization_weight if recognizer.looks(head) and head_loss is None else 0.0,
     auxiliary_weight=section.auxiliary_weight,
@@ -157,7 +157,7 @@ def _freeze_localizer(optimizer: optax.GradientTransformation) -> optax.Gradient
 
   def kinds(params):
     return {
-      part: jax.tree.map(lambda _, part=part: "frozen" if part == localizing.NAME else "trained", tree)
+      part: jax.tree.map(lambda _, part=part: "frozen" if part == rpn_training.NAME else "trained", tree)
       for part, tree in params.items()
     }
 
@@ -172,7 +172,7 @@ def kept_head(config: ml_collections.ConfigDict) -> str:
   return "head" if head == head_of(config, "stage_one") else ""
 
 
-def take_over(fresh: stepping.Params, trained: stepping.Params, head: str) -> stepping.Params:
+def take_over(fresh: step_lib.Params, trained: step_lib.Params, head: str) -> step_lib.Params:
   """Stage two's first parameters: stage one's backbone, and its head where stage two keeps it.
 
   Args:

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rmam_jax import losses
-from rmam_jax.models.recognizer import HeadLoss, Recognition
+from rmam_jax.ops import losses
+from rmam_jax.recognizer import HeadLoss, Recognition
 
 Params = Any
 Metrics = dict[str, jax.Array]

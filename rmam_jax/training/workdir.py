@@ -12,8 +12,8 @@ from typing import Any
 
 import ml_collections
 
-from rmam_jax import storing
-from rmam_jax.models import recognizer
+from rmam_jax import recognizer
+from rmam_jax.runtime import files
 from rmam_jax.version import __version__
 
 FORMAT = 3  # of a workdir: one more when a field of the configuration comes or goes or a parameter changes its shape
@@ -98,7 +98,7 @@ def claim(
     raise ValueError(
       f"{classes} names other classes than {config.data.name} has now. Name another folder with --workdir=DIR."
     )
-  theirs = storing.read_json(data) if data.exists() else {}
+  theirs = files.read_json(data) if data.exists() else {}
   if changed := [name for name, digest in records.items() if theirs.get(name, digest) != digest]:
     raise ValueError(
       f"{folder} began with other records of {' and '.join(changed)}: labels, images or boxes have changed since. Name"
@@ -107,11 +107,11 @@ def claim(
   try:
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-      storing.write_json(path, {"format": FORMAT, **json.loads(config.to_json())})
+      files.write_json(path, {"format": FORMAT, **json.loads(config.to_json())})
     if not classes.exists():
-      storing.write_json(classes, list(class_names))
+      files.write_json(classes, list(class_names))
     if not data.exists():
-      storing.write_json(data, dict(records))
+      files.write_json(data, dict(records))
   except OSError as error:
     raise _unusable(folder, error) from error
 
@@ -171,7 +171,7 @@ def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
   path = folder / "config.json"
   if not path.exists():
     raise FileNotFoundError(f"{folder} holds no config.json: it is no workdir of train.py")
-  content = storing.read_json(path)
+  content = files.read_json(path)
   if (found := content.pop("format", 1)) != FORMAT:
     raise ValueError(
       f"{path} is of format {found}, of another version of rmam_jax, and this one, {__version__}, reads format"
@@ -189,7 +189,7 @@ def read_class_names(folder: pathlib.Path) -> tuple[str, ...]:
   path = folder / "classes.json"
   if not path.exists():
     raise FileNotFoundError(f"{folder} holds no classes.json: the command that trained it, once more, writes it")
-  return tuple(storing.read_json(path))
+  return tuple(files.read_json(path))
 
 
 def check_space(folder: pathlib.Path, needed: int) -> None:
@@ -234,7 +234,7 @@ def keep_until(path: pathlib.Path, stage: str, step: int) -> None:
   """
   if path.exists():
     kept = [line for line in read_lines(path) if line["stage"] != stage or line["step"] <= step]
-    storing.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 class MetricsLog:
@@ -262,7 +262,7 @@ class MetricsLog:
       with self._path.open("a") as file:
         file.write(json.dumps({"stage": self._stage, "step": step, **metrics}) + "\n")
     except OSError as error:
-      raise OSError(f"cannot write {self._path}: {error.strerror or error}. {storing.GO_ON}") from error
+      raise OSError(f"cannot write {self._path}: {error.strerror or error}. {files.GO_ON}") from error
     for name, value in metrics.items():
       self._tensorboard.add_scalar(name, value, step)
     self._tensorboard.flush()

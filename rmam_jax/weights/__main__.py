@@ -18,24 +18,25 @@ def describe(path: pathlib.Path) -> None:
   """Prints what a file is, its tensors, its preprocessing and its checksum.
 
   Raises:
-    ValueError, OSError: as `files.read`.
+    ValueError, OSError: as `weight_files.read`.
   """
-  from rmam_jax.weights import files, layouts, tensors
+  from rmam_jax.weights import files as weight_files
+  from rmam_jax.weights import layouts, tensors
 
-  sha256 = files.checksum(path)
-  with files.open_weights(path) as (entries, metadata):
+  sha256 = weight_files.checksum(path)
+  with weight_files.open_weights(path) as (entries, metadata):
     rows = [(name, "x".join(map(str, entry.shape)), entry.dtype) for name, entry in entries.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
       print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print(f"sha256      {sha256}")
-    if metadata.get("format") == files.FORMAT:
+    if metadata.get("format") == weight_files.FORMAT:
       print(f"converted by rmam_jax from a file of sha256 {metadata.get('source_sha256')}")
     else:
       layout = layouts.recognise(entries)
       tensors.check_shapes(entries, layout.shapes, path)
       print(f"published   {_published(path, layout)}")
-  weights = files.read(path)
+  weights = weight_files.read(path)
   print(f"what        {weights.title}")
   print(f"pixel_mean  {weights.pixel_mean}  red, green, blue in 0..255")
   print(f"pixel_std   {weights.pixel_std}")
@@ -43,11 +44,11 @@ def describe(path: pathlib.Path) -> None:
 
 
 def _published(path: pathlib.Path, layout) -> str:
-  from rmam_jax.weights import files
+  from rmam_jax.weights import files as weight_files
 
   for known in layout.checksums:
     kind, digits = known.split(":")
-    if files.checksum(path, kind) == digits:
+    if weight_files.checksum(path, kind) == digits:
       return f"yes: its {kind} is the published one"
     return f"no: the published file has the {kind} {digits}"
   return "unknown: no checksum of such a file is known here"
@@ -57,27 +58,27 @@ def convert(path: pathlib.Path, out: pathlib.Path) -> None:
   """Writes the inner form of a file.
 
   Raises:
-    ValueError, OSError: as `files.read`; or `out` exists or is no safetensors name.
+    ValueError, OSError: as `weight_files.read`; or `out` exists or is no safetensors name.
   """
-  from rmam_jax.weights import files
+  from rmam_jax.weights import files as weight_files
 
   if out.suffix != ".safetensors" or out.exists():
     raise ValueError(f"--out={out}: name a file that does not exist yet and ends in .safetensors")
-  files.write(out, files.read(path))
+  weight_files.write(out, weight_files.read(path))
   print(f"wrote {out}")
 
 
 def main(argv: list[str]) -> None:
-  from rmam_jax import command
-  from rmam_jax.weights import published
+  from rmam_jax.runtime import commands
+  from rmam_jax.training import exported
 
   arguments = [pathlib.Path(argument) for argument in argv[1:]]
   exporting = argv[1:2] == ["export"]
   if len(arguments) != (3 if exporting else 1) or (exporting and _OUT.value):
     raise app.UsageError("give FILE [--out=NEW.safetensors], or export WORKDIR OUT")
-  with command.speaking():
+  with commands.speaking():
     if exporting:
-      published.export(*arguments[1:])
+      exported.export(*arguments[1:])
       print(f"wrote {arguments[2]}")
     elif _OUT.value:
       convert(arguments[0], pathlib.Path(_OUT.value))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rmam_jax.models import vgg
+from rmam_jax.backbones import vgg
 
 FC6_REGION = (7, 7)  # cells of pool5 that fc6 reads
 

@@ -1,0 +1,1 @@
+"""Networks from pixels to a feature map, one file a family, and the registry that names them."""

@@ -1,0 +1,74 @@
+"""From scores to probabilities, and from scores to the labels that an image is given."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rmam_jax.evaluation import calibration, metrics
+
+
+class Decision(NamedTuple):
+  """How labels are chosen. N images, L classes.
+
+  Attributes:
+    classification: the loss that the scores were trained by; its link makes them probabilities.
+    temperature: scores are divided by it first.
+    scores_from: a label is given from this score on; a number or [L].
+    probabilities_from: and from this probability on.
+    top: of these, the so many highest; 0 is no limit.
+  """
+
+  classification: str
+  temperature: float
+  scores_from: float | np.ndarray
+  probabilities_from: float
+  top: int
+
+  def probabilities(self, scores: np.ndarray) -> np.ndarray:
+    """[..., L] -> float [..., L] in [0, 1]."""
+    return calibration.probabilities(scores, self.classification, self.temperature)
+
+  def chosen(self, scores: np.ndarray) -> np.ndarray:
+    """[N, L] -> bool [N, L]."""
+    high = (scores >= self.scores_from) & (self.probabilities(scores) >= self.probabilities_from)
+    return high & metrics.top_k_labels(scores, self.top or scores.shape[1])
+
+
+def decide(
+  classification: str,
+  choices: Mapping[str, Any],
+  *,
+  top_k: int,
+  top: int | None = None,
+  threshold: float | None = None,
+) -> Decision:
+  """The decision of a trained recogniser.
+
+  A threshold that is given, a probability, comes first; then those chosen on validation images; then, for a sigmoid,
+  one half. A softmax shares out 1 among the labels of an image, so that no probability is high by itself: without a
+  threshold its `top_k` highest labels are given.
+
+  Args:
+    classification: the loss that the scores were trained with.
+    choices: what was chosen on validation images: `temperature`, and `thresholds` [L] on the scores, where there are
+      any.
+    top_k: `evaluation.top_k`.
+    top: the so many highest labels at most; 0 is no limit.
+    threshold: a probability.
+
+  Raises:
+    ValueError: a negative `top`, or a threshold that is no probability.
+  """
+  if top is not None and top < 0:
+    raise ValueError(f"top must be 0 (no limit) or more, got {top}")
+  if threshold is not None and not 0 <= threshold <= 1:
+    raise ValueError(f"threshold must be a probability between 0 and 1, got {threshold}")
+  scores_from: float | np.ndarray = -np.inf
+  if threshold is None and "thresholds" in choices:
+    scores_from = np.asarray(choices["thresholds"])
+  elif threshold is None and classification == "sigmoid":
+    threshold = 0.5
+  elif threshold is None and top is None:
+    top = top_k
+  return Decision(classification, float(choices.get("temperature", 1.0)), scores_from, threshold or 0.0, top or 0)

@@ -1,0 +1,1 @@
+"""Networks from a feature map to scores and regions, one file each, and the registry that names them."""

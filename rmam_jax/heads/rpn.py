@@ -1,0 +1,85 @@
+"""The network that finds the regions which RLSD reads: a backbone of its own and DenseCap's localisation layer."""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rmam_jax.backbones import vgg
+from rmam_jax.ops import rpn
+
+
+class Localized(NamedTuple):
+  """What the layer says of a batch and what it is to learn from. N anchors."""
+
+  scores: jax.Array  # [B, N, 2], of nothing and of an object
+  offsets: jax.Array  # [B, N, 4]
+  anchors: jax.Array  # [N, 4]
+  boxes: jax.Array | None  # [B, n, 4] as they came
+  noise: jax.Array | None  # [B, N], uniform, of the generator "look"
+
+
+class Localizer(nn.Module):
+  """From pixels to K regions in which something is.
+
+  Attributes:
+    backbone: normalised images -> feature map.
+    anchors: k of (width, height) in pixels of the images.
+    stride: pixels between neighbouring cells of the map.
+    num_regions: K.
+    width: filters of the layer's 3x3 convolution.
+    overlap: IoU above which of two regions only the surer one is kept.
+    pixel_mean, pixel_std: of red, green and blue in 0..255.
+    dtype: of the computation.
+  """
+
+  backbone: nn.Module
+  anchors: Sequence[tuple[float, float]]
+  stride: int
+  num_regions: int
+  width: int = 256
+  overlap: float = 0.7
+  pixel_mean: Sequence[float] = (0.0, 0.0, 0.0)
+  pixel_std: Sequence[float] = (1.0, 1.0, 1.0)
+  dtype: jnp.dtype = jnp.float32
+
+  def setup(self):
+    convolution = functools.partial(nn.Conv, dtype=self.dtype)
+    self.filters = convolution(self.width, (3, 3), kernel_init=nn.initializers.he_normal())
+    self.scores = convolution(2 * len(self.anchors), (1, 1))
+    self.offsets = convolution(4 * len(self.anchors), (1, 1), kernel_init=nn.initializers.zeros)
+
+  def __call__(self, images: jax.Array, boxes: jax.Array | None = None) -> Localized:
+    """For training.
+
+    Args:
+      images: [B, height, width, 3] of 0..255.
+      boxes: [B, n, 4] of (top, left, bottom, right) as shares of the image; those of no area are padding.
+    """
+    scores, offsets, anchors = self._layer(self.feature_map(images))
+    noise = jax.random.uniform(self.make_rng("look"), scores.shape[:2]) if self.has_rng("look") else None
+    return Localized(scores, offsets, anchors, boxes, noise)
+
+  def feature_map(self, images: jax.Array) -> jax.Array:
+    """Images as above -> [B, H, W, C]."""
+    return self.backbone(vgg.normalize(images, self.pixel_mean, self.pixel_std))
+
+  def propose(self, feature_map: jax.Array) -> jax.Array:
+    """The map, or a window of it, [B, H, W, C] -> regions [B, K, 4] as shares of what it shows, the surest first."""
+    scores, offsets, anchors = self._layer(feature_map)
+    find = functools.partial(rpn.propose, count=self.num_regions, overlap=self.overlap)
+    return jax.vmap(find, in_axes=(0, 0, None))(scores, offsets, anchors)[0]
+
+  def regions(self, images: jax.Array) -> jax.Array:
+    """Images as above -> regions [B, K, 4] as above."""
+    return self.propose(self.feature_map(images))
+
+  def _layer(self, feature_map: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    batch, height, width, _ = feature_map.shape
+    hidden = nn.relu(self.filters(feature_map))
+    scores = self.scores(hidden).astype(jnp.float32).reshape(batch, -1, 2)
+    offsets = self.offsets(hidden).astype(jnp.float32).reshape(batch, -1, 4)
+    return scores, offsets, jnp.asarray(rpn.anchor_boxes((height, width), self.anchors, self.stride))

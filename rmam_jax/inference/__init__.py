@@ -1,0 +1,1 @@
+"""Any images in, labels and regions out."""

@@ -1,1 +1,0 @@
-"""Flax modules that hold the parameters of the package's functions."""

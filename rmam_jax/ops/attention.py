@@ -1,0 +1,228 @@
+"""The recurrent memorized-attention module (Sec. 3.2, Eq. 2-6): look at a region, remember, score, choose the next.
+
+Letters: B batch, H W C the feature map, K regions, X Z N widths of x, z and the LSTM, L classes.
+
+`attend` takes its parameters as a plain tree, so that any library can hold them:
+
+    {"fx":   {"kernel": [h * w * C, X], "bias": [X]},            W_fx, b_x   Eq. 4
+     "lstm": {"w_x": [X, 4N], "w_h": [N, 4N], "b": [4N]},        gates i, g, o, m side by side
+     "hz":   {"kernel": [N, Z], "bias": [Z]},                    W_hz, b_z   Eq. 5
+     "zs":   {"kernel": [Z, L], "bias": [L]},                    W_zs, b_s
+     "next_region": whatever the rule needs}
+
+`rmam_jax.ops.next_region` holds the ways of choosing the next region; `init_attention` makes the tree.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from rmam_jax.ops import spatial_transformer
+
+Params = Any
+Memory = Any
+
+
+class Choose(Protocol):
+  """One step of a rule: what it remembers, z_k [B, Z] and k -> what it remembers now, M_{k+1} as theta [B, 4]."""
+
+  def __call__(self, memory: Memory, z: jax.Array, k: jax.Array) -> tuple[Memory, jax.Array]: ...
+
+
+class NextRegion(Protocol):
+  """A way of looking: reads the map [B, H, W, C] once and returns its first memory and its step.
+
+  A memory that changes is made of the map from the start, or `jax.shard_map` takes it for the same on every device.
+  """
+
+  def __call__(self, params: Params, feature_map: jax.Array) -> tuple[Memory, Choose]: ...
+
+
+class Attention(NamedTuple):
+  """What `attend` returns, for the regions 1..K."""
+
+  scores: jax.Array  # [K, B, L], s_k of Eq. 5
+  thetas: jax.Array  # [K, B, 4], M_k of Eq. 2
+  x: jax.Array  # [K, B, X]
+  h: jax.Array  # [K, B, N]
+  z: jax.Array  # [K, B, Z]
+  memory: Memory  # the rule's, after its last step
+
+
+def dense(params: Params, inputs: jax.Array) -> jax.Array:
+  """W x + b, multiplied in the inputs' type and summed in float32 or better."""
+  wide = jnp.promote_types(inputs.dtype, jnp.float32)
+  product = jnp.matmul(inputs, params["kernel"].astype(inputs.dtype), preferred_element_type=wide)
+  return product + params["bias"]
+
+
+def region_features(
+  feature_map: jax.Array,
+  theta: jax.Array,
+  region_size: tuple[int, int],
+  *,
+  pool: int = 1,
+  align_corners: bool = True,
+) -> jax.Array:
+  """f_k, flattened (Eq. 2): `pool` times finer samples than `region_size`, max-pooled down to it.
+
+  Args:
+    feature_map: [B, H, W, C].
+    theta: [B, 4].
+    region_size: (h, w) of the result.
+    pool: 2 samples 14x14 for 7x7, as RoI pooling after VGG would; 1 samples the region directly.
+    align_corners: as in `rmam_jax.ops.spatial_transformer`.
+
+  Returns:
+    [B, h * w * C] in the map's type.
+  """
+  h, w = region_size
+  batch, channels = feature_map.shape[0], feature_map.shape[-1]
+  fine = spatial_transformer.spatial_transform(feature_map, theta, (h * pool, w * pool), align_corners=align_corners)
+  return fine.reshape(batch, h, pool, w, pool, channels).max(axis=(2, 4)).reshape(batch, -1)
+
+
+def region_code(
+  params: Params, feature_map: jax.Array, theta: jax.Array, region_size: tuple[int, int], **sampling: Any
+) -> jax.Array:
+  """x_k = ReLU(W_fx f_k + b_x), [B, X]; arguments as of `attend` and `region_features`."""
+  return jax.nn.relu(dense(params["fx"], region_features(feature_map, theta, region_size, **sampling)))
+
+
+def read_state(params: Params, h: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """What a state says (Eq. 5): h [..., N] -> z [..., Z] and scores [..., L]."""
+  z = jax.nn.relu(dense(params["hz"], h))
+  return z, dense(params["zs"], z)
+
+
+def lstm_step(
+  params: Params, carry: tuple[jax.Array, jax.Array], x: jax.Array, *, squash_cell: bool = False
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+  """One step of the LSTM of Eq. 4.
+
+  Args:
+    params: {"w_x": [X, 4N], "w_h": [N, 4N], "b": [4N]}, the input, forget, output and modulation gates (i, g, o, m in
+      the paper's letters) side by side.
+    carry: (c_{k-1}, h_{k-1}), each [..., N].
+    x: x_k, [..., X].
+    squash_cell: h = o * tanh(c), as most LSTMs do; the paper prints h = o * c.
+
+  Returns:
+    (c_k, h_k), h_k.
+  """
+  c, h = carry
+  i, g, o, m = jnp.split(x @ params["w_x"] + h @ params["w_h"] + params["b"], 4, axis=-1)
+  c = jax.nn.sigmoid(g) * c + jax.nn.sigmoid(i) * jnp.tanh(m)
+  h = jax.nn.sigmoid(o) * (jnp.tanh(c) if squash_cell else c)
+  return (c, h), h
+
+
+def attend(
+  params: Params,
+  feature_map: jax.Array,
+  *,
+  num_regions: int,
+  next_region: NextRegion,
+  region_size: tuple[int, int] = (7, 7),
+  pool: int = 1,
+  squash_cell: bool = False,
+  align_corners: bool = True,
+) -> Attention:
+  """K+1 looks at a feature map in one scan (Eq. 2-5): first the whole image, which is not scored, then K regions.
+
+  Args:
+    params: see the module's docstring.
+    feature_map: [B, H, W, C], float32 or bfloat16; coordinates and everything after x_k are float32.
+    num_regions: K >= 1.
+    next_region: the rule that chooses where to look next.
+    region_size: (h, w) of a region's features.
+    pool: see `region_features`.
+    squash_cell: see `lstm_step`.
+    align_corners: as in `rmam_jax.ops.spatial_transformer`.
+
+  Returns:
+    Scores, thetas and features of the regions 1..K.
+
+  Raises:
+    ValueError: K < 1, or a map that is not [B, H, W, C].
+  """
+  if num_regions < 1:
+    raise ValueError(f"num_regions must be at least 1, got {num_regions}")
+  if feature_map.ndim != 4:
+    raise ValueError(f"feature_map must have shape [B, H, W, C], got {list(feature_map.shape)}")
+  batch = feature_map.shape[0]
+  memory, choose = next_region(params["next_region"], feature_map)
+
+  def look(state, k):
+    (carry, theta, memory) = state
+    x = region_code(params, feature_map, theta, region_size, pool=pool, align_corners=align_corners)
+    carry, h = lstm_step(params["lstm"], carry, x, squash_cell=squash_cell)
+    z, scores = read_state(params, h)
+    memory, next_theta = choose(memory, z, k)
+    return (carry, next_theta + nothing, memory), (scores, theta, x, h, z)
+
+  wide = jnp.promote_types(feature_map.dtype, jnp.float32)
+  # Zeros [B, 1] made of the map: inside `jax.shard_map` a scan's state has to vary between devices from the start.
+  nothing = (feature_map[:, :1, 0, 0] > jnp.inf).astype(wide)
+  zeros = jnp.zeros((batch, params["lstm"]["w_h"].shape[0]), wide) + nothing
+  theta = jnp.asarray(spatial_transformer.WHOLE_IMAGE, wide) + nothing
+  state = ((zeros, zeros), theta, memory)
+  (_, _, memory), looks = jax.lax.scan(look, state, jnp.arange(num_regions + 1))
+  return Attention(*(every[1:] for every in looks), memory)
+
+
+def max_pool_scores(scores: jax.Array) -> jax.Array:
+  """Category-wise max-pooling (Eq. 6): [K, B, L] -> [B, L]."""
+  return scores.max(axis=0)
+
+
+def winning_region(scores: jax.Array) -> jax.Array:
+  """The region, 0..K-1, that gives Eq. 6 its maximum: [K, B, L] -> int [B, L]; the first of equals."""
+  return scores.argmax(axis=0)
+
+
+def init_attention(
+  key: jax.Array,
+  *,
+  channels: int,
+  num_classes: int,
+  init_next_region,
+  region_size: tuple[int, int] = (7, 7),
+  x_width: int = 4096,
+  lstm_width: int = 4096,
+  z_width: int = 4096,
+  forget_bias: float = 0.0,
+) -> Params:
+  """Parameters for `attend`: Xavier uniform weights, zero biases (Sec. 5.1).
+
+  Args:
+    key: a PRNG key.
+    channels: C of the feature map.
+    num_classes: L.
+    init_next_region: key, *, channels, z_width -> the rule's parameters.
+    region_size: (h, w) of a region's features.
+    x_width, lstm_width, z_width: X, N, Z; 4096 each for VGG-16.
+    forget_bias: the forget gate's first bias; 1 is a common other choice.
+  """
+  xavier = jax.nn.initializers.glorot_uniform()
+  keys = jax.random.split(key, 10)
+
+  def init_dense(key, rows, columns):
+    return {"kernel": xavier(key, (rows, columns)), "bias": jnp.zeros(columns)}
+
+  def init_gates(keys, rows):  # Xavier for each gate by itself
+    return jnp.concatenate([xavier(key, (rows, lstm_width)) for key in keys], axis=1)
+
+  gate_bias = jnp.zeros((4, lstm_width)).at[1].set(forget_bias).reshape(-1)
+  return {
+    "fx": init_dense(keys[0], region_size[0] * region_size[1] * channels, x_width),
+    "lstm": {
+      "w_x": init_gates(jax.random.split(keys[1], 4), x_width),
+      "w_h": init_gates(jax.random.split(keys[2], 4), lstm_width),
+      "b": gate_bias,
+    },
+    "hz": init_dense(keys[3], lstm_width, z_width),
+    "zs": init_dense(keys[4], z_width, num_classes),
+    "next_region": init_next_region(keys[5], channels=channels, z_width=z_width),
+  }

@@ -1,0 +1,171 @@
+"""What is minimised (Sec. 4, Eq. 7-14).
+
+Letters: B batch, K regions, L classes. Labels are 0 or 1. `ignore` [B, L] marks labels that are neither (VOC's
+`difficult`): they take no part. `example_mask` [B] is 1 for real examples and 0 for padding: every mean over the batch
+is the sum over real examples divided by their number.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rmam_jax.ops import spatial_transformer
+from rmam_jax.ops.attention import max_pool_scores
+
+# The constants of Sec. 4.2 and Eq. 13-14.
+MAX_SCALE = 0.5  # alpha
+MIN_SCALE = 0.1  # beta
+ANCHOR_WEIGHT = 0.01  # lambda_1
+POSITIVE_WEIGHT = 0.1  # lambda_2
+LOCALIZATION_WEIGHT = 0.1  # gamma
+
+
+def batch_mean(per_example: jax.Array, example_mask: jax.Array | None) -> jax.Array:
+  """[..., B] -> [...]: the mean over the real examples; 0 where there are none."""
+  if example_mask is None:
+    return per_example.mean(axis=-1)
+  mask = example_mask.astype(per_example.dtype)
+  return (per_example * mask).sum(axis=-1) / jnp.maximum(mask.sum(), 1)
+
+
+def _check_labels(scores, labels):
+  if scores.ndim != 2 or scores.shape != labels.shape:
+    raise ValueError(
+      f"scores and labels must both have shape [B, L], got {list(scores.shape)} and {list(labels.shape)}"
+    )
+  if not isinstance(labels, jax.core.Tracer) and not np.isin(labels, (0, 1)).all():
+    raise ValueError("labels must be 0 or 1")  # traced values cannot be read: check batches before the step
+
+
+def classification_loss(
+  scores: jax.Array,
+  labels: jax.Array,
+  *,
+  ignore: jax.Array | None = None,
+  example_mask: jax.Array | None = None,
+) -> jax.Array:
+  """The Euclidean loss of Eq. 8 between the softmax of the pooled scores (Eq. 7) and labels / |labels|_1.
+
+  Args:
+    scores: [B, L], of Eq. 6.
+    labels: [B, L] of 0 and 1; at least one 1 that is not ignored in each real row, or its target is all zero.
+    ignore: [B, L]; classes left out of the softmax, the target and the sum.
+    example_mask: [B].
+
+  Returns:
+    A scalar: summed over classes, mean over examples; in [0, 2].
+
+  Raises:
+    ValueError: shapes that differ, or labels that are not 0 or 1 (outside jit).
+  """
+  _check_labels(scores, labels)
+  labels = jnp.asarray(labels, scores.dtype)
+  kept = None if ignore is None else ~jnp.asarray(ignore, bool)
+  if kept is not None:
+    labels = labels * kept
+  target = labels / jnp.maximum(labels.sum(axis=-1, keepdims=True), 1)
+  probability = jax.nn.softmax(scores, axis=-1, where=kept)
+  return batch_mean(((probability - target) ** 2).sum(axis=-1), example_mask)
+
+
+def sigmoid_loss(
+  scores: jax.Array,
+  labels: jax.Array,
+  *,
+  ignore: jax.Array | None = None,
+  example_mask: jax.Array | None = None,
+) -> jax.Array:
+  """Binary cross-entropy of each class by itself, in place of Eq. 8. Arguments and reduction as there."""
+  _check_labels(scores, labels)
+  terms = optax.sigmoid_binary_cross_entropy(scores, jnp.asarray(labels, scores.dtype))
+  if ignore is not None:
+    terms = jnp.where(jnp.asarray(ignore, bool), 0, terms)
+  return batch_mean(terms.sum(axis=-1), example_mask)
+
+
+CLASSIFICATION_LOSSES = {"euclidean": classification_loss, "sigmoid": sigmoid_loss}
+# What each loss takes for the probability of a class: [..., L] -> [..., L].
+PROBABILITIES = {"euclidean": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
+
+
+def anchor_loss(thetas: jax.Array) -> jax.Array:
+  """l_A (Eq. 9): the regions 2..K are drawn to their anchor points. [K, B, 4] -> [K-1, B]."""
+  anchors = jnp.asarray(spatial_transformer.anchor_points(thetas.shape[0]), thetas.dtype)
+  return 0.5 * ((thetas[1:, :, 2:] - anchors[:, None]) ** 2).sum(axis=-1)
+
+
+def scale_loss(thetas: jax.Array, *, max_scale: float = MAX_SCALE) -> jax.Array:
+  """l_S (Eq. 10-11): scales above alpha cost their excess squared. [K, B, 4] -> [K, B]."""
+  return (jnp.maximum(jnp.abs(thetas[..., :2]) - max_scale, 0) ** 2).sum(axis=-1)
+
+
+def positive_loss(thetas: jax.Array, *, min_scale: float = MIN_SCALE) -> jax.Array:
+  """l_P (Eq. 12): scales below beta cost what they lack, so that no region is mirrored. [K, B, 4] -> [K, B]."""
+  return jnp.maximum(0, min_scale - thetas[..., :2]).sum(axis=-1)
+
+
+def localization_loss(
+  thetas: jax.Array,
+  *,
+  scale_weight: float = 1.0,
+  anchor_weight: float = ANCHOR_WEIGHT,
+  positive_weight: float = POSITIVE_WEIGHT,
+  max_scale: float = MAX_SCALE,
+  min_scale: float = MIN_SCALE,
+  example_mask: jax.Array | None = None,
+) -> jax.Array:
+  """L_loc = l_S + lambda_1 l_A + lambda_2 l_P (Eq. 13).
+
+  The paper writes no sum over k: here each term is summed over the regions (the anchor term over 2..K) and the mean
+  is taken over the batch.
+
+  Args:
+    thetas: [K, B, 4], the regions 1..K.
+    scale_weight, anchor_weight, positive_weight: of the three terms; 0 leaves one out (Table 4).
+    max_scale, min_scale: alpha and beta.
+    example_mask: [B].
+
+  Returns:
+    A scalar.
+  """
+  if thetas.ndim != 3 or thetas.shape[-1] != 4:
+    raise ValueError(f"thetas must have shape [K, B, 4], got {list(thetas.shape)}")
+  per_example = (
+    scale_weight * scale_loss(thetas, max_scale=max_scale).sum(axis=0)
+    + anchor_weight * anchor_loss(thetas).sum(axis=0)
+    + positive_weight * positive_loss(thetas, min_scale=min_scale).sum(axis=0)
+  )
+  return batch_mean(per_example, example_mask)
+
+
+def joint_loss(
+  scores: jax.Array,
+  thetas: jax.Array,
+  labels: jax.Array,
+  *,
+  localization_weight: float = LOCALIZATION_WEIGHT,
+  classification=classification_loss,
+  ignore: jax.Array | None = None,
+  example_mask: jax.Array | None = None,
+  **localization,
+) -> jax.Array:
+  """L = L_cls + gamma L_loc (Eq. 14), the scores pooled by Eq. 6.
+
+  Args:
+    scores: [K, B, L], of every region.
+    thetas: [K, B, 4].
+    labels: [B, L] of 0 and 1.
+    localization_weight: gamma.
+    classification: `classification_loss` (Eq. 7-8) or `sigmoid_loss`.
+    ignore: [B, L].
+    example_mask: [B].
+    **localization: weights and thresholds for `localization_loss`.
+
+  Returns:
+    A scalar.
+  """
+  pooled = max_pool_scores(scores)
+  return classification(
+    pooled, labels, ignore=ignore, example_mask=example_mask
+  ) + localization_weight * localization_loss(thetas, example_mask=example_mask, **localization)

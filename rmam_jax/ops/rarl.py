@@ -1,0 +1,266 @@
+"""Recurrent attentional reinforcement learning (RARL): regions of several shapes around centres that a policy samples.
+
+After Chen, Wang, Li, Lin: "Recurrent Attentional Reinforcement Learning for Multi-label Image Recognition" (AAAI 2018),
+of which only the abstract was at hand. What follows from other sources or from memory is marked "reconstructed".
+
+Letters: B batch, H W C the feature map, T steps, k regions at each, X Z N widths of x, z and the LSTM, L classes. Regions
+are numbered step by step: K = T * k. Centres are (t_x, t_y) of `rmam_jax.ops.spatial_transformer`.
+
+`attend` takes its parameters as a plain tree:
+
+    {"fx", "lstm", "hz", "zs": as in `rmam_jax.ops.attention`,
+     "policy":   {"kernel": [N, 2], "bias": [2]},   from the LSTM's state to the next centre's mean
+     "baseline": {"kernel": [N, 1], "bias": [1]}}   and to the reward that is expected there
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rmam_jax.ops import attention, losses, spatial_transformer
+from rmam_jax.ops.attention import Attention, dense
+
+Params = Any
+BASELINES = ("learned", "batch")
+
+
+class Rollout(NamedTuple):
+  """The actions of an episode and what they were chosen by, for the policy's gradient."""
+
+  means: jax.Array  # [T, B, 2], of the Gaussian that each centre was sampled from
+  centres: jax.Array  # [T, B, 2]; no gradient flows through them
+  states: jax.Array  # [T, B, N], h of the LSTM before each centre
+  baselines: jax.Array  # [T, B], the reward expected before each centre; its gradient reaches only its own layer
+
+
+def region_shapes(sizes: Sequence[float], aspects: Sequence[float]) -> np.ndarray:
+  """(s_x, s_y) of every size with every aspect ratio, at the size's area.
+
+  The paper's regions differ in size and aspect ratio; which sizes and that the area is kept is reconstructed.
+
+  Args:
+    sizes: sides of the square regions, as shares of the image's side.
+    aspects: width over height.
+
+  Returns:
+    float32 [k, 2], k = len(sizes) * len(aspects).
+  """
+  return np.array([(size * aspect**0.5, size / aspect**0.5) for size in sizes for aspect in aspects], np.float32)
+
+
+def attend(
+  params: Params,
+  feature_map: jax.Array,
+  *,
+  steps: int,
+  shapes: np.ndarray,
+  deviation: float,
+  key: jax.Array | None = None,
+  region_size: tuple[int, int] = (7, 7),
+  pool: int = 1,
+  squash_cell: bool = False,
+  align_corners: bool = True,
+) -> Attention:
+  """An episode: the whole image, which only finds the first centre, then T steps of k regions around one centre each.
+
+  Reconstructed: each region of a step enters the LSTM with the state that the step before left, and the mean of the k
+  states that come of it goes on; the next centre's mean is the tanh of a linear layer on h, and so inside the image; the
+  centre is Gaussian around it with a fixed deviation; a region's scores are those of `rmam_jax.ops.attention.attend`, by way
+  of z.
+
+  Args:
+    params: see the module's docstring.
+    feature_map: [B, H, W, C].
+    steps: T >= 1.
+    shapes: [k, 2] of (s_x, s_y), see `region_shapes`.
+    deviation: of each coordinate of a centre, in units of half the image.
+    key: of the noise; None, as in evaluation, looks at the means.
+    region_size, pool, squash_cell, align_corners: as in `rmam_jax.ops.attention.attend`.
+
+  Returns:
+    Scores, thetas and features of the K regions; the memory is a `Rollout`.
+
+  Raises:
+    ValueError: T < 1, or no shapes.
+  """
+  if steps < 1 or not len(shapes):
+    raise ValueError(f"steps must be at least 1 and shapes not empty, got {steps} and {len(shapes)} shapes")
+  batch = feature_map.shape[0]
+
+  @functools.partial(jax.vmap, in_axes=(None, 0))
+  def code(feature_map, theta):
+    return attention.region_code(params, feature_map, theta, region_size, pool=pool, align_corners=align_corners)
+
+  def look(state, thetas_kB4):
+    """The k regions, and the mean of their states."""
+    x = code(feature_map, thetas_kB4)
+    shared = jax.tree.map(lambda array: array[None], state)
+    states, h = attention.lstm_step(params["lstm"], shared, x, squash_cell=squash_cell)
+    return jax.tree.map(lambda array: array.mean(axis=0), states), x, h
+
+  def step(state, noise):
+    h_before = state[1]
+    mean = jnp.tanh(dense(params["policy"], h_before))
+    centre = jax.lax.stop_gradient(mean + deviation * noise)
+    expected = dense(params["baseline"], jax.lax.stop_gradient(h_before))[:, 0]
+    thetas = jnp.concatenate(
+      [
+        jnp.broadcast_to(jnp.asarray(shapes)[:, None], (len(shapes), batch, 2)),
+        jnp.broadcast_to(centre, (len(shapes), batch, 2)),
+      ],
+      axis=-1,
+    )
+    state, x, h = look(state, thetas)
+    z, scores = attention.read_state(params, h)
+    return state, ((scores, thetas, x, h, z), Rollout(mean, centre, h_before, expected))
+
+  zeros = jnp.zeros((batch, params["lstm"]["w_h"].shape[0]), jnp.promote_types(feature_map.dtype, jnp.float32))
+  whole_image = jnp.broadcast_to(jnp.asarray(spatial_transformer.WHOLE_IMAGE, zeros.dtype), (1, batch, 4))
+  state, _, _ = look((zeros, zeros), whole_image)
+  noise = jnp.zeros((steps, batch, 2)) if key is None else jax.random.normal(key, (steps, batch, 2))
+  _, (looks, rollout) = jax.lax.scan(step, state, noise)
+  return Attention(*(every.reshape(-1, *every.shape[2:]) for every in looks), rollout)
+
+
+def init_attention(key: jax.Array, *, policy_scale: float = 0.01, **widths: Any) -> Params:
+  """Parameters for `attend`: as RMAM's, a small policy whose first means are near the image's middle, a baseline of 0.
+
+  Args:
+    key: a PRNG key.
+    policy_scale: variance of the policy's weights, relative to Xavier's.
+    **widths: as in `rmam_jax.ops.attention.init_attention`.
+  """
+  policy = jax.nn.initializers.variance_scaling(policy_scale, "fan_avg", "uniform")
+
+  def init_policy(key, *, channels, z_width):
+    del channels, z_width
+    return policy(key, (widths["lstm_width"], 2))
+
+  params = attention.init_attention(key, init_next_region=init_policy, **widths)
+  kernel = params.pop("next_region")
+  return {
+    **params,
+    "policy": {"kernel": kernel, "bias": jnp.zeros(2)},
+    "baseline": {"kernel": jnp.zeros((len(kernel), 1)), "bias": jnp.zeros(1)},
+  }
+
+
+def log_probability(rollout: Rollout, deviation: float) -> jax.Array:
+  """log pi of each centre: of two independent Gaussians, without their constant. [T, B]."""
+  return -((rollout.centres - rollout.means) ** 2).sum(axis=-1) / (2 * deviation**2)
+
+
+def reward(scores: jax.Array, labels: jax.Array, ignore: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """|G ∩ P| / n at the end of an episode: G the n true labels, P the n that score highest (reconstructed).
+
+  Args:
+    scores: [B, L], of Eq. 6.
+    labels: [B, L] of 0 and 1.
+    ignore: [B, L]; such labels are in neither set.
+
+  Returns:
+    The reward [B] in [0, 1], and whether there is one, bool [B]: an image without true labels has none, and 0.
+  """
+  true = (labels > 0) & ~ignore
+  count = true.sum(axis=-1)
+  order = jnp.argsort(jnp.where(ignore, -jnp.inf, scores), axis=-1, descending=True)  # the first of equals first
+  ranked = jnp.take_along_axis(true, order, axis=-1)
+  hits = (ranked & (jnp.arange(labels.shape[-1]) < count[:, None])).sum(axis=-1)
+  return hits / jnp.maximum(count, 1), count > 0
+
+
+def advantages(rewards: jax.Array, counted: jax.Array, rollout: Rollout, baseline: str) -> jax.Array:
+  """Reward less baseline for each centre; a baseline that knows nothing of that centre leaves the gradient's mean alone.
+
+  Args:
+    rewards: [B].
+    counted: [B], 1 for the episodes that count.
+    rollout: of the episodes.
+    baseline: "learned", of the state before each centre, or "batch", the mean reward of the other episodes.
+
+  Returns:
+    [T, B], without gradient; 0 for episodes that do not count.
+  """
+  if baseline == "batch":
+    others = ((rewards * counted).sum() - rewards) / jnp.maximum(counted.sum() - 1, 1)
+    expected = jnp.broadcast_to(others, rollout.baselines.shape)
+  else:
+    expected = rollout.baselines
+  return jax.lax.stop_gradient((rewards - expected) * counted)
+
+
+def policy_variance(rollout: Rollout, advantages_TB: jax.Array, counted: jax.Array, deviation: float) -> jax.Array:
+  """How uncertain a batch's REINFORCE gradient of the policy's kernel is: the variance of all its entries, summed.
+
+  The gradient is a mean over episodes; its variance is estimated from how the episodes of the batch differ, which is
+  noise and images together.
+
+  Args:
+    rollout: of the episodes.
+    advantages_TB: [T, B], 0 for episodes that do not count.
+    counted: [B], 1 for the episodes that count.
+    deviation: the policy's.
+
+  Returns:
+    A scalar; 0 with fewer than two episodes.
+  """
+  slope = (rollout.centres - rollout.means) / deviation**2 * (1 - rollout.means**2)  # d log pi / d (before tanh)
+  by_episode = jnp.einsum("TBN,TBd,TB->BNd", rollout.states, slope, advantages_TB)
+  count = counted.sum()
+  centred = (by_episode - by_episode.sum(axis=0) / jnp.maximum(count, 1)) * counted[:, None, None]
+  return jax.lax.stop_gradient((centred**2).sum() / jnp.maximum((count - 1) * count, 1))
+
+
+def loss(
+  found: Attention,
+  labels: jax.Array,
+  ignore: jax.Array,
+  mask: jax.Array,
+  *,
+  deviation: float,
+  classification: str = "euclidean",
+  policy_weight: float = 1.0,
+  baseline: str = "learned",
+  baseline_weight: float = 1.0,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Classification of the pooled scores and, jointly, -J whose gradient is REINFORCE's.
+
+  Args:
+    found: of `attend` with a key.
+    labels, ignore: [B, L].
+    mask: [B], 1 for real examples.
+    deviation: the policy's.
+    classification: of `losses.CLASSIFICATION_LOSSES`; Eq. 7-8 by reconstruction.
+    policy_weight: of -J; reconstructed.
+    baseline: of `BASELINES`; reconstructed.
+    baseline_weight: of the learned baseline's squared error.
+
+  Returns:
+    The loss, and "classification", "policy", "baseline" where it is learned, the mean "reward" and "policy_variance".
+
+  Raises:
+    ValueError: no such baseline.
+  """
+  if baseline not in BASELINES:
+    raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, got {baseline!r}")
+  rollout = found.memory
+  scores = attention.max_pool_scores(found.scores)
+  rewards, has_reward = reward(jax.lax.stop_gradient(scores), labels, ignore)
+  counted = mask.astype(rewards.dtype) * has_reward
+  gains = advantages(rewards, counted, rollout, baseline)
+  mean = functools.partial(losses.batch_mean, example_mask=mask)
+  terms = {
+    "classification": losses.CLASSIFICATION_LOSSES[classification](scores, labels, ignore=ignore, example_mask=mask),
+    "policy": -mean((log_probability(rollout, deviation) * gains).sum(axis=0)),
+  }
+  total = terms["classification"] + policy_weight * terms["policy"]
+  if baseline == "learned":
+    terms["baseline"] = mean(((rollout.baselines - rewards) ** 2).mean(axis=0) * counted)
+    total += baseline_weight * terms["baseline"]
+  terms["reward"] = (rewards * counted).sum() / jnp.maximum(counted.sum(), 1)
+  terms["policy_variance"] = policy_variance(rollout, gains, counted, deviation)
+  return total, terms

@@ -1,0 +1,213 @@
+"""Labels read off regions one after the other (RLSD: Zhang, Wu, Shen, Zhang and Lu, 2016; reconstructed).
+
+From its abstract and RMAM's account of it: regions that may hold several dependent labels are localised
+(`rmam_jax.ops.rpn`), an LSTM reads the labels of each, and the results are max-pooled over the regions. All else is
+reconstructed:
+
+  * The code x of a region is the LSTM's first input, as an image's is in a captioner; after it come the embeddings of the
+    labels that were read. From z of each step follows a logit for every label and for END.
+  * All regions read one sequence, the image's: a step's logits are pooled by their maximum over the regions, and the
+    softmax over labels and END says which comes next. In training it is the image's true labels in a fixed order, then
+    END (teacher forcing, one cross-entropy a step); afterwards the likeliest that was not read yet, until END.
+  * The score of a label in a region is its log-odds, were no other region to speak for it, at the step where they are
+    highest. So Eq. 6, the maximum over regions, is the log-odds of what the pooled softmax says, its sigmoid a
+    probability, and both are continuous.
+
+Letters: B batch, K regions, T steps, X Z N widths of x, z and the LSTM, L classes; END is number L.
+
+The parameters are those of `attention.attend` with L + 1 outputs, and "labels" [L, X], the embeddings.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rmam_jax.ops import attention, losses, next_region, spatial_transformer
+from rmam_jax.ops.attention import Attention
+
+Params = Any
+
+
+class Memory(NamedTuple):
+  """What the loss needs to read the true labels off the regions."""
+
+  codes: jax.Array  # [K, B, X]
+  params: Params
+
+
+def init(key: jax.Array, *, num_classes: int, x_width: int, **options: Any) -> Params:
+  """Parameters: see the module's docstring; options as of `attention.init_attention`."""
+  params = attention.init_attention(
+    key, num_classes=num_classes + 1, x_width=x_width, init_next_region=next_region.no_parameters, **options
+  )
+  # Of unit variance, for which the LSTM's Xavier weights are made.
+  params["labels"] = jax.random.normal(jax.random.fold_in(key, 1), (num_classes, x_width))
+  return params
+
+
+def _step(params: Params, carry, x: jax.Array, squash_cell: bool) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
+  """One input [K, B, X] -> the LSTM's state, h, z and the logits of all labels and END [K, B, L + 1]."""
+  carry, h = attention.lstm_step(params["lstm"], carry, x, squash_cell=squash_cell)
+  return carry, h, *attention.read_state(params, h)
+
+
+def _nothing(params: Params, codes: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The LSTM's first state."""
+  zeros = jnp.zeros((*codes.shape[:2], len(params["lstm"]["w_h"])), codes.dtype)
+  return zeros, zeros
+
+
+def label_sequence(labels: jax.Array, steps: int, order: Sequence[int] = ()) -> tuple[jax.Array, jax.Array]:
+  """The labels of each image in a fixed order, then END.
+
+  Args:
+    labels: [B, L] of 0 and 1.
+    steps: T; what does not fit in is left out.
+    order: all classes, the first read first; empty: as they are numbered.
+
+  Returns:
+    int [B, T], and which of them count, bool [B, T]: those after END do not.
+  """
+  num_classes = labels.shape[1]
+  order = jnp.asarray(order or range(num_classes))
+  present = labels[:, order] == 1
+  first = order[jnp.argsort(~present, axis=1, stable=True)]
+  count = present.sum(axis=1, keepdims=True)
+  step = jnp.arange(steps)
+  sequence = jnp.where(step < count, first[:, jnp.minimum(step, num_classes - 1)], num_classes)
+  return sequence, step <= count
+
+
+def read_given(params: Params, codes: jax.Array, sequence: jax.Array, *, squash_cell: bool = False) -> jax.Array:
+  """Teacher forcing: the logits of every step, given the labels before it.
+
+  Args:
+    params: see the module's docstring.
+    codes: [K, B, X].
+    sequence: int [B, T]; END counts for nothing and what follows it neither.
+    squash_cell: see `attention.lstm_step`.
+
+  Returns:
+    [T, K, B, L + 1].
+  """
+  before = params["labels"][jnp.minimum(sequence[:, :-1], len(params["labels"]) - 1)].swapaxes(0, 1)  # [T - 1, B, X]
+  inputs = jnp.concatenate([codes[None], jnp.broadcast_to(before[:, None], (len(before), *codes.shape))])
+
+  def step(carry, x):
+    carry, _, _, logits = _step(params, carry, x, squash_cell)
+    return carry, logits
+
+  return jax.lax.scan(step, _nothing(params, codes), inputs)[1]
+
+
+def sequence_loss(
+  logits: jax.Array, sequence: jax.Array, counts: jax.Array, *, ignore: jax.Array, mask: jax.Array
+) -> jax.Array:
+  """The cross-entropy of the regions' pooled logits with the true sequence: summed over steps, mean over examples.
+
+  Args:
+    logits: [T, K, B, L + 1].
+    sequence, counts: [B, T]; see `label_sequence`.
+    ignore: bool [B, L]; labels that are neither are left out of the softmax.
+    mask: [B], 1 for real examples and 0 for padding.
+  """
+  pooled = logits.max(axis=1).swapaxes(0, 1)  # [B, T, L + 1]
+  kept = jnp.pad(~ignore.astype(bool), ((0, 0), (0, 1)), constant_values=True)
+  log_probabilities = jax.nn.log_softmax(pooled, axis=-1, where=kept[:, None])
+  entropy = -jnp.take_along_axis(log_probabilities, sequence[..., None], axis=-1)[..., 0]
+  each = jnp.where(counts, entropy, 0).sum(axis=1)
+  return losses.batch_mean(each, mask)
+
+
+def log_odds(logits: jax.Array) -> jax.Array:
+  """Each label's log-odds against all others and END, were no other region to speak for it.
+
+  Args:
+    logits: [K, B, L + 1].
+
+  Returns:
+    [K, B, L]; the maximum over K is the log-odds of the softmax of the logits' maximum over K.
+  """
+  pooled = logits.max(axis=0)
+  itself = jnp.eye(pooled.shape[-1], dtype=bool)[:-1]
+  others = jax.nn.logsumexp(jnp.where(itself, -jnp.inf, pooled[:, None]), axis=-1)  # [B, L]
+  return logits[..., :-1] - others
+
+
+def read(params: Params, codes: jax.Array, *, steps: int, squash_cell: bool = False) -> jax.Array:
+  """Reads up to `steps` labels off the regions of each image, the likeliest at each step, until END.
+
+  Args:
+    params, squash_cell: as in `read_given`.
+    codes: [K, B, X].
+    steps: T >= 1.
+
+  Returns:
+    The scores [K, B, L]: the highest `log_odds` of all steps up to END.
+  """
+  num_classes = len(params["labels"])
+
+  def step(state, _):
+    carry, x, scores, said, going = state
+    carry, _, _, logits = _step(params, carry, x, squash_cell)
+    scores = jnp.where(going[:, None], jnp.maximum(scores, log_odds(logits)), scores)
+    pooled = jnp.where(said, -jnp.inf, logits.max(axis=0))
+    chosen = pooled.argmax(axis=-1)
+    said |= jax.nn.one_hot(chosen, num_classes + 1, dtype=bool).at[:, num_classes].set(False)
+    label = params["labels"][jnp.minimum(chosen, num_classes - 1)]
+    return (carry, jnp.broadcast_to(label, x.shape), scores, said, going & (chosen < num_classes)), None
+
+  batch = codes.shape[1]
+  scores = jnp.full((*codes.shape[:2], num_classes), -jnp.inf)
+  state = _nothing(params, codes), codes, scores, jnp.zeros((batch, num_classes + 1), bool), jnp.ones(batch, bool)
+  return jax.lax.scan(step, state, length=steps)[0][2]
+
+
+def recognize(
+  params: Params,
+  feature_map: jax.Array,
+  boxes: jax.Array,
+  *,
+  steps: int,
+  region_size: tuple[int, int] = (7, 7),
+  pool: int = 1,
+  squash_cell: bool = False,
+  align_corners: bool = True,
+) -> Attention:
+  """Scores of localised regions; h and z are the LSTM's after a region's code alone.
+
+  Args:
+    params: see the module's docstring.
+    feature_map: [B, H, W, C].
+    boxes: [B, K, 4] of (top, left, bottom, right) as shares of what the map shows.
+    steps: labels that are read at most.
+    region_size, pool, squash_cell, align_corners: as in `attention.attend`.
+
+  Returns:
+    Its memory is a `Memory`.
+  """
+  thetas = spatial_transformer.boxes_to_thetas(boxes, feature_map.shape[1:3], align_corners=align_corners).swapaxes(
+    0, 1
+  )
+
+  def code(theta):
+    return attention.region_code(params, feature_map, theta, region_size, pool=pool, align_corners=align_corners)
+
+  codes = jax.lax.map(code, thetas)
+  _, h, z, _ = _step(params, _nothing(params, codes), codes, squash_cell)
+  scores = read(params, codes, steps=steps, squash_cell=squash_cell)
+  return Attention(scores, thetas, codes, h, z, Memory(codes, params))
+
+
+def make_loss(*, steps: int, order: Sequence[int] = (), squash_cell: bool = False):
+  """The head's loss (`models.recognizer.HeadLoss`): `sequence_loss` by teacher forcing. Arguments as above."""
+
+  def head_loss(attention, labels, ignore, mask):
+    sequence, counts = label_sequence(jnp.where(ignore, 0, labels), steps, order)
+    logits = read_given(attention.memory.params, attention.memory.codes, sequence, squash_cell=squash_cell)
+    loss = sequence_loss(logits, sequence, counts, ignore=ignore, mask=mask)
+    return loss, {"sequence": loss}
+
+  return head_loss

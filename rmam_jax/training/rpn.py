@@ -1,0 +1,135 @@
+"""What trains a localiser: the data with boxes that it learns from, its objective, and how well it finds objects."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from rmam_jax.data import batches
+from rmam_jax.data.splits import Split
+from rmam_jax.evaluation import metrics
+from rmam_jax.heads.rpn import Localized, Localizer
+from rmam_jax.ops import losses, rpn
+from rmam_jax.runtime import mesh as mesh_lib
+
+NAME = "localizer"  # of the stage, of its checkpoints, and of its part of a recogniser's parameters
+FOUND = 0.5  # IoU from which on a region has found an object
+
+
+def config_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """The run's configuration with the data that its localiser learns from: another set's, or its own, with boxes.
+
+  Raises:
+    ValueError: own images without another set beside them; or a head that is named by where it learns, and learns
+      elsewhere.
+  """
+  section = config.localizer
+  if config.data.name == "custom" and not section.data:
+    raise ValueError("localizer.data must name a prepared data set with boxes, e.g. coco/2014, beside custom images")
+  if section.data and config.model.head == "rlsd_ft_rpn":
+    raise ValueError(
+      f"the localiser of rlsd_ft_rpn learns from the run's own boxes: localizer.data must be empty, got {section.data!r}"
+    )
+  if not section.data and config.model.head == "rlsd":
+    raise ValueError(
+      "the localiser of rlsd learns from another data set's boxes: name it in localizer.data (own boxes: rlsd_ft_rpn)"
+    )
+  own = config.copy_and_resolve_references()
+  if section.data:
+    own.data.name, own.data.train, own.data.validation = section.data, section.train, section.validation
+    own.data.expected = ()
+  own.data.proposals, own.data.num_proposals = "objects", section.num_boxes
+  own.epoch_size = section.epoch_size
+  return own
+
+
+class Objective(NamedTuple):
+  """What a localiser minimises: `rpn.layer_loss` of each image, the mean over the real ones.
+
+  Attributes:
+    positive, negative, samples: as there.
+    box_weight: of the offsets' loss.
+  """
+
+  positive: float
+  negative: float
+  samples: int
+  box_weight: float
+
+  def __call__(
+    self, found: Localized, labels: jax.Array, ignore: jax.Array, mask: jax.Array
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss and its terms; the labels are not looked at."""
+    del labels, ignore
+    boxes = jnp.clip(found.boxes, 0, 1)
+
+    def each(scores, offsets, boxes, noise):
+      return rpn.layer_loss(
+        scores,
+        offsets,
+        found.anchors,
+        boxes,
+        noise,
+        positive=self.positive,
+        negative=self.negative,
+        samples=self.samples,
+      )
+
+    terms = jax.vmap(each)(found.scores, found.offsets, boxes, found.noise)
+    confidence, box = (losses.batch_mean(term, mask) for term in terms)
+    loss = confidence + self.box_weight * box
+    return loss, {"loss": loss, "confidence": confidence, "box": box}
+
+
+class Forward(NamedTuple):
+  """A jitted program: parameters, images -> regions; and the sharding of its images."""
+
+  program: Callable[[Any, jax.Array], jax.Array]
+  sharding: jax.sharding.NamedSharding
+
+
+def make_forward(model: Localizer, mesh: jax.sharding.Mesh) -> Forward:
+  """Parameters, images [B, height, width, 3] -> regions [B, K, 4], examples shared out over the mesh."""
+  replicated, by_example = mesh_lib.replicated(mesh), mesh_lib.by_example(mesh)
+  program = jax.jit(
+    lambda params, images: model.apply({"params": params}, images, method="regions"),
+    in_shardings=(replicated, by_example),
+    out_shardings=replicated,
+  )
+  return Forward(program, by_example)
+
+
+def recall(forward: Forward, params: Any, split: Split, *, data: Any, batch_size: int) -> float:
+  """The share of the objects of a split, as far as the centre view shows them, that a region has found.
+
+  Args:
+    forward: from `make_forward`.
+    params: the localiser's.
+    split: with boxes as proposals; see `config_of`.
+    data: that section of the configuration.
+    batch_size: a multiple of the number of devices.
+  """
+  found = objects = 0
+  for images, _, records, _ in batches.evaluation_batches(
+    split,
+    range(len(split)),
+    batch_size=batch_size,
+    image_size=data.image_size,
+    crop_size=data.crop_size,
+    corrupt=data.corrupt,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  ):
+    shared_out = jax.make_array_from_process_local_data(forward.sharding, images)
+    regions = np.asarray(jax.device_get(forward.program(params, shared_out)))
+    offset = batches.centre_offset(data.image_size, data.crop_size)
+    for record, each in zip(records, regions, strict=False):  # the last batch is padded
+      shown = batches.view_boxes(record.boxes, data.image_size, data.crop_size, offset, offset, False)
+      shown = metrics.clip_boxes(shown)
+      shown = shown[np.prod(shown[:, 2:] - shown[:, :2], axis=1) > 0]
+      found += (metrics.box_iou(shown, each).max(axis=1) >= FOUND).sum()
+      objects += len(shown)
+  return float(found / max(objects, 1))

@@ -1,0 +1,138 @@
+"""A test split on one page of HTML that needs nothing else: every image with its regions, and every figure beside it."""
+
+import base64
+import io
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rmam_jax.evaluation import metrics
+from rmam_jax.visual import pictures
+
+THUMBNAIL = 192  # pixels of the longer side
+JPEG_QUALITY = 80
+CURVE_POINTS = 100
+
+# What each figure of `metrics.Localization` says, for readers of the page.
+MEANINGS = {
+  "r_precision": "of the first n regions of an image with n objects, those centred on some object",
+  "coverage": "of the objects, those that hold some region's centre",
+  "pointing": "of the present labels, those whose winning region is centred on an object of the label",
+  "iou_30": "of the present labels, those whose winning region has IoU ≥ 0.3 with an object of the label",
+  "iou_50": "of the present labels, those whose winning region has IoU ≥ 0.5 with an object of the label",
+  "redundancy": "mean IoU of two regions of an image (low is good)",
+  "astray": "of the regions, those mirrored or centred outside the image (low is good)",
+}
+
+
+class Curve(NamedTuple):
+  """One class's precision and recall, as a path in a square of 100 x 100 with recall to the right."""
+
+  name: str
+  precision: float | None  # average precision; None without positives
+  path: str
+
+
+def curves(class_names: Sequence[str], precisions: Sequence[float | None], scores, labels, ignore) -> list[Curve]:
+  """The curve of each class.
+
+  Args:
+    class_names: L names.
+    precisions: [L], their average precisions.
+    scores, labels, ignore: [N, L], of a whole split.
+  """
+  found = []
+  for c, (name, precision) in enumerate(zip(class_names, precisions, strict=True)):
+    kept = ~ignore[:, c]
+    recall, height = metrics.precision_recall_curve(scores[kept, c], labels[kept, c])
+    rising = np.flatnonzero(np.diff(recall, prepend=0))
+    shown = rising[np.linspace(0, len(rising) - 1, min(len(rising), CURVE_POINTS)).round().astype(int)]
+    points = (f"{100 * recall[i]:.1f} {100 - 100 * height[i]:.1f}" for i in shown)
+    found.append(Curve(name, precision, "M" + "L".join(points) if len(shown) else ""))
+  return found
+
+
+def _thumbnail(image: np.ndarray) -> tuple[str, int, int]:
+  """A JPEG as a data URI, its width and its height."""
+  from PIL import Image
+
+  small = Image.fromarray(image)
+  small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+  file = io.BytesIO()
+  small.save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
+  return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode(), small.width, small.height
+
+
+def _card(panel: pictures.Panel, class_names: Sequence[str]) -> dict[str, Any]:
+  source, width, height = _thumbnail(panel.image)
+  return {
+    "title": panel.title,
+    "source": source,
+    "width": width,
+    "height": height,
+    "boxes": (100 * metrics.clip_boxes(panel.boxes)).round(2).tolist(),
+    "labels": [
+      {
+        "name": verdict.label,
+        "index": class_names.index(verdict.label),
+        "probability": verdict.probability,
+        "kind": ("right" if verdict.chosen else "missed") if verdict.present else "false",
+        "step": verdict.step,
+      }
+      for verdict in panel.verdicts
+    ],
+  }
+
+
+def write(
+  path: pathlib.Path,
+  panels: Iterable[pictures.Panel],
+  *,
+  results: dict[str, Any],
+  class_curves: Sequence[Curve],
+  num_shown: int,
+) -> None:
+  """Writes the page.
+
+  Args:
+    path: of the HTML file; must not exist.
+    panels: the images to show, with what is present known.
+    results: what `results.json` holds.
+    class_curves: from `curves`, in the order of the classes.
+    num_shown: how many panels there are.
+
+  Raises:
+    FileExistsError: there is something at `path` already.
+  """
+  import jinja2
+
+  if path.exists():
+    raise FileExistsError(f"{path} exists")
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader("rmam_jax.visual"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  class_names = [curve.name for curve in class_curves]
+  localization = [
+    (name, meaning, *(results.get(prefix + name) for prefix in ("", "fixed_grid_", "chance_")))
+    for name, meaning in MEANINGS.items()
+    if name in results
+  ]
+  page = environment.get_template("gallery.html").stream(
+    cards=(_card(panel, class_names) for panel in panels),
+    results=results,
+    curves=class_curves,
+    localization=localization,
+    colours=pictures.STEP_COLOURS,
+    num_shown=num_shown,
+  )
+  page.enable_buffering(64)
+  draft = path.with_name(path.name + ".draft")
+  with draft.open("w", encoding="utf-8") as file:
+    page.dump(file)
+  draft.replace(path)
