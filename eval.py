@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError("--gallery and --figures show one --workdir and no --protocol")
   changes = config_flags.get_override_values(flags.FLAGS["evaluation"])
   commands.keep_compiled()
-  with commands.speaking(), _joined():
+  with commands.reported_errors(), _joined():
     if _PROTOCOL.value or len(folders) > 1:
       names = [name for name in _PROTOCOL.value or () if name != "all"]
       pipeline.print_protocols(folders, names, fusion=_FUSION.value, changes=changes)

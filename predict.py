@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
   if len(argv) < 2:
     raise app.UsageError("name an image, a folder or a pattern")
   commands.keep_compiled()
-  with commands.speaking(interrupted="what was written before is whole"):
+  with commands.reported_errors(interrupted="what was written before is whole"):
     recogniser = predictor.load(
       _WORKDIR.value, top=_TOP.value, threshold=_THRESHOLD.value, batch_size=_BATCH_SIZE.value
     )

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}")
   commands.keep_compiled()
-  with commands.speaking(interrupted="the same command goes on with the cell that it was at"):
+  with commands.reported_errors(interrupted="the same command goes on with the cell that it was at"):
     reproduce.reproduce(
       config_flags.get_config_filename(flags.FLAGS["config"]),
       config_flags.get_override_values(flags.FLAGS["config"]),

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
   config = _CONFIG.value
   workdir = _WORKDIR.value or pipeline.default_workdir(config)
   commands.keep_compiled()
-  with commands.speaking(), _joined():
+  with commands.reported_errors(), _joined():
     pipeline.train_and_evaluate(
       config, pathlib.Path(workdir), profile_folder=_PROFILE.value and pathlib.Path(_PROFILE.value)
     )

@@ -26,7 +26,7 @@ TOLERANCE = 1e-4  # of the largest activation
 def torch_map(images, kernels):
   """The map of images [B, 3, H, W], by kernels [out, in, 3, 3] without biases."""
   x, kernels = images, iter(kernels)
-  for block, widths in enumerate(vgg.VGG16_STAGES):
+  for block, widths in enumerate(vgg.BLOCKS["vgg16"]):
     if block:
       x = functional.max_pool2d(x, 2)
     for _ in widths:
@@ -48,7 +48,7 @@ def backbone_sides(side: int, batch: int):
   forward = jax.jit(model.apply)
   both = jax.jit(jax.grad(lambda params, images: jnp.square(model.apply(params, images)).sum(), argnums=(0, 1)))
   layers = [
-    f"block{block}_conv{layer}" for block, w in enumerate(vgg.VGG16_STAGES, 1) for layer in range(1, len(w) + 1)
+    f"block{block}_conv{layer}" for block, w in enumerate(vgg.BLOCKS["vgg16"], 1) for layer in range(1, len(w) + 1)
   ]
   kernels = [channels_last(np.asarray(params["params"][name]["kernel"])).requires_grad_() for name in layers]
   theirs = channels_last(images).requires_grad_()
@@ -128,7 +128,7 @@ def main() -> None:
   for side in map(int, arguments.sides.split(",")):
     report(f"VGG-16, {side}", backbone_sides(side, arguments.batch), arguments.repeats)
     channels = 3
-    for block, widths in enumerate(vgg.VGG16_STAGES):
+    for block, widths in enumerate(vgg.BLOCKS["vgg16"]):
       for width in dict.fromkeys(zip((channels, *widths[:-1]), widths, strict=True)):
         size = side // 2**block
         report(

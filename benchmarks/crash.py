@@ -121,7 +121,7 @@ def outcome(folder: pathlib.Path) -> dict[str, Any]:
     results = json.loads(path.read_text())
     results["config"]["data"]["root"] = results["wall_seconds"] = ""
     found[name(path)] = results
-  for path in sorted(folder.glob("run/**/choices.json")):
+  for path in sorted(folder.glob("run/**/selection.json")):
     found[name(path)] = path.read_text()
   for path in sorted(folder.glob("run/**/tables.md")):
     found[name(path)] = path.read_text().replace(str(folder), "")

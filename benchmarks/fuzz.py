@@ -39,12 +39,13 @@ from PIL import Image
 
 from benchmarks import machine
 from configs import common
+from rmam_jax.backbones import vgg
 from rmam_jax.data import manifests
 from rmam_jax.data.images import decode_image
 from rmam_jax.training import checkpoints, exported
 from rmam_jax.training import step as step_lib
 from rmam_jax.weights import files as weight_files
-from rmam_jax.weights import layouts, tensors
+from rmam_jax.weights import tensors
 
 LONGEST = 60  # seconds for one reading; one that takes longer, within a library too, ends the command
 SHIPPED = pathlib.Path(__file__).parent.parent / "rmam_jax" / "inference" / "pretrained" / "digits-easy"
@@ -158,7 +159,7 @@ def _write(path: pathlib.Path, text: str) -> None:
 def _layers() -> dict[str, np.ndarray]:
   """The tensors of two small convolutions, by their inner names."""
   rng, found = np.random.default_rng(0), {}
-  for layer, shape in layouts.convolutions(((4,), (8,))).items():
+  for layer, shape in vgg.convolutions(((4,), (8,))).items():
     found[f"{layer}/kernel"] = rng.normal(0, 0.1, shape).astype(np.float32)
     found[f"{layer}/bias"] = rng.normal(0, 0.1, shape[-1:]).astype(np.float32)
   return found
@@ -217,7 +218,7 @@ if importlib.util.find_spec("torch"):
 
 def _read_published(folder: pathlib.Path) -> str:
   found = exported.load(folder / "model")
-  return repr((found.config.to_json(), found.class_names, found.choices, _digest(tensors.flatten(found.params))))
+  return repr((found.config.to_json(), found.class_names, found.selection, _digest(tensors.flatten(found.params))))
 
 
 def _state() -> step_lib.TrainState:

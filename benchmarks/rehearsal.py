@@ -29,7 +29,7 @@ from rmam_jax.training import stages
 from rmam_jax.training import step as step_lib
 
 SMALL = {
-  "model.stages": ((16,), (32,), (64, 64)),
+  "model.vgg.blocks": ((16,), (32,), (64, 64)),
   "model.x_width": 128,
   "model.lstm_width": 128,
   "model.z_width": 128,

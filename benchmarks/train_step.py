@@ -26,7 +26,7 @@ from rmam_jax.training import step as step_lib
 
 CLASSES = 20
 SMALL = {
-  "model.stages": ((16, 16), (32, 32), (64, 64, 64)),
+  "model.vgg.blocks": ((16, 16), (32, 32), (64, 64, 64)),
   "model.x_width": 256,
   "model.lstm_width": 256,
   "model.z_width": 256,
@@ -44,7 +44,7 @@ class Peer(torch.nn.Module):
     backbone, attention = params["backbone"], params["head"]["attention"]
     self.kernels = torch.nn.ParameterList()
     self.biases = torch.nn.ParameterList()
-    for block, widths in enumerate(config.model.stages, start=1):
+    for block, widths in enumerate(config.model.vgg.blocks, start=1):
       for layer in range(1, len(widths) + 1):
         layer = backbone[f"block{block}_conv{layer}"]
         self.kernels.append(torch.tensor(np.asarray(layer["kernel"]).transpose(3, 2, 0, 1)))
@@ -183,7 +183,7 @@ def main() -> None:
     f"{jax.devices()[0].device_kind}; {machine.describe('jax', 'flax', 'optax', 'torch')}; {torch.get_num_threads()}"
   )
   print(
-    f"threads of torch. {side} x {side}, batch {config.batch_size}, {arguments.dtype}, stages {config.model.stages},"
+    f"threads of torch. {side} x {side}, batch {config.batch_size}, {arguments.dtype}, stages {config.model.vgg.blocks},"
   )
   print(
     f"widths {config.model.x_width}; first loss {our_loss:.4f} and {their_loss:.4f}. Medians of {arguments.repeats}.\n"

@@ -5,7 +5,7 @@
     python train.py --config=configs/coco.py:640 --config.weights=FILE --workdir=runs/coco-640    N = 640
     python eval.py --workdir=runs/coco-512,runs/coco-640 --protocol=paper                         both scales
     python train.py --config=configs/coco.py:512:saliency --config.weights=FILE                   another head
-    python train.py --config=configs/coco.py:512:rlsd --config.weights=FILE                       its localiser from VOC
+    python train.py --config=configs/coco.py:512:rlsd --config.weights=FILE                       its region proposal network from VOC
 
 FILE holds ImageNet weights; the README says where to get them. Trains on the 82,081 labelled images of `train2014` less
 4,000, the smallest by a hash of their names, on which epoch, C and thresholds are chosen; evaluated on the 40,137 of
@@ -33,5 +33,5 @@ def get_config(variant: str = ""):
   config.data.workers = 8
   config.evaluation.svm_images = 0
   if config.model.head == "rlsd":  # VOC's boxes teach where, reconstructed; those of COCO are not looked at
-    config.localizer.data, config.localizer.train, config.localizer.validation = "voc/2007", "train+validation", "test"
+    config.rpn.data, config.rpn.train, config.rpn.validation = "voc/2007", "train+validation", "test"
   return config

@@ -8,7 +8,7 @@
 
 FILE holds ImageNet weights; the README says where to get them, and how manifests look. `configs/custom.py:640` takes
 larger images, `configs/custom.py:512:recurrent` the paper's rule; a head after the scale chooses it, the default being
-the saliency localiser. Nothing is known of the score on your images. The time is that of configs/voc.py, by the number
+the saliency rule. Nothing is known of the score on your images. The time is that of configs/voc.py, by the number
 of images; --config.stage_one.epochs and --config.stage_two.epochs shorten it. `configs/custom.py:thin` is a small network
 on images of 144 pixels that begins with random weights: a first try without a GPU.
 """
@@ -33,5 +33,5 @@ def get_config(variant: str = ""):
   config.data.name = "custom"
   config.data.train = config.data.validation = config.data.test = ""  # to be given
   if config.model.head == "rlsd":
-    config.localizer.data, config.localizer.epochs, config.localizer.drop_epoch = "coco/2014", 6, 4
+    config.rpn.data, config.rpn.epochs, config.rpn.drop_epoch = "coco/2014", 6, 4
   return config

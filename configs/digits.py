@@ -1,6 +1,6 @@
 """Digit scenes made on the spot: the whole system in minutes, without a download.
 
-python train.py                                               the saliency localiser on `easy`
+python train.py                                               the saliency rule on `easy`
 python train.py --config=configs/digits.py:recurrent          the paper's rule
 python train.py --config=configs/digits.py:rarl               a sister system, docs/systems.md
 python train.py --config=configs/digits.py:rlsd               another; rlsd_ft_rpn with the scenes' own boxes
@@ -55,15 +55,15 @@ def get_config(variant: str = ""):
   if head in common.RLSD:
     model.rlsd.steps = 7 if setting == "hard" else 5  # all labels of a scene, and END
     sides = (10, 13, 16, 20) if setting == "hard" else (12, 15, 19, 24)
-    model.localizer.anchors = tuple(
+    model.rpn.anchor_sizes = tuple(
       (side * config.data.crop_size / (96 if setting == "hard" else 64),) * 2 for side in sides
     )
-    model.localizer.width = 64
-    model.localizer.overlap = 0.3  # digits do not lie on each other, and a few regions have to do
-    config.localizer.data = f"digits/source_{setting}" if head == "rlsd" else ""
-    config.localizer.epochs = 2
-    config.localizer.epoch_size = 6_400
-    config.localizer.num_boxes = 8
+    model.rpn.width = 64
+    model.rpn.overlap = 0.3  # digits do not lie on each other, and a few regions have to do
+    config.rpn.data = f"digits/source_{setting}" if head == "rlsd" else ""
+    config.rpn.epochs = 2
+    config.rpn.epoch_size = 6_400
+    config.rpn.num_boxes = 8
   if head == "proposals":
     config.data.proposals, config.data.num_proposals = "jittered", model.num_regions
   if head == "saliency":

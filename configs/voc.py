@@ -5,7 +5,7 @@
     python train.py --config=configs/voc.py:640 --config.weights=FILE --workdir=runs/voc-640     N = 640
     python eval.py --workdir=runs/voc-512,runs/voc-640                                           both scales
     python train.py --config=configs/voc.py:512:saliency --config.weights=FILE                   another head
-    python train.py --config=configs/voc.py:512:rlsd --config.weights=FILE                       its localiser from COCO
+    python train.py --config=configs/voc.py:512:rlsd --config.weights=FILE                       its region proposal network from COCO
 
 FILE holds ImageNet weights; the README says where to get them. The first phase, in WORKDIR/choose, trains on `train` and
 chooses epochs, C and thresholds on `val`; the second carries them to `trainval` and is evaluated on `test`.
@@ -32,5 +32,5 @@ def get_config(variant: str = ""):
   config.data.expected = (("train", 2_501), ("validation", 2_510), ("train+validation", 5_011), ("test", 4_952))
   config.evaluation.ap_method = "eleven_point"
   if config.model.head == "rlsd":  # COCO's boxes teach where, reconstructed; those of VOC are not looked at
-    config.localizer.data, config.localizer.epochs, config.localizer.drop_epoch = "coco/2014", 6, 4
+    config.rpn.data, config.rpn.epochs, config.rpn.drop_epoch = "coco/2014", 6, 4
   return config

@@ -23,7 +23,7 @@ BATCH = 16
 def tiny(data_root):
   config = digits.get_config("tiny")
   config.data.root = str(data_root)
-  config.model.stages = ((4,), (8,))
+  config.model.vgg.blocks = ((4,), (8,))
   config.model.x_width = config.model.lstm_width = config.model.z_width = 16
   return config
 
@@ -70,7 +70,7 @@ def measure(mesh, data_root):
       f"{real} {jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree_util.tree_leaves_with_path(gradients)
     }
   split = splits.open_split(config.data, "test")
-  answered = outputs_lib.answer_split(
+  answered = outputs_lib.compute_outputs(
     outputs_lib.make_forward(model, mesh), state.params, split, data=config.data, batch_size=BATCH
   )
   found |= {name: getattr(answered, name) for name in ("scores", "features", "region_scores", "thetas", "labels")}

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from configs import common, digits, voc
+from rmam_jax.runtime.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -92,7 +93,7 @@ def test_the_paper_s_values_are_the_default():
   assert (stage.epochs, stage.drop_epoch, stage.learning_rate, stage.schedule) == (45, 30, 1e-5, "step")
   assert (stage.beta_1, stage.beta_2, config.batch_size) == (0.9, 0.999, 16)
   assert stage.auxiliary_weight == 0
-  with pytest.raises(ValueError, match="'500' is none of 512, 640, recurrent"):
+  with pytest.raises(UserError, match="'500' is none of 512, 640, recurrent"):
     voc.get_config("500")
 
 
@@ -105,7 +106,7 @@ def test_digits_variants(variant):
 
 
 def test_an_unknown_variant_is_refused():
-  with pytest.raises(ValueError, match="'medium' is none of easy, hard"):
+  with pytest.raises(UserError, match="'medium' is none of easy, hard"):
     digits.get_config("medium")
 
 
@@ -126,9 +127,7 @@ def test_compiled_programs_are_kept_and_a_damaged_one_is_compiled_again(tmp_path
 
 
 def test_a_cache_folder_of_the_user_s_own_stands(tmp_path):
-  code = (
-    "from rmam_jax import command; command.keep_compiled(); import jax; print(jax.config.jax_compilation_cache_dir)"
-  )
+  code = "from rmam_jax.runtime import commands; commands.keep_compiled(); import jax; print(jax.config.jax_compilation_cache_dir)"
   mine = str(tmp_path / "mine")
   assert call("-c", code, JAX_COMPILATION_CACHE_DIR=mine).stdout.strip() == mine
   assert call("-c", code, XDG_CACHE_HOME=mine, JAX_COMPILATION_CACHE_DIR=None).stdout.strip() == f"{mine}/rmam_jax/jit"

@@ -9,6 +9,7 @@ from PIL import Image
 from configs import common
 from rmam_jax.data import batches, splits
 from rmam_jax.data.digits import letters, scenes
+from rmam_jax.runtime.errors import UserError
 
 
 def section(data_root, **changes):
@@ -104,7 +105,7 @@ def test_data_is_read_without_tensorflow(data_root):
 
   code = (
     "import sys\n"
-    "from rmam_jax.data import records\n"
+    "from rmam_jax.data import splits as records\n"
     "from configs import common\n"
     "data = common.get_config().data\n"
     f"data.name, data.root = 'digits/tiny', {str(data_root)!r}\n"
@@ -162,7 +163,7 @@ def test_what_difficult_labels_count_as(difficult, ids, first, ignored):
 
 
 def test_unknown_policy_for_difficult_labels():
-  with pytest.raises(ValueError, match=r"difficult must be one of ignore, negative, positive, got 'hard'"):
+  with pytest.raises(UserError, match=r"difficult must be one of ignore, negative, positive, got 'hard'"):
     splits.Split("three", Source(), Source.index, difficult="hard")
 
 
@@ -170,7 +171,7 @@ def test_held_out_records_are_those_of_the_smallest_hashes():
   # printf 'a' | sha256sum and so on: ca97, 3e23, 2e7d, 18ac for a, b, c, d.
   np.testing.assert_array_equal(splits.held_out(["a", "b", "c", "d"], 2), [False, False, True, True])
   np.testing.assert_array_equal(splits.held_out(["d", "a", "c", "b"], 2), [True, False, True, False])
-  with pytest.raises(ValueError, match="4 of 4 records cannot be held out"):
+  with pytest.raises(UserError, match="4 of 4 records cannot be held out"):
     splits.held_out(["a", "b", "c", "d"], 4)
 
 
@@ -183,7 +184,7 @@ def test_parts_of_a_split_share_nothing_and_make_the_whole(data_root):
 
 def test_another_number_of_images_than_expected_is_refused(data_root):
   assert len(tiny("train", data_root, expected=(("train", 160),))) == 160
-  with pytest.raises(ValueError, match=r"train has 160 annotated images where data\.expected has 161"):
+  with pytest.raises(UserError, match=r"train has 160 annotated images where data\.expected has 161"):
     tiny("train:held-30", data_root, expected=(("train", 161),))
 
 
@@ -201,17 +202,15 @@ def test_labels_are_read_once_and_damaged_notes_of_them_again(data_root, monkeyp
 
 
 def test_unknown_and_unprepared_data_say_what_to_do(tmp_path):
-  with pytest.raises(ValueError, match=r"data\.name must be one of digits/easy.*got 'digits/huge'"):
+  with pytest.raises(UserError, match=r"data\.name must be one of digits/easy.*got 'digits/huge'"):
     splits.prepare("digits/huge", str(tmp_path))
-  with pytest.raises(
-    FileNotFoundError, match=r"voc/2007 is not prepared: .*rmam_jax.data.prepare voc/2007 --archives=DIR"
-  ):
+  with pytest.raises(UserError, match=r"voc/2007 is not prepared: .*rmam_jax.data.prepare voc/2007 --archives=DIR"):
     splits.prepare("voc/2007", str(tmp_path))
 
 
 def test_a_data_folder_that_cannot_be_written_is_named(tmp_path):
   (tmp_path / "file").write_text("in the way")
-  with pytest.raises(OSError, match=r"cannot write digits/tiny below .*file.*--config\.data\.root"):
+  with pytest.raises(UserError, match=r"cannot write digits/tiny below .*file.*--config\.data\.root"):
     splits.prepare("digits/tiny", str(tmp_path / "file"))
 
 
@@ -268,7 +267,7 @@ def test_processes_share_the_same_global_batch(train):
   ]
   for batch, *parts in zip(whole, *shares, strict=True):
     assert_same(batch, {name: np.concatenate([part[name] for part in parts]) for name in batch})
-  with pytest.raises(ValueError, match="12 is no multiple of the 5 processes"):
+  with pytest.raises(UserError, match="12 is no multiple of the 5 processes"):
     next(batches.train_batches(train, **OPTIONS, process_count=5))
 
 
@@ -307,7 +306,7 @@ def test_processes_share_an_evaluation_s_batches_out(data_root):
   for place, (images, _, records_, _) in enumerate(whole):  # the last batch holds one record, and three shares none
     np.testing.assert_array_equal(np.concatenate([share[place][0] for share in shares]), images)
     assert all([each.id for each in share[place][2]] == [each.id for each in records_] for share in shares)
-  with pytest.raises(ValueError, match="batch_size 16 is no multiple of the 5 processes"):
+  with pytest.raises(UserError, match="batch_size 16 is no multiple of the 5 processes"):
     next(batches.evaluation_batches(split, range(17), **options, process_count=5))
 
 
@@ -330,9 +329,9 @@ def test_a_corrupt_image_is_named(train):
   stream = batches.train_batches(
     Broken(train, range(160)), batch_size=4, image_size=72, crop_size=64, flip=False, seed=0
   )
-  with pytest.raises(ValueError, match=r"digits/tiny train \[\d+\], train_\d+\.png: not a readable image"):
+  with pytest.raises(UserError, match=r"digits/tiny train \[\d+\], train_\d+\.png: not a readable image"):
     next(stream)
-  with pytest.raises(ValueError, match=r"digits/tiny train \[0\], train_\d+\.png: not a readable image"):
+  with pytest.raises(UserError, match=r"digits/tiny train \[0\], train_\d+\.png: not a readable image"):
     next(batches.evaluation_batches(Broken(train, [0]), range(4), batch_size=4, image_size=72, crop_size=64))
 
 
@@ -356,7 +355,7 @@ def test_nothing_but_corrupt_images_is_an_error_all_the_same(train):
   stream = batches.train_batches(
     Broken(train, range(160)), batch_size=4, image_size=72, crop_size=64, flip=False, seed=0, corrupt="skip"
   )
-  with pytest.raises(ValueError, match="not a readable image"):
+  with pytest.raises(UserError, match="not a readable image"):
     next(stream)
 
 
@@ -375,14 +374,14 @@ def batch_of(images, labels):
 def test_bad_batches_are_refused():
   images, labels = np.zeros((2, 4, 4, 3), np.float32), np.eye(2)
   batches.check_batch(batch_of(images, labels))
-  with pytest.raises(ValueError, match=r"0 or 1, got 0\.5 for example 1, class 0"):
+  with pytest.raises(UserError, match=r"0 or 1, got 0\.5 for example 1, class 0"):
     batches.check_batch(batch_of(images, [[1, 0], [0.5, 1]]))
-  with pytest.raises(ValueError, match=r"labels must have shape \[2, L\], got \[3, 2\]"):
+  with pytest.raises(UserError, match=r"labels must have shape \[2, L\], got \[3, 2\]"):
     batches.check_batch(batch_of(images, np.zeros((3, 2))))
-  with pytest.raises(ValueError, match=r"\[B, height, width, 3\], got \[2, 4, 4\]"):
+  with pytest.raises(UserError, match=r"\[B, height, width, 3\], got \[2, 4, 4\]"):
     batches.check_batch(batch_of(images[..., 0], labels))
   images[1, 2, 3, 0] = np.nan
-  with pytest.raises(ValueError, match="not finite, first in example 1"):
+  with pytest.raises(UserError, match="not finite, first in example 1"):
     batches.check_batch(batch_of(images, labels))
 
 

@@ -19,6 +19,7 @@ from rmam_jax.evaluation import views as views_lib
 from rmam_jax.ops import spatial_transformer
 from rmam_jax.runtime import files
 from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import loop, pipeline
 from rmam_jax.training import step as step_lib
 
@@ -120,14 +121,14 @@ def test_the_centre_window_s_places_are_those_of_the_pixels_crop():
   ],
 )
 def test_unknown_views_are_refused(changes, message, data_root):
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(UserError, match=message):
     views_lib.from_config(view_config(data_root, **changes))
 
 
 def test_windows_between_cells_are_refused(data_root):
   config = view_config(data_root, views="five")
   config.data.image_size = SIZE + 2
-  with pytest.raises(ValueError, match=r"must be multiples of the map's stride, 2 pixels; or set .*'centre'"):
+  with pytest.raises(UserError, match=r"must be multiples of the map's stride, 2 pixels; or set .*'centre'"):
     views_lib.from_config(config)
   config.evaluation.views = "centre"
   assert views_lib.from_config(config) == views_lib.CENTRE
@@ -179,7 +180,7 @@ def test_extraction_that_was_stopped_goes_on(small, data_root, tmp_path, monkeyp
   _, params, _, forward = small
   split = open_split(tiny_config(data_root).data, "test")
   key = output_cache.make_key(tiny_config(data_root), split, output_cache.digest_params(params))
-  whole = outputs_lib.answer_split(forward, params, split, data=tiny_config(".").data, batch_size=10)
+  whole = outputs_lib.compute_outputs(forward, params, split, data=tiny_config(".").data, batch_size=10)
   with monkeypatch.context() as patch:
     count_forwards(patch, fail_at=3)
     with pytest.raises(KeyboardInterrupt):
@@ -262,13 +263,13 @@ def test_a_damaged_chunk_is_named(small, data_root, tmp_path):
   extract(tmp_path / "f", small, split, key)
   chunk = next((tmp_path / "f").glob("*.npz"))
   chunk.write_bytes(chunk.read_bytes()[:-100])
-  with pytest.raises(ValueError, match=rf"{chunk} is damaged .*: delete it and run the same command again"):
+  with pytest.raises(UserError, match=rf"{chunk} is damaged .*: delete it and run the same command again"):
     extract(tmp_path / "f", small, split, key)
 
 
 def test_an_evaluation_chooses_before_it_sees_the_test_split(workdir, monkeypatch):
   extract = output_cache.extract
-  (workdir / "choices.json").unlink()
+  (workdir / "selection.json").unlink()
 
   def blind(folder, key, forward, params, split, **options):
     if split.name.endswith(" test"):
@@ -279,12 +280,12 @@ def test_an_evaluation_chooses_before_it_sees_the_test_split(workdir, monkeypatc
   with pytest.raises(KeyboardInterrupt):
     pipeline.evaluate(workdir)
   monkeypatch.setattr(output_cache, "extract", extract)
-  chosen = json.loads((workdir / "choices.json").read_text())
+  chosen = json.loads((workdir / "selection.json").read_text())
   assert chosen["chosen_on"] == "digits/tiny validation"
   assert chosen["svm_c"] == float(max(sorted(chosen["svm_mAP"], key=float), key=chosen["svm_mAP"].get))
   assert set(chosen["svm_mAP"]) == {"0.1", "10.0"}
   results = pipeline.evaluate(workdir)
-  assert json.loads((workdir / "choices.json").read_text()) == chosen
+  assert json.loads((workdir / "selection.json").read_text()) == chosen
   assert (results["svm_c"], results["calibration"]["temperature"]) == (chosen["svm_c"], chosen["temperature"])
   assert list(results["thresholded"]["thresholds"].values()) == chosen["thresholds"]
   assert sum(row["labels"] for row in results["calibration"]["reliability"]) == 40 * 10
@@ -292,10 +293,10 @@ def test_an_evaluation_chooses_before_it_sees_the_test_split(workdir, monkeypatc
 
 
 def test_prediction_s_thresholds_are_chosen_on_what_it_sees(workdir):
-  of_one_view = json.loads((workdir / "choices.json").read_text())
+  of_one_view = json.loads((workdir / "selection.json").read_text())
   assert of_one_view["prediction"] == {name: of_one_view[name] for name in ("temperature", "thresholds")}
   pipeline.evaluate(workdir, {"views": "five"})
-  of_five = json.loads((workdir / "choices.json").read_text())
+  of_five = json.loads((workdir / "selection.json").read_text())
   assert of_five["prediction"] == of_one_view["prediction"]
   assert of_five["thresholds"] != of_one_view["thresholds"]
   assert (of_five["seen"]["views"], of_five["rule"]) == ("five", "per_class")
@@ -305,19 +306,19 @@ def test_without_a_validation_split_the_choices_of_another_run_are_used(workdir,
   config = json.loads((workdir / "config.json").read_text())
   config["data"]["validation"] = ""
   (workdir / "config.json").write_text(json.dumps(config))
-  (workdir / "choices.json").unlink()
-  with pytest.raises(FileNotFoundError, match=r"data\.validation is empty and .* holds no choices\.json: copy the one"):
+  (workdir / "selection.json").unlink()
+  with pytest.raises(UserError, match=r"data\.validation is empty and .* holds no selection\.json: copy the one"):
     pipeline.evaluate(workdir)
   names = [str(digit) for digit in range(10)]
   seen = {"views": "centre", "mirror": "", "feature": "z"}
   calibrated = {"temperature": 2.0, "thresholds": [0.25] * 10}
-  there = selection_lib.Choices("elsewhere", names, "per_class", seen, 0.5, {}, **calibrated, prediction=calibrated)
-  (workdir / "choices.json").write_text(json.dumps(there._asdict()))
+  there = selection_lib.Selection("elsewhere", names, "per_class", seen, 0.5, {}, **calibrated, prediction=calibrated)
+  (workdir / "selection.json").write_text(json.dumps(there._asdict()))
   results = pipeline.evaluate(workdir)
   assert (results["svm_c"], results["calibration"]["temperature"]) == (0.5, 2.0)
   assert results["thresholded"]["thresholds"] == dict.fromkeys(names, 0.25)
-  (workdir / "choices.json").write_text(json.dumps(there._replace(svm_c=None)._asdict()))
-  with pytest.raises(ValueError, match=r"choices\.json has no C, as no SVMs were fitted where it was chosen"):
+  (workdir / "selection.json").write_text(json.dumps(there._replace(svm_c=None)._asdict()))
+  with pytest.raises(UserError, match=r"selection\.json has no C, as no SVMs were fitted where it was chosen"):
     pipeline.evaluate(workdir)
   capsys.readouterr()
   results = pipeline.evaluate(workdir, {"views": "five", "thresholds": "global", "svm_solver": ""})
@@ -327,12 +328,12 @@ def test_without_a_validation_split_the_choices_of_another_run_are_used(workdir,
     in capsys.readouterr().out
   )
   assert not (workdir / "svm.npz").exists()  # that of the evaluation before
-  (workdir / "choices.json").write_text(json.dumps(there._replace(class_names=["cat"])._asdict()))
-  with pytest.raises(ValueError, match=r"choices\.json was made for other classes \(cat"):
+  (workdir / "selection.json").write_text(json.dumps(there._replace(class_names=["cat"])._asdict()))
+  with pytest.raises(UserError, match=r"selection\.json was made for other classes \(cat"):
     pipeline.evaluate(workdir)
   config["data"]["validation"] = config["data"]["test"]
   (workdir / "config.json").write_text(json.dumps(config))
-  with pytest.raises(ValueError, match="nothing may be chosen on the test split"):
+  with pytest.raises(UserError, match="nothing may be chosen on the test split"):
     pipeline.evaluate(workdir)
 
 
@@ -346,11 +347,11 @@ def test_tables_come_from_saved_scores(workdir, monkeypatch, capsys):
   out = capsys.readouterr().out
   assert len(out.splitlines()) >= 2 + len(found)
   assert out.endswith(f"{workdir}: five views; SVMs (newton) on features z\n")
-  with pytest.raises(ValueError, match=r"--protocol must be all or some of paper, .*, got 'imagenet'"):
+  with pytest.raises(UserError, match=r"--protocol must be all or some of paper, .*, got 'imagenet'"):
     pipeline.print_protocols([workdir], ["imagenet"])
   pipeline.evaluate(workdir, {"svm_solver": ""})
   assert "paper" not in pipeline.print_protocols([workdir])[str(workdir)]
-  with pytest.raises(ValueError, match="--protocol=paper measures SVMs and there are none"):
+  with pytest.raises(UserError, match="--protocol=paper measures SVMs and there are none"):
     pipeline.print_protocols([workdir], ["paper"])
 
 
@@ -367,7 +368,7 @@ def test_scores_of_another_checkpoint_are_measured_again(workdir, monkeypatch):
 def test_two_runs_are_fused(workdir, tmp_path):
   other = shutil.copytree(workdir, tmp_path / "other")
   pipeline.evaluate(other, {"views": "five"})
-  with pytest.raises(ValueError, match=r"evaluated with another views, centre and five: evaluate both alike"):
+  with pytest.raises(UserError, match=r"evaluated with another views, centre and five: evaluate both alike"):
     pipeline.print_protocols([workdir, other])
   pipeline.evaluate(other, {"svm_c": (10.0,) if pipeline.evaluate(workdir)["svm_c"] == 0.1 else (0.1,)})
   (workdir / "scores.npz").unlink()
@@ -417,7 +418,7 @@ def test_fusions_by_hand():
   ],
 )
 def test_what_cannot_be_fused_is_refused(other, fusion, message):
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(UserError, match=message):
     scores_lib.fuse({"one": some_scores(), "other": some_scores(**other)}, fusion)
 
 

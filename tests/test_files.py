@@ -13,6 +13,7 @@ from PIL import Image
 
 from configs import custom
 from rmam_jax.data import batches, manifests, splits, validate
+from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import loop, pipeline, workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -112,7 +113,7 @@ def thin_config(written, head="mean_pool", **data):
   config.data.update(
     {**dict(zip(("train", "validation", "test"), written, strict=True)), "image_size": 40, "crop_size": 32, **data}
   )
-  config.model.update({"stages": ((4,), (8,)), "region_size": (3, 3), "num_regions": 3})
+  config.model.update({"vgg": {"blocks": ((4,), (8,))}, "region_size": (3, 3), "num_regions": 3})
   config.model.x_width = config.model.lstm_width = config.model.z_width = 16
   config.batch_size = 4
   config.stage_one.epochs, config.stage_two.epochs = 1, 2
@@ -208,7 +209,7 @@ def test_a_run_with_images_that_cannot_be_read_counts_and_names_them(tmp_path, c
   assert all(broken[0] in line["reason"] for line in lines)
   assert len(list((tmp_path / "run" / "pictures").glob("*-*.png"))) == 2
   config.data.corrupt = "error"
-  with pytest.raises(ValueError, match="not a readable image"):
+  with pytest.raises(UserError, match="not a readable image"):
     pipeline.train_and_evaluate(config, tmp_path / "other")
 
 
@@ -285,7 +286,7 @@ def test_annotations_to_ignore_in_coco_s_form(tmp_path):
 
 def test_a_class_that_is_named_twice_is_refused(tmp_path):
   manifest = write_csv(tmp_path, "train")
-  with pytest.raises(ValueError, match=r"data\.classes names cat more than once"):
+  with pytest.raises(UserError, match=r"data\.classes names cat more than once"):
     splits.open_split(thin_config([manifest] * 3, classes=("cat", "cat", "dog")).data, manifest)
 
 
@@ -423,14 +424,14 @@ def test_xml_that_expands_is_refused(tmp_path):
 
 
 def test_what_is_no_manifest_is_refused(tmp_path):
-  with pytest.raises(FileNotFoundError, match=r"there is no manifest .*missing\.csv"):
+  with pytest.raises(UserError, match=r"there is no manifest .*missing\.csv"):
     manifests.parse(str(tmp_path / "missing.csv"))
-  with pytest.raises(ValueError, match="no VOC-style folder: it has no folder Annotations"):
+  with pytest.raises(UserError, match="no VOC-style folder: it has no folder Annotations"):
     manifests.parse(str(tmp_path))
   (tmp_path / "a.txt").write_text("")
-  with pytest.raises(ValueError, match=r"a manifest is a folder or one of \.csv, \.jsonl, \.json"):
+  with pytest.raises(UserError, match=r"a manifest is a folder or one of \.csv, \.jsonl, \.json"):
     manifests.parse(str(tmp_path / "a.txt"))
-  with pytest.raises(ValueError, match=r"must name a manifest each: --config\.data\.train=train\.csv"):
+  with pytest.raises(UserError, match=r"must name a manifest each: --config\.data\.train=train\.csv"):
     splits.open_split(custom.get_config().data, "")
 
 
@@ -448,7 +449,7 @@ def test_a_label_cannot_be_ignored_as_well(tmp_path):
   path = tmp_path / "a.csv"
   path.write_text("image,labels,ignore\na.png,red|blue,blue\n")
   config = thin_config((str(path),) * 3)
-  with pytest.raises(ValueError, match=r"a\.csv:2: blue is both a label and to be ignored"):
+  with pytest.raises(UserError, match=r"a\.csv:2: blue is both a label and to be ignored"):
     splits.open_split(config.data, str(path))
 
 
@@ -463,5 +464,5 @@ def test_images_may_lie_elsewhere_and_classes_be_given(tmp_path):
   assert split.class_names == ("violet", "red")
   np.testing.assert_array_equal(split[0].labels, [0, 1])
   (images / "a.png").unlink()
-  with pytest.raises(OSError, match=r"custom .*a\.csv \[0\]: cannot read .*a\.png"):
+  with pytest.raises(UserError, match=r"custom .*a\.csv \[0\]: cannot read .*a\.png"):
     batches.read_image(split, 0)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from rmam_jax.evaluation import metrics
+from rmam_jax.runtime.errors import UserError
 from rmam_jax.visual import gallery, pictures
 
 HOSTILE = '"><script>alert("it\'s out")</script>'
@@ -81,7 +82,7 @@ class Elements(html.parser.HTMLParser):
 
 
 def test_every_meaning_is_a_figure():
-  assert set(gallery.MEANINGS) == set(metrics.Localization._fields)
+  assert set(gallery.MEANINGS) == set(metrics.RegionMetrics._fields)
 
 
 def test_the_page_needs_nothing_else_and_names_stay_text(page):
@@ -141,7 +142,7 @@ def test_long_curves_are_thinned():
 
 
 def test_a_page_is_never_written_over(page):
-  with pytest.raises(FileExistsError):
+  with pytest.raises(UserError):
     gallery.write(page, [], results={}, class_curves=[], num_shown=0)
 
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from rmam_jax.data.images import MOST_PIXELS, decode_image
+from rmam_jax.runtime.errors import UserError
 
 COLOURS = np.array(
   [[[250, 10, 20], [30, 240, 40]], [[50, 60, 230], [0, 0, 0]], [[255, 255, 255], [90, 90, 90]]], np.uint8
@@ -128,13 +129,13 @@ def test_a_bomb_is_refused_by_its_header(side):
   bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
   with warnings.catch_warnings():
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-    with pytest.raises(ValueError, match=r"photo\.png: not a readable image \(.*pixels"):
+    with pytest.raises(UserError, match=r"photo\.png: not a readable image \(.*pixels"):
       decode_image(bomb, "photo.png")
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
 def test_what_is_no_image_is_refused(content):
-  with pytest.raises(ValueError, match=r"photo\.jpg: not a readable image"):
+  with pytest.raises(UserError, match=r"photo\.jpg: not a readable image"):
     decode_image(content, "photo.jpg")
 
 
@@ -142,10 +143,10 @@ def test_what_is_no_image_is_refused(content):
 def test_a_truncated_image_is_refused(kind):
   noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8))
   encoded = encode(noise, kind)
-  with pytest.raises(ValueError, match="a: not a readable image"):
+  with pytest.raises(UserError, match="a: not a readable image"):
     decode_image(encoded[: len(encoded) // 2], "a")
 
 
 def test_real_numbers_are_refused():
-  with pytest.raises(ValueError, match="real numbers of unknown range"):
+  with pytest.raises(UserError, match="real numbers of unknown range"):
     decode_image(encode(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"), "a")

@@ -247,24 +247,24 @@ def around(x, y, height=0.1, width=0.1):
 def test_places_by_hand():
   # Centred on the first object; nowhere; on the second, which spans x .5-.75 and y .5-1; on the first.
   one = [around(0.1, 0.4), around(0.9, 0.9), around(0.6, 0.9), around(0.3, 0.1)]
-  found = metrics.localization(np.array([one] * 2), np.array([[0, 1, 3], [0, 0, 0]]), BOXES, CLASSES)
+  found = metrics.region_metrics(np.array([one] * 2), np.array([[0, 1, 3], [0, 0, 0]]), BOXES, CLASSES)
   assert found.r_precision == 1 / 2  # of the first two looks, one is on an object
   assert found.coverage == 1  # both objects hold a centre
   assert found.pointing == 1 / 2  # class 0 was won on its object, class 1 beside it
-  assert metrics.localization(np.array([one]), None, BOXES[:1], CLASSES[:1]).pointing == 1  # the best could
+  assert metrics.region_metrics(np.array([one]), None, BOXES[:1], CLASSES[:1]).pointing == 1  # the best could
 
 
 def test_fit_by_hand():
   # IoU with the first object: 0.4 / 0.5 of its height = 0.8; with the second: half of it, 0.25 high, = 0.5 at most.
   regions = np.array([[[0.0, 0.0, 0.4, 0.5], [0.5, 0.5, 0.75, 0.75]]])
-  found = metrics.localization(regions, np.array([[0, 1]]), BOXES[:1], CLASSES[:1])
+  found = metrics.region_metrics(regions, np.array([[0, 1]]), BOXES[:1], CLASSES[:1])
   assert (found.iou_30, found.iou_50) == (1, 1)
   shorter = np.array([[[0.0, 0.0, 0.4, 0.5], [0.5, 0.5, 0.7, 0.75]]])  # 0.4 of the second
-  found = metrics.localization(shorter, np.array([[0, 1]]), BOXES[:1], CLASSES[:1])
+  found = metrics.region_metrics(shorter, np.array([[0, 1]]), BOXES[:1], CLASSES[:1])
   assert (found.iou_30, found.iou_50) == (1, 1 / 2)
-  swapped = metrics.localization(shorter, np.array([[1, 0]]), BOXES[:1], CLASSES[:1])
+  swapped = metrics.region_metrics(shorter, np.array([[1, 0]]), BOXES[:1], CLASSES[:1])
   assert (swapped.iou_30, swapped.iou_50) == (0, 0)
-  best = metrics.localization(shorter, None, BOXES[:1], CLASSES[:1])
+  best = metrics.region_metrics(shorter, None, BOXES[:1], CLASSES[:1])
   assert (best.iou_30, best.iou_50) == (1, 1 / 2)
 
 
@@ -272,19 +272,19 @@ def test_redundancy_and_astray_by_hand():
   # Two equal regions, one that reaches a quarter outside, one centred outside, one mirrored.
   half = [0.0, 0.0, 0.5, 0.5]
   regions = np.array([[half, half], [half, [-0.5, 0.0, 0.5, 0.5]], [half, [0.0, 0.9, 0.5, 1.2]]])
-  found = metrics.localization(regions, np.zeros((3, 2), int), BOXES[:1] * 3, CLASSES[:1] * 3)
+  found = metrics.region_metrics(regions, np.zeros((3, 2), int), BOXES[:1] * 3, CLASSES[:1] * 3)
   assert found.redundancy == pytest.approx((1 + 1 + 0) / 3)  # what lies outside does not count
   assert found.astray == 1 / 6
   mirrored = np.array([[half, [0.5, 0.0, 0.0, 0.5]]])
-  found = metrics.localization(mirrored, np.zeros((1, 2), int), BOXES[:1], CLASSES[:1])
+  found = metrics.region_metrics(mirrored, np.zeros((1, 2), int), BOXES[:1], CLASSES[:1])
   assert (found.redundancy, found.astray) == (1, 1 / 2)
-  alone = metrics.localization(regions[:, :1], None, BOXES[:1] * 3, CLASSES[:1] * 3)
+  alone = metrics.region_metrics(regions[:, :1], None, BOXES[:1] * 3, CLASSES[:1] * 3)
   assert np.isnan(alone.redundancy)
 
 
 def test_chance_by_hand():
   points = np.zeros((2, 2, 4))  # regions of no size
-  found = metrics.chance_localization(points, np.zeros((2, 2), int), BOXES, CLASSES, samples=100_000)
+  found = metrics.chance_region_metrics(points, np.zeros((2, 2), int), BOXES, CLASSES, samples=100_000)
   assert found.coverage == pytest.approx((1 - (1 - 0.25) ** 2 + 1 - (1 - 0.125) ** 2) / 2, abs=0.01)
   assert found.r_precision == pytest.approx(0.375, abs=0.01)  # the union's area
   assert found.pointing == pytest.approx((0.25 + 0.125) / 2, abs=0.01)
@@ -297,13 +297,15 @@ def test_chance_is_what_random_places_get():
   sizes = np.array([[0.5, 0.5], [0.2, 0.4], [0.5, 0.3]])
   centres, winners = rng.random((images, looks, 2)), rng.integers(0, looks, (images, 2))
   regions = np.concatenate([centres - sizes / 2, centres + sizes / 2], axis=-1)
-  found = metrics.localization(regions, winners, BOXES[:1] * images, CLASSES[:1] * images)
+  found = metrics.region_metrics(regions, winners, BOXES[:1] * images, CLASSES[:1] * images)
   mirrored = regions[..., [2, 3, 0, 1]]  # elsewhere and upside down: only the sizes count
-  wanted = metrics.chance_localization(mirrored, winners, BOXES[:1] * images, CLASSES[:1] * images, samples=16, seed=1)
+  wanted = metrics.chance_region_metrics(
+    mirrored, winners, BOXES[:1] * images, CLASSES[:1] * images, samples=16, seed=1
+  )
   np.testing.assert_allclose(found, wanted, atol=0.02)
   assert found.iou_50 > 0.02
 
 
 def test_no_boxes_at_all_is_undefined():
-  found = metrics.localization(np.zeros((1, 2, 4)), np.zeros((1, 2), int), BOXES[1:], CLASSES[1:])
+  found = metrics.region_metrics(np.zeros((1, 2, 4)), np.zeros((1, 2), int), BOXES[1:], CLASSES[1:])
   assert np.isnan(found).all()

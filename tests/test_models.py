@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from configs import common
-from rmam_jax import recognizer
+from rmam_jax import heads, recognizer
 from rmam_jax.backbones import vgg
-from rmam_jax.heads import modules
+from rmam_jax.heads import pooling
+from rmam_jax.runtime.errors import UserError
 
 STAGES = ((4,), (6, 6), (8, 8))
 
@@ -18,13 +19,13 @@ def small_model(**changes):
   config = common.get_config()
   with config.unlocked():
     config.model.update(
-      {"stages": STAGES, "region_size": (3, 3), "x_width": 8, "lstm_width": 7, "z_width": 9, **changes}
+      {"vgg": {"blocks": STAGES}, "region_size": (3, 3), "x_width": 8, "lstm_width": 7, "z_width": 9, **changes}
     )
   return config.model
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("stages", [STAGES, vgg.VGG16_STAGES])
+@pytest.mark.parametrize("stages", [STAGES, vgg.BLOCKS["vgg16"]])
 def test_vgg_equals_torch(stages):
   torch = pytest.importorskip("torch")
   size = 48
@@ -63,20 +64,20 @@ def test_max_pool_equals_flax(size):
   np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("head", recognizer.HEADS)
+@pytest.mark.parametrize("head", heads.SPECS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_head_answers_in_the_same_form(head, dtype):
   model = recognizer.build(small_model(dtype=dtype), 4, head=head, auxiliary="score_map")
   images = np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), np.uint8)
   params = model.init(jax.random.key(0), images)
   attention, auxiliary = model.apply(params, images)
-  regions = 45 if head == "rarl" else 5 if recognizer.looks(head) else 1
+  regions = 45 if head == "rarl" else 5 if heads.get(head).looks else 1
   assert attention.scores.shape == (regions, 3, 4)
   assert attention.thetas.shape == (regions, 3, 4)
   assert auxiliary.scores.shape == (1, 3, 4)
   assert {attention.scores.dtype, attention.thetas.dtype} == {jnp.dtype("float32")}
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
-  if not recognizer.looks(head):
+  if not heads.get(head).looks:
     np.testing.assert_array_equal(attention.thetas, np.broadcast_to([1, 1, 0, 0], (1, 3, 4)))
 
 
@@ -96,11 +97,11 @@ def test_controls_by_hand():
   feature_map = jnp.array([[[[1.0], [3.0]], [[0.0], [4.0]]]])
   dense = {"scores": {"kernel": jnp.array([[2.0, -1.0]]), "bias": jnp.array([0.0, 1.0])}}
   for head, wanted in (
-    (modules.Pooled(2, jnp.mean), [4, -1]),  # the mean is 2
-    (modules.Pooled(2, jnp.max), [8, -3]),  # the maximum is 4
-    (modules.ScoreMap(2), [8, 1]),  # the second class is highest where the map is 0
-    (modules.ScoreMap(2, places=2), [7, 0.5]),  # of 8, 6, 2, 0 and 1, 0, -2, -3
-    (modules.ScoreMap(2, places=9), [4, -1]),  # more than there are: the mean
+    (pooling.Pooled(2, jnp.mean), [4, -1]),  # the mean is 2
+    (pooling.Pooled(2, jnp.max), [8, -3]),  # the maximum is 4
+    (pooling.ScoreMap(2), [8, 1]),  # the second class is highest where the map is 0
+    (pooling.ScoreMap(2, places=2), [7, 0.5]),  # of 8, 6, 2, 0 and 1, 0, -2, -3
+    (pooling.ScoreMap(2, places=9), [4, -1]),  # more than there are: the mean
   ):
     scores = head.apply({"params": dense}, feature_map).scores
     np.testing.assert_allclose(scores, [[wanted]])
@@ -113,7 +114,7 @@ def test_pixels_are_normalised_as_configured():
       return x
 
   model = recognizer.Recognizer(
-    backbone=Mean(), head=modules.Pooled(1, jnp.mean), pixel_mean=(10.0, 20.0, 30.0), pixel_std=(1.0, 2.0, 4.0)
+    backbone=Mean(), head=pooling.Pooled(1, jnp.mean), pixel_mean=(10.0, 20.0, 30.0), pixel_std=(1.0, 2.0, 4.0)
   )
   images = np.full((1, 2, 2, 3), (12, 24, 38), np.uint8)
   params = model.init(jax.random.key(0), images)
@@ -121,9 +122,9 @@ def test_pixels_are_normalised_as_configured():
 
 
 def test_a_wrong_model_is_refused():
-  with pytest.raises(ValueError, match=r"head must be one of .*saliency.*got 'salience'"):
+  with pytest.raises(UserError, match=r"head must be one of .*saliency.*got 'salience'"):
     recognizer.build(small_model(), 4, head="salience")
-  with pytest.raises(ValueError, match=r"model\.num_regions must be at least 1, got 0"):
+  with pytest.raises(UserError, match=r"model\.num_regions must be at least 1, got 0"):
     recognizer.build(small_model(num_regions=0), 4, head="fixed_grid")
   with pytest.raises(
     ValueError, match=r"'saliency' looks by the dense scores of an auxiliary 'score_map'.*'mean_pool'"

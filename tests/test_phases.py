@@ -6,6 +6,7 @@ import jax
 import pytest
 from test_training import tiny_config
 
+from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import best_checkpoint, loop, pipeline, stages
 
 
@@ -29,8 +30,8 @@ def test_the_second_phase_carries_what_the_first_has_chosen(trained):
   first, second = (json.loads((path / "config.json").read_text())["data"] for path in (folder / "choose", folder))
   assert (first["train"], first["validation"], first["test"]) == ("train", "validation", "")
   assert (second["train"], second["validation"], second["test"]) == ("train+validation", "", "test")
-  assert (folder / "choices.json").read_bytes() == (folder / "choose" / "choices.json").read_bytes()
-  assert json.loads((folder / "choices.json").read_text())["chosen_on"] == "digits/tiny validation"
+  assert (folder / "selection.json").read_bytes() == (folder / "choose" / "selection.json").read_bytes()
+  assert json.loads((folder / "selection.json").read_text())["chosen_on"] == "digits/tiny validation"
   assert results["data"] == "digits/tiny test"
   assert json.loads((folder / "choose" / "results.json").read_text())["data"] == "digits/tiny validation"
   lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -42,7 +43,7 @@ def test_the_second_phase_carries_what_the_first_has_chosen(trained):
 def test_a_control_goes_through_both_phases(trained):
   folder, results = trained
   control = folder / "controls" / "max_pool"
-  assert json.loads((control / "choices.json").read_text())["chosen_on"] == "digits/tiny validation"
+  assert json.loads((control / "selection.json").read_text())["chosen_on"] == "digits/tiny validation"
   assert json.loads((control / "config.json").read_text())["data"]["train"] == "train+validation"
   assert results["controls"] == {"max_pool": json.loads((control / "results.json").read_text())["mAP"]}
 
@@ -55,7 +56,7 @@ def test_a_folder_of_another_configuration_is_refused_before_the_first_phase(tra
     raise AssertionError("trained")
 
   monkeypatch.setattr(loop, "train", train)
-  with pytest.raises(ValueError, match=r"belongs to another configuration; it differs in model\.z_width"):
+  with pytest.raises(UserError, match=r"belongs to another configuration; it differs in model\.z_width"):
     pipeline.train_and_evaluate(other, trained[0])
 
 
@@ -65,7 +66,7 @@ def test_a_folder_of_another_configuration_is_refused_before_the_first_phase(tra
     ({"data.test": "tset"}, "tset"),
     ({"data.test": "validation"}, "nothing may be chosen on the test split"),
     ({"controls": ("mean_poool",)}, "controls must be some of .*, got 'mean_poool'"),
-    ({"data.validation": "", "controls": ("max_pool",)}, "holds no choices"),
+    ({"data.validation": "", "controls": ("max_pool",)}, "holds no selection"),
     ({"evaluation.feature": "y"}, r"evaluation\.feature must be one of z, h, x, got 'y'"),
     ({"evaluation.svm_solver": "sgd"}, r"evaluation\.svm_solver must be one of , newton, liblinear, got 'sgd'"),
     ({"evaluation.thresholds": "best"}, r"evaluation\.thresholds must be one of per_class, global, got 'best'"),
@@ -78,7 +79,7 @@ def test_a_folder_of_another_configuration_is_refused_before_the_first_phase(tra
 )
 def test_what_cannot_be_evaluated_is_not_trained(data_root, tmp_path, changes, message):
   config = tiny_config(data_root, **changes)
-  with pytest.raises((ValueError, OSError), match=message):
+  with pytest.raises(UserError, match=message):
     pipeline.train_and_evaluate(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
@@ -108,13 +109,13 @@ def test_a_carried_epoch_ends_the_stage_but_not_its_schedule(data_root):
 
   assert (last_update(short) == last_update(whole)).all()
   config.stage_two.stop_epoch = 4
-  with pytest.raises(ValueError, match=r"stage_two\.stop_epoch must be between 0 and its 3 epochs, got 4"):
+  with pytest.raises(UserError, match=r"stage_two\.stop_epoch must be between 0 and its 3 epochs, got 4"):
     stages.build(config, "stage_two", num_classes=10, num_records=160)
 
 
 def test_a_run_that_has_nothing_to_choose_on_says_so_before_it_trains(data_root, tmp_path):
   config = tiny_config(data_root)
   config.data.validation = ""
-  with pytest.raises(FileNotFoundError, match=r"data\.validation is empty and .* holds no choices\.json: copy the one"):
+  with pytest.raises(UserError, match=r"data\.validation is empty and .* holds no selection\.json: copy the one"):
     pipeline.train_and_evaluate(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()

@@ -22,9 +22,10 @@ from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.evaluation import thresholds as thresholds_lib
 from rmam_jax.inference import predict_files, predictor
 from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import stages
 from rmam_jax.training import step as step_lib
-from rmam_jax.training.exported import Published
+from rmam_jax.training.exported import TrainedModel
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = tuple("0123456789")
@@ -39,7 +40,7 @@ def tiny(data_root):
 def untrained(head="saliency", **fields):
   """A small recogniser with random parameters."""
   config = digits.get_config(f"tiny:{head}")
-  config.model.stages = ((4,), (4,), (8,))
+  config.model.vgg.blocks = ((4,), (4,), (8,))
   config.model.x_width = config.model.lstm_width = config.model.z_width = 16
   for field, value in fields.items():
     config.model[field] = value
@@ -47,7 +48,7 @@ def untrained(head="saliency", **fields):
   shapes = jax.eval_shape(lambda key: step_lib.init_params(model, key, config.data.crop_size), jax.random.key(0))
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(leaf.dtype), shapes)
-  return Published(config=config, class_names=NAMES, params=params, choices=None)
+  return TrainedModel(config=config, class_names=NAMES, params=params, selection=None)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def test_predictions_are_the_evaluation_s(small, scenes, data_root):
   trained = untrained()
   mesh = mesh_lib.make_mesh()
   model = stages.build_model(trained.config, "stage_two", len(NAMES))
-  theirs = outputs_lib.answer_split(
+  theirs = outputs_lib.compute_outputs(
     outputs_lib.make_forward(model, mesh),
     trained.params,
     splits.open_split(tiny(data_root), "test"),
@@ -148,18 +149,18 @@ def test_the_broken_do_not_touch_the_others(small, scenes, tmp_path):
   assert errors[3][1] == f"{tmp_path}: Is a directory"
   good = [each for each in found if not isinstance(each, Exception)]
   assert [str(each) for each in good] == [str(each) for each in alone]
-  with pytest.raises(ValueError, match="image 1: not a readable image"):
+  with pytest.raises(UserError, match="image 1: not a readable image"):
     small.predict(mixed)
 
 
 def test_what_is_no_list_of_images_is_refused(small):
-  with pytest.raises(ValueError, match=r"predict\(\[image\]\)"):
+  with pytest.raises(UserError, match=r"predict\(\[image\]\)"):
     small.predict("photo.jpg")
-  with pytest.raises(ValueError, match=r"image 0: pixels must be uint8 \[height, width, 3\], got float64"):
+  with pytest.raises(UserError, match=r"image 0: pixels must be uint8 \[height, width, 3\], got float64"):
     small.predict([np.zeros((4, 4, 3))])
-  with pytest.raises(ValueError, match=r"got uint8 \[4, 4\]"):
+  with pytest.raises(UserError, match=r"got uint8 \[4, 4\]"):
     small.predict(np.zeros((4, 4, 4), np.uint8)[:, :, 0][None])
-  with pytest.raises(ValueError, match="batch_size and threads must be at least 1, got 0"):
+  with pytest.raises(UserError, match="batch_size and threads must be at least 1, got 0"):
     predictor.Predictor(untrained(), batch_size=0)
 
 
@@ -173,36 +174,36 @@ def test_an_endless_stream_is_read_a_few_batches_ahead(small, scenes):
 
 
 def test_decisions_by_hand():
-  decide = functools.partial(thresholds_lib.decide, "sigmoid", top_k=3)
+  make_thresholds = functools.partial(thresholds_lib.make_thresholds, "sigmoid", top_k=3)
   scores = np.log([[0.2, 0.6, 0.8, 0.4]]) - np.log(
     1 - np.array([[0.2, 0.6, 0.8, 0.4]])
   )  # probability -> sigmoid's score
-  rule = decide({})
+  rule = make_thresholds({})
   np.testing.assert_allclose(rule.probabilities(scores), [[0.2, 0.6, 0.8, 0.4]], rtol=1e-5)
 
   def chosen(rule):
     return rule.chosen(scores)[0].tolist()
 
   assert chosen(rule) == [0, 1, 1, 0]
-  assert chosen(decide({}, threshold=0.3)) == [0, 1, 1, 1]
-  assert chosen(decide({}, top=1)) == [0, 0, 1, 0]
-  assert chosen(decide({}, top=0)) == [0, 1, 1, 0]
+  assert chosen(make_thresholds({}, threshold=0.3)) == [0, 1, 1, 1]
+  assert chosen(make_thresholds({}, top=1)) == [0, 0, 1, 0]
+  assert chosen(make_thresholds({}, top=0)) == [0, 1, 1, 0]
   calibrated = {"thresholds": [-2.0, 0.3, 2.0, 0.0]}  # the scores are -1.4, 0.4, 1.4, -0.4
-  assert chosen(decide(calibrated)) == [1, 1, 0, 0]
-  assert chosen(decide(calibrated, threshold=0.5)) == [0, 1, 1, 0]
-  cool = decide({"temperature": 2.0})
+  assert chosen(make_thresholds(calibrated)) == [1, 1, 0, 0]
+  assert chosen(make_thresholds(calibrated, threshold=0.5)) == [0, 1, 1, 0]
+  cool = make_thresholds({"temperature": 2.0})
   np.testing.assert_allclose(cool.probabilities(scores)[0, 2], 2 / 3, rtol=1e-5)  # odds of 4 become 2
 
-  decide = functools.partial(thresholds_lib.decide, "euclidean", top_k=3)
-  softmax = decide({})
+  make_thresholds = functools.partial(thresholds_lib.make_thresholds, "euclidean", top_k=3)
+  softmax = make_thresholds({})
   np.testing.assert_allclose(softmax.probabilities(scores).sum(), 1, rtol=1e-6)
   assert chosen(softmax) == [0, 1, 1, 1]  # the top three
-  assert chosen(decide(calibrated)) == [1, 1, 0, 0]
-  assert chosen(decide({}, threshold=0.5)) == [0, 0, 1, 0]  # they are .04, .23, .62, .10
-  with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
-    decide({}, threshold=1.5)
-  with pytest.raises(ValueError, match="top must be 0"):
-    decide({}, top=-1)
+  assert chosen(make_thresholds(calibrated)) == [1, 1, 0, 0]
+  assert chosen(make_thresholds({}, threshold=0.5)) == [0, 0, 1, 0]  # they are .04, .23, .62, .10
+  with pytest.raises(UserError, match=r"between 0 and 1, got 1\.5"):
+    make_thresholds({}, threshold=1.5)
+  with pytest.raises(UserError, match="top must be 0"):
+    make_thresholds({}, top=-1)
 
 
 def test_finding_images(tmp_path, capsys):
@@ -216,9 +217,9 @@ def test_finding_images(tmp_path, capsys):
   assert predict_files.find_images([str(tmp_path / "*.txt")]) == [tmp_path / "notes.txt"]
   assert predict_files.find_images([str(tmp_path / "d*")]) == [tmp_path / "deep/er/c.webp"]
   assert predict_files.find_images(["gone.png"]) == [pathlib.Path("gone.png")]  # told of when it is read
-  with pytest.raises(ValueError, match="empty holds no image: none of its 0 files"):
+  with pytest.raises(UserError, match="empty holds no image: none of its 0 files"):
     predict_files.find_images([str(tmp_path / "empty")])
-  with pytest.raises(ValueError, match=r"\*.gif matches nothing"):
+  with pytest.raises(UserError, match=r"\*.gif matches nothing"):
     predict_files.find_images([str(tmp_path / "*.gif")])
 
 
@@ -227,7 +228,7 @@ def test_an_unreadable_folder_is_an_error(tmp_path, monkeypatch):
     raise PermissionError(13, "Permission denied", str(path))
 
   monkeypatch.setattr("os.scandir", scandir)  # root may read everything
-  with pytest.raises(OSError, match=f"cannot read the folder {tmp_path}: Permission denied"):
+  with pytest.raises(UserError, match=f"cannot read the folder {tmp_path}: Permission denied"):
     predict_files.find_images([str(tmp_path)])
 
 
@@ -268,16 +269,16 @@ def test_pictures_have_their_own_places(small, mixed, tmp_path):
 def test_nothing_is_written_over(small, mixed, tmp_path):
   out = tmp_path / "out"
   out.write_text("mine")
-  with pytest.raises(FileExistsError, match=r"out exists: remove it or name another file with --out=FILE"):
+  with pytest.raises(UserError, match=r"out exists: remove it or name another file with --out=FILE"):
     predict_files.predict_files(small, [str(mixed)], out=out)
   assert out.read_text() == "mine"
-  with pytest.raises(FileExistsError, match=r"mixed exists and is no empty folder: name another with --pictures=OUT"):
+  with pytest.raises(UserError, match=r"mixed exists and is no empty folder: name another with --pictures=OUT"):
     predict_files.predict_files(small, [str(mixed)], picture_folder=mixed)
-  with pytest.raises(FileExistsError, match=r"out exists and is no empty folder"):
+  with pytest.raises(UserError, match=r"out exists and is no empty folder"):
     predict_files.predict_files(small, [str(mixed)], picture_folder=out)
-  with pytest.raises(OSError, match=f"cannot write {tmp_path / 'no' / 'where'}: No such file or directory"):
+  with pytest.raises(UserError, match=f"cannot write {tmp_path / 'no' / 'where'}: No such file or directory"):
     predict_files.predict_files(small, [str(mixed)], out=tmp_path / "no" / "where")
-  with pytest.raises(OSError, match=f"cannot make the folder {out / 'in'}: Not a directory"):
+  with pytest.raises(UserError, match=f"cannot make the folder {out / 'in'}: Not a directory"):
     predict_files.predict_files(small, [str(mixed)], picture_folder=out / "in")
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from configs import coco, common, voc
 from rmam_jax.data import prepare, splits
+from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import pipeline
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -27,7 +28,7 @@ class Without:  # as if tensorflow were not installed
     return getattr(self._finder, name)
 sys.meta_path[:] = map(Without, sys.meta_path)
 import ml_collections
-from rmam_jax import run
+from rmam_jax.training import pipeline
 def frozen(value):
   if isinstance(value, dict):
     return {name: frozen(each) for name, each in value.items()}
@@ -51,7 +52,9 @@ prepare.prepare("voc/2007", root=root, archives=archives)
 def thin(config, root, **data):
   config.weights = "none"
   config.data.update({"root": str(root), "image_size": 48, "crop_size": 32, **data})
-  config.model.update({"stages": ((4,), (4,), (8,)), "region_size": (3, 3), "region_pool": 1, "num_regions": 3})
+  config.model.update(
+    {"vgg": {"blocks": ((4,), (4,), (8,))}, "region_size": (3, 3), "region_pool": 1, "num_regions": 3}
+  )
   config.model.x_width = config.model.lstm_width = config.model.z_width = 16
   config.batch_size = 4
   config.stage_one.epochs, config.stage_two.epochs = 1, 2
@@ -122,7 +125,7 @@ def test_coco_records_and_parts(prepared):
   assert {opened["test"].class_names[c] for c in np.flatnonzero(record.labels)} == {
     f"thing {1 + (number + k) % 80}" for k in range(2)
   }
-  with pytest.raises(ValueError, match=r"coco/2014 train has 24 annotated images where data\.expected has 82,081"):
+  with pytest.raises(UserError, match=r"coco/2014 train has 24 annotated images where data\.expected has 82,081"):
     splits.open_split(thin(coco.get_config(), prepared[0]).data, "train:held-6")
 
 
@@ -141,12 +144,12 @@ def test_trains_and_evaluates_without_tensorflow(prepared, tmp_path, name):
   assert found.returncode == 0, found.stderr
   results = json.loads((tmp_path / "run" / "results.json").read_text())
   assert results["test_images"] == (20 if name == "voc" else 13)
-  choices = json.loads((tmp_path / "run" / "choices.json").read_text())
+  choices = json.loads((tmp_path / "run" / "selection.json").read_text())
   assert choices["chosen_on"] == ("voc/2007 validation" if name == "voc" else "coco/2014 train:held-6")
   if name == "voc":
     assert results["config"]["data"]["train"] == "train+validation"
-    chosen = pipeline.best.epochs(tmp_path / "run" / "choose")
-    assert pipeline.best.epochs(tmp_path / "run") == chosen
+    chosen = pipeline.best_checkpoint.epochs(tmp_path / "run" / "choose")
+    assert pipeline.best_checkpoint.epochs(tmp_path / "run") == chosen
 
 
 @pytest.mark.oracle
@@ -183,35 +186,31 @@ def test_a_preparation_that_is_killed_ends_as_one_that_is_not(prepared, tmp_path
 @pytest.mark.oracle
 def test_wrong_archives_are_named_at_once(prepared, tmp_path):
   _, folder = prepared
-  with pytest.raises(
-    FileNotFoundError, match=r"VOCtrainval_06-Nov-2007\.tar is missing; .*VOCtest_06-Nov-2007\.tar is"
-  ):
+  with pytest.raises(UserError, match=r"VOCtrainval_06-Nov-2007\.tar is missing; .*VOCtest_06-Nov-2007\.tar is"):
     prepare.prepare("voc/2007", root=str(tmp_path), archives=str(tmp_path))
   for archive in prepare.BUILDERS["voc/2007"][1]:
     (tmp_path / archive).write_bytes((folder / archive).read_bytes())
   test = tmp_path / "VOCtest_06-Nov-2007.tar"
   test.write_bytes(test.read_bytes()[:-1])
-  with pytest.raises(
-    FileNotFoundError, match=r"VOCtest_06-Nov-2007\.tar has [\d,]+ bytes, the official one has [\d,]+\. "
-  ):
+  with pytest.raises(UserError, match=r"VOCtest_06-Nov-2007\.tar has [\d,]+ bytes, the official one has [\d,]+\. "):
     prepare.prepare("voc/2007", root=str(tmp_path), archives=str(tmp_path))
   test.write_bytes(test.read_bytes() + b"x")
-  with pytest.raises(ValueError, match=r"an archive of voc/2007 is not the official one.*VOCtest_06-Nov-2007\.tar"):
+  with pytest.raises(UserError, match=r"an archive of voc/2007 is not the official one.*VOCtest_06-Nov-2007\.tar"):
     prepare.prepare("voc/2007", root=str(tmp_path), archives=str(tmp_path))
 
 
 @pytest.mark.oracle
 def test_a_full_disk_is_noticed_first(prepared, tmp_path, monkeypatch):
   monkeypatch.setattr(prepare.shutil, "disk_usage", lambda path: prepare.shutil._ntuple_diskusage(10, 9, 1))
-  with pytest.raises(OSError, match=r"has 0\.0 GB free and the data need .*--data_root=DIR"):
+  with pytest.raises(UserError, match=r"has 0\.0 GB free and the data need .*--data_root=DIR"):
     prepare.prepare("voc/2007", root=str(tmp_path), archives=str(prepared[1]))
 
 
 def test_without_tensorflow_the_extra_is_named(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, "tensorflow", None)
-  with pytest.raises(ModuleNotFoundError, match=r"preparing voc/2007 needs tensorflow, training does not: pip install"):
+  with pytest.raises(UserError, match=r"preparing voc/2007 needs tensorflow, training does not: pip install"):
     prepare.prepare("voc/2007", root=str(tmp_path))
-  with pytest.raises(ValueError, match=r"must be one of voc/2007, coco/2014, got 'voc/2012'"):
+  with pytest.raises(UserError, match=r"must be one of voc/2007, coco/2014, got 'voc/2012'"):
     prepare.prepare("voc/2012", root=str(tmp_path))
 
 
@@ -219,7 +218,7 @@ def test_without_tensorflow_the_extra_is_named(monkeypatch, tmp_path):
 def test_training_on_unprepared_data_names_the_command(module, name, tmp_path):
   config = module.get_config()
   config.data.root = str(tmp_path)
-  with pytest.raises(FileNotFoundError, match=rf"python -m rmam_jax\.data\.prepare {name} --archives=DIR --data_root="):
+  with pytest.raises(UserError, match=rf"python -m rmam_jax\.data\.prepare {name} --archives=DIR --data_root="):
     splits.open_split(config.data, config.data.train)
 
 
@@ -235,5 +234,5 @@ def test_the_paper_s_configuration(module, images):
     assert dict(config.data.expected)[config.data.test] == images
     assert config.stage_two.auxiliary_weight == 0
     assert config.weights == ""
-  with pytest.raises(ValueError, match="'1024' is none of 512, 640, recurrent"):
+  with pytest.raises(UserError, match="'1024' is none of 512, 640, recurrent"):
     module.get_config("1024")

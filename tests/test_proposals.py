@@ -12,6 +12,7 @@ from rmam_jax.data.splits import open_split
 from rmam_jax.evaluation import metrics
 from rmam_jax.inference import predictor
 from rmam_jax.ops import spatial_transformer
+from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import pipeline
 
 
@@ -63,7 +64,7 @@ def config_of(data_root, **changes):
   config = digits.get_config("tiny:proposals")
   config.data.root = str(data_root)
   config.data.proposals, config.data.num_proposals = "jittered", 6
-  config.model.stages = ((4,), (8,), (8,))
+  config.model.vgg.blocks = ((4,), (8,), (8,))
   config.model.x_width = config.model.lstm_width = config.model.z_width = 16
   config.epoch_size = 32
   config.stage_one.epochs = config.stage_two.epochs = 1
@@ -82,9 +83,9 @@ def test_a_run_looks_at_its_proposals(data_root, tmp_path):
     [(metrics.box_iou(r.proposals, r.boxes).max(axis=0) >= 0.5).mean() for r in map(test.__getitem__, range(len(test)))]
   )
   assert wanted > 0.6
-  with pytest.raises(ValueError, match="proposals are seen from the centre view alone"):
+  with pytest.raises(UserError, match="proposals are seen from the centre view alone"):
     pipeline.evaluate(tmp_path, {"views": "ten"})
-  with pytest.raises(ValueError, match="looks at proposals, which images alone do not have"):
+  with pytest.raises(UserError, match="looks at proposals, which images alone do not have"):
     predictor.load(tmp_path)
 
 
@@ -100,7 +101,7 @@ def test_a_run_looks_at_its_proposals(data_root, tmp_path):
   ],
 )
 def test_proposals_that_cannot_be(data_root, tmp_path, changes, message):
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(UserError, match=message):
     pipeline.train_and_evaluate(config_of(data_root, **changes), tmp_path)
 
 

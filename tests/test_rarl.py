@@ -13,6 +13,7 @@ from configs import coco, common, digits, voc
 from rmam_jax.inference import predictor
 from rmam_jax.ops import attention, losses, rarl, spatial_transformer
 from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import exported, loop, pipeline, stages
 from rmam_jax.training import step as step_lib
 
@@ -332,7 +333,7 @@ def test_the_best_policy_of_two_states_is_found(baseline):
 def thin_config(data_root="", variant="tiny:rarl"):
   config = digits.get_config(variant)
   config.data.root = str(data_root)
-  config.model.stages = ((4,), (8,))
+  config.model.vgg.blocks = ((4,), (8,))
   config.model.x_width = config.model.lstm_width = config.model.z_width = 16
   config.model.rarl.steps = 3
   config.stage_one.epochs = 0
@@ -385,7 +386,7 @@ def test_the_step_on_two_devices_and_with_padding():
 def test_impossible_configurations_are_refused(changes, message):
   config = thin_config()
   config.update_from_flattened_dict(changes)
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(UserError, match=message):
     stages.build(config, "stage_two", num_classes=10, num_records=160)
 
 

@@ -13,7 +13,7 @@ from rmam_jax.visual import panels
 def test_region_boxes_by_hand():
   config = common.get_config()
   config.data.image_size, config.data.crop_size = 80, 64  # the centre view begins at pixel 8
-  config.model.stages = ((4,), (4,), (4,), (4,), (4,))  # four cells of 16 pixels
+  config.model.vgg.blocks = ((4,), (4,), (4,), (4,), (4,))  # four cells of 16 pixels
   # -1 is pixel 8 of the view and 1 is pixel 56, so one unit is 24 pixels around 32: from the left 32 to 56, from the
   # top 14 to 26.
   thetas = np.array([[0.5, 0.25, 0.5, -0.5], [-0.5, 0.25, 0.5, -0.5]])
@@ -26,8 +26,8 @@ def test_region_boxes_by_hand():
 
 
 def some_answers(**changes):
-  names = outputs_lib.Answers._fields
-  return outputs_lib.Answers(**{**dict.fromkeys(names), **changes})
+  names = outputs_lib.Outputs._fields
+  return outputs_lib.Outputs(**{**dict.fromkeys(names), **changes})
 
 
 def test_objects_of_classes_that_are_neither_are_not_counted():
@@ -49,7 +49,7 @@ def test_pictures_of_files_of_one_name_are_two(tmp_path, monkeypatch):
   ]
   ignore = np.zeros((5, 2), bool)
   ignore[1] = True  # cannot be read
-  exhibit = panels.Exhibit(config, "saliency", None, split, some_answers(ignore=ignore))
+  exhibit = panels.EvaluatedSplit(config, "saliency", None, split, some_answers(ignore=ignore))
   panels.draw_pictures(tmp_path, exhibit)
   assert drawn == [
     ("0000-001.png", [0]),

@@ -21,6 +21,7 @@ from benchmarks import crash
 from rmam_jax.data import batches
 from rmam_jax.data.splits import open_split
 from rmam_jax.runtime import commands, files
+from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import checkpoints, loop, pipeline, workdir
 from rmam_jax.training import step as step_lib
 
@@ -42,7 +43,7 @@ def test_a_second_job_is_refused_and_told_who_holds_the_folder_until_the_holder_
     wanted = (
       f"{folder} is being trained by process {holder.pid} on {socket.gethostname()}: wait for it, stop it, or name"
     )
-    with pytest.raises(OSError, match=wanted), workdir.locked(folder):
+    with pytest.raises(UserError, match=wanted), workdir.locked(folder):
       pass
     holder.kill()
     holder.wait()
@@ -83,7 +84,7 @@ def test_the_metrics_lose_no_line_and_double_none(tmp_path):
   workdir.MetricsLog(tmp_path, "stage_one", 4).close()
   assert [json.loads(line) for line in path.read_text().splitlines()] == sound[:1]
   path.write_text("no JSON\n")
-  with pytest.raises(ValueError, match=f"{path} is damaged .* mend or remove the line"):
+  with pytest.raises(UserError, match=f"{path} is damaged .* mend or remove the line"):
     workdir.MetricsLog(tmp_path, "stage_one", 4)
 
 
@@ -93,20 +94,22 @@ def test_a_disk_that_fills_up_or_a_folder_that_vanishes_is_named(tmp_path):
   for name in ("metrics.jsonl", "results.json.draft"):
     (tmp_path / name).symlink_to("/dev/full")
   with pytest.raises(
-    OSError, match=f"cannot write {tmp_path}/metrics.jsonl: No space left on device. What is there stays"
+    UserError, match=f"cannot write {tmp_path}/metrics.jsonl: No space left on device. What is there stays"
   ):
     log.write(4, {"loss": 1.0})
   with pytest.raises(
-    OSError, match=f"cannot write {tmp_path}/results.json: No space left on device. What is there stays"
+    UserError, match=f"cannot write {tmp_path}/results.json: No space left on device. What is there stays"
   ):
     files.write_json(tmp_path / "results.json", {})
   (tmp_path / "scores.npz.draft").symlink_to("/dev/full")
   with pytest.raises(
-    OSError, match=f"cannot write {tmp_path}/scores.npz: No space left on device. What is there stays"
+    UserError, match=f"cannot write {tmp_path}/scores.npz: No space left on device. What is there stays"
   ):
     files.write_npz(tmp_path / "scores.npz", {"scores": np.zeros(10_000)})
   shutil.rmtree(tmp_path)
-  with pytest.raises(OSError, match=f"cannot write {tmp_path}/metrics.jsonl: No such file or directory. What is there"):
+  with pytest.raises(
+    UserError, match=f"cannot write {tmp_path}/metrics.jsonl: No such file or directory. What is there"
+  ):
     log.write(4, {"loss": 1.0})
   log.close()
 
@@ -157,7 +160,7 @@ def test_a_run_that_is_told_to_stop_finishes_its_step_and_goes_on_exactly_there(
   ):
     with monkeypatch.context() as patched:
       signal_at(patched, number, place, call)
-      with pytest.raises(SystemExit) as left, commands.speaking():
+      with pytest.raises(SystemExit) as left, commands.reported_errors():
         loop.train(config, folder)
     assert left.value.code == status
     assert "the same command goes on from there" in capsys.readouterr().err
@@ -252,13 +255,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken_with_a_notice
   else:
     assert damage in notice
   DAMAGES[damage](tmp_path / "best" / "2")
-  with pytest.raises(ValueError, match=f"best/2 is damaged: .* Remove {tmp_path}: the command that trained it trains"):
+  with pytest.raises(UserError, match=f"best/2 is damaged: .* Remove {tmp_path}: the command that trained it trains"):
     saved.restore_best(state(0).params)
   saved.save_last(state(2), {"epoch": 2})  # the epoch done again
   assert same(saved.restore_last(state(0))[0], state(2))
   for number in (1, 2):
     flip(largest(tmp_path / "last" / str(number) / "arrays"))
-  with pytest.raises(ValueError, match=f"last/1 is damaged: .* Remove {tmp_path}"):
+  with pytest.raises(UserError, match=f"last/1 is damaged: .* Remove {tmp_path}"):
     saved.restore_last(state(0))
 
 
@@ -392,7 +395,7 @@ def test_prepared_data_that_are_not_whole_are_found_on_opening(damage, data_root
   data = tiny_config(tmp_path).data
   spoil, words = OTHER_DATA[damage]
   spoil(folder)
-  with pytest.raises((ValueError, OSError), match=rf"{words}.* Remove {folder}: the same command makes it again"):
+  with pytest.raises(UserError, match=rf"{words}.* Remove {folder}: the same command makes it again"):
     open_split(data, "train")
   shutil.rmtree(folder)  # as it says
   (folder.parent / "incomplete.ABC_1.0.0").mkdir()
@@ -408,7 +411,7 @@ def test_a_damaged_record_is_named_where_its_labels_are_known_already(data_root,
   flip(folder / SHARD, 0.3)
   split = open_split(tiny_config(tmp_path, **{"data.threads": 1}).data, "train")
   stream = batches.train_batches(split, batch_size=16, image_size=72, crop_size=64, flip=False, seed=0)
-  with pytest.raises(ValueError, match=r"record \d+ of digits/tiny train is damaged"):
+  with pytest.raises(UserError, match=r"record \d+ of digits/tiny train is damaged"):
     list(itertools.islice(stream, 10))
 
 

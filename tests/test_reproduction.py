@@ -10,6 +10,7 @@ from test_weights import inner
 from rmam_jax.data import splits
 from rmam_jax.evaluation import bootstrap
 from rmam_jax.reproduction import cells, expected, plan, reproduce, tables
+from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import pipeline
 
 CONFIG = "configs/digits.py:tiny"
@@ -113,13 +114,13 @@ def test_a_cell_is_named_by_what_it_depends_on(data_root):
 
 def test_what_cells_share(data_root):
   maker = reproduce.load_maker(CONFIG, {"data.root": str(data_root)})
-  longer = reproduce.load_maker(CONFIG, {"data.root": str(data_root), "localizer.epochs": 5})
+  longer = reproduce.load_maker(CONFIG, {"data.root": str(data_root), "rpn.epochs": 5})
   rlsd, ft_rpn = maker.cell("rlsd", 0).parts, maker.cell("rlsd_ft_rpn", 0).parts
   assert rlsd["stage_one"] == ft_rpn["stage_one"] == maker.cell("saliency", 0).parts["stage_one"]
-  assert rlsd["localizer"] == maker.cell("rlsd", 0, 1e-4).parts["localizer"]
+  assert rlsd["rpn"] == maker.cell("rlsd", 0, 1e-4).parts["rpn"]
   others = [ft_rpn, maker.cell("rlsd", 1).parts, longer.cell("rlsd", 0).parts]
-  assert len({rlsd["localizer"], *(each["localizer"] for each in others)}) == 4
-  assert "localizer" not in maker.cell("saliency", 0).parts
+  assert len({rlsd["rpn"], *(each["rpn"] for each in others)}) == 4
+  assert "rpn" not in maker.cell("saliency", 0).parts
   assert maker.cell("rmam", 0).parts == maker.cell("proposals", 0).parts
   assert maker.cell("rmam", 0).parts != maker.cell("rmam-large", 0).parts
 
@@ -129,18 +130,18 @@ def test_weights_are_what_a_cell_depends_on_wherever_they_lie(data_root, tmp_pat
   found = {}
   for name, seed in (("a", 0), ("again", 0), ("b", 1)):
     path = tmp_path / f"{name}.safetensors"
-    inner(path, THIN["model.stages"], seed)
+    inner(path, THIN["model.vgg.blocks"], seed)
     cell = reproduce.load_maker(CONFIG, {**changes, "weights": str(path)}).cell("saliency", 0)
     assert cell.config.model.pixel_mean == (10.0, 20.0, 30.0)
     found[name] = cell.digest, cell.parts["stage_one"]
   assert found["a"] == found["again"]
   assert not set(found["a"]) & set(found["b"])
-  with pytest.raises(FileNotFoundError, match=r"there is no .*nowhere"):
+  with pytest.raises(UserError, match=r"there is no .*nowhere"):
     reproduce.load_maker(CONFIG, {**changes, "weights": str(tmp_path / "nowhere")}).cell("saliency", 0)
 
 
 THIN = {
-  "model.stages": ((4,), (8,), (8,)),
+  "model.vgg.blocks": ((4,), (8,), (8,)),
   "model.x_width": 16,
   "model.lstm_width": 16,
   "model.z_width": 16,
@@ -212,7 +213,7 @@ def test_naming_a_cell_makes_no_proposals(data_root, monkeypatch):
     assert not kind, "proposals were made"
 
   monkeypatch.setattr(splits, "_OPEN", {})
-  monkeypatch.setattr(splits.proposing, "make", make)
+  monkeypatch.setattr(splits.proposals_lib, "make", make)
   maker = reproduce.load_maker(CONFIG, {**THIN, "data.root": str(data_root)})
   cell = maker.cell("proposals", 0)
   assert (cell.config.data.proposals, cell.config.data.num_proposals) == ("jittered", 3)
@@ -231,20 +232,20 @@ def test_a_cell_that_another_holds_is_left_to_it(data_root, tmp_path):
 
 def test_what_cannot_be_made(data_root, tmp_path):
   maker = reproduce.load_maker(CONFIG, {"data.root": str(data_root)})
-  with pytest.raises(ValueError, match="--tables must be some of 1, 2, 3, 4, 5, 6, controls, systems, got '7'"):
+  with pytest.raises(UserError, match="--tables must be some of 1, 2, 3, 4, 5, 6, controls, systems, got '7'"):
     plan.make(maker, tmp_path, ["1", "7"], 1, ())
   (tmp_path / "one.py").write_text("def get_config(variant=''):\n  return None\n")
   without = reproduce.load_maker(CONFIG, {"data.root": str(data_root), "evaluation.svm_solver": ""})
-  with pytest.raises(ValueError, match=r"evaluation\.svm_solver must not be empty"):
+  with pytest.raises(UserError, match=r"evaluation\.svm_solver must not be empty"):
     plan.make(without, tmp_path, ["1"], 1, ())
-  with pytest.raises(ValueError, match=r"--config\.seed cannot be set for all cells"):
+  with pytest.raises(UserError, match=r"--config\.seed cannot be set for all cells"):
     reproduce.load_maker(CONFIG, {"seed": 3})
   clashing = reproduce.load_maker(CONFIG, {"data.root": str(data_root), "loss.anchor_weight": 1.0})
   assert clashing.cell("saliency", 0).config.loss.anchor_weight == 1
-  with pytest.raises(ValueError, match=r"--config\.loss\.anchor_weight cannot be set .* rmam-S\+P has its own value"):
+  with pytest.raises(UserError, match=r"--config\.loss\.anchor_weight cannot be set .* rmam-S\+P has its own value"):
     clashing.cell("rmam-S+P", 0)
   (tmp_path / "file").touch()
-  with pytest.raises(ValueError, match="file is a file: name a folder"):
+  with pytest.raises(UserError, match="file is a file: name a folder"):
     reproduce.reproduce(
       CONFIG,
       {"data.root": str(data_root)},
@@ -254,8 +255,8 @@ def test_what_cannot_be_made(data_root, tmp_path):
       rates=(),
       dry_run=True,
     )
-  with pytest.raises(ValueError, match="names no SCALES"):
+  with pytest.raises(UserError, match="names no SCALES"):
     reproduce.load_maker(str(tmp_path / "one.py"), {})
-  with pytest.raises(FileNotFoundError, match=r"there is no configuration missing\.py"):
+  with pytest.raises(UserError, match=r"there is no configuration missing\.py"):
     reproduce.load_maker("missing.py", {})
   assert not list(pathlib.Path(tmp_path).glob("cells/*"))

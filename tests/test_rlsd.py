@@ -1,4 +1,4 @@
-"""RLSD: the localisation layer, the labels read from its regions, and runs from end to end."""
+"""RLSD: the region proposal network, the labels read from its regions, and runs from end to end."""
 
 import functools
 import json
@@ -14,9 +14,11 @@ from configs import coco, common, custom, digits, voc
 from rmam_jax import recognizer
 from rmam_jax.data.splits import open_split
 from rmam_jax.evaluation import metrics
+from rmam_jax.heads import rpn as rpn_lib
 from rmam_jax.inference import predictor
 from rmam_jax.ops import rlsd, rpn
 from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import best_checkpoint, checkpoints, exported, loop, pipeline, stages, workdir
 from rmam_jax.training import rpn as rpn_training
 from rmam_jax.training import step as step_lib
@@ -321,12 +323,12 @@ def test_a_reader_learns_which_region_holds_what():
 def small_config(data_root, **changes):
   config = digits.get_config("tiny:rlsd")
   config.data.root = str(data_root)
-  config.model.stages = ((4,), (6,), (6,))
+  config.model.vgg.blocks = ((4,), (6,), (6,))
   config.model.x_width = config.model.lstm_width = config.model.z_width = 16
   config.model.num_regions = 3
-  config.model.localizer.width = 8
-  config.batch_size, config.epoch_size, config.localizer.epoch_size = 16, 32, 32
-  config.localizer.epochs, config.stage_one.epochs, config.stage_two.epochs = 2, 0, 2
+  config.model.rpn.width = 8
+  config.batch_size, config.epoch_size, config.rpn.epoch_size = 16, 32, 32
+  config.rpn.epochs, config.stage_one.epochs, config.stage_two.epochs = 2, 0, 2
   config.evaluation.batch_size = 20
   config.evaluation.svm_solver = ""
   config.evaluation.pictures = 0
@@ -347,13 +349,13 @@ def lines(folder):
 
 
 def best_of(config, folder):
-  """Stage two's best parameters and the localiser's own."""
+  """Stage two's best parameters and the region proposal network's own."""
   _, params, _ = best_checkpoint.load(config, folder, 10, mesh_lib.make_mesh())
-  saved = checkpoints.StageCheckpoints(folder / "checkpoints" / "localizer")
-  like = checkpoints.abstract(params["localizer"], mesh_lib.replicated(mesh_lib.make_mesh()))
-  localizer, _ = saved.restore_best(like)
+  saved = checkpoints.StageCheckpoints(folder / "checkpoints" / "rpn")
+  like = checkpoints.abstract(params["rpn"], mesh_lib.replicated(mesh_lib.make_mesh()))
+  rpn, _ = saved.restore_best(like)
   saved.close()
-  return params, localizer
+  return params, rpn
 
 
 def assert_same(one, other):
@@ -364,7 +366,7 @@ def assert_same(one, other):
 def test_a_run_trains_its_localiser_first_and_leaves_it_as_it_is(finished, data_root):
   config = small_config(data_root)
   assert [(line["stage"], line["epoch"]) for line in lines(finished)] == [
-    *(("localizer", epoch) for epoch in (1, 2)),
+    *(("rpn", epoch) for epoch in (1, 2)),
     *(("stage_two", epoch) for epoch in (1, 2)),
   ]
   assert {"confidence", "box", "validation_recall"} <= lines(finished)[0].keys()
@@ -372,22 +374,22 @@ def test_a_run_trains_its_localiser_first_and_leaves_it_as_it_is(finished, data_
   results = json.loads((finished / "results.json").read_text())
   assert results["head"] == "rlsd"
   assert {"coverage", "auxiliary_mAP", "thresholded"} <= results.keys()
-  params, localizer = best_of(config, finished)
-  assert_same(params["localizer"], localizer)
-  assert (np.asarray(localizer["offsets"]["kernel"]) != 0).any()  # which it began with
+  params, rpn = best_of(config, finished)
+  assert_same(params["rpn"], rpn)
+  assert (np.asarray(rpn["offsets"]["kernel"]) != 0).any()  # which it began with
   stage = stages.build(config, "stage_two", num_classes=10, num_records=160)
   state = jax.eval_shape(
     functools.partial(step_lib.init_state, stage.model, stage.optimizer, size=64), jax.random.key(0)
   )
   kept = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)]
   assert any("'head'" in name for name in kept)
-  assert not any("'localizer'" in name for name in kept)
+  assert not any("'rpn'" in name for name in kept)
 
 
 def test_a_run_that_was_stopped_while_it_localised_ends_where_an_uninterrupted_one_does(
   finished, data_root, tmp_path, monkeypatch
 ):
-  config, folder, validate = small_config(data_root), tmp_path / "stopped", loop._LocalizerTrainer.validate
+  config, folder, validate = small_config(data_root), tmp_path / "stopped", loop._RpnTrainer.validate
 
   def interrupt(trainer, stage, forward, params):
     interrupt.epochs += 1
@@ -396,11 +398,11 @@ def test_a_run_that_was_stopped_while_it_localised_ends_where_an_uninterrupted_o
     return validate(trainer, stage, forward, params)
 
   interrupt.epochs = 0
-  monkeypatch.setattr(loop._LocalizerTrainer, "validate", interrupt)
+  monkeypatch.setattr(loop._RpnTrainer, "validate", interrupt)
   with pytest.raises(KeyboardInterrupt):
     loop.train(config, folder)
-  monkeypatch.setattr(loop._LocalizerTrainer, "validate", validate)
-  assert [line["stage"] for line in lines(folder)] == ["localizer"]
+  monkeypatch.setattr(loop._RpnTrainer, "validate", validate)
+  assert [line["stage"] for line in lines(folder)] == ["rpn"]
   loop.train(config, folder)
   assert lines(folder) == lines(finished)
   assert_same(best_of(config, folder), best_of(config, finished))
@@ -427,8 +429,8 @@ def test_ten_views_have_regions_of_their_own(finished):
 
 
 def test_two_devices_train_a_localiser_as_one_does(data_root):
-  config = small_config(data_root, **{"model.stages": ((4,), (6,))})
-  stage = stages.build_localizer(rpn_training.config_of(config), 160)
+  config = small_config(data_root, **{"model.vgg.blocks": ((4,), (6,))})
+  stage = stages.build_rpn(rpn_training.config_of(config), 160)
   optimizer = optax.sgd(0.1)
   state = jax.jit(functools.partial(step_lib.init_state, stage.model, optimizer, size=24))(jax.random.key(0))
   rng = np.random.default_rng(0)
@@ -470,17 +472,17 @@ def test_recall_counts_what_the_centre_view_shows(data_root):
 
 def test_full_size_models_have_their_shapes():
   for config, anchor in ((voc.get_config("rlsd"), 32), (coco.get_config("640:rlsd"), 40)):
-    assert config.model.localizer.anchors[0] == (anchor, 2 * anchor)  # 45 x 90 of 720
-    assert len(config.model.localizer.anchors) == 12
-    assert config.localizer.data == {"voc/2007": "coco/2014", "coco/2014": "voc/2007"}[config.data.name]
+    assert config.model.rpn.anchor_sizes[0] == (anchor, 2 * anchor)  # 45 x 90 of 720
+    assert len(config.model.rpn.anchor_sizes) == 12
+    assert config.rpn.data == {"voc/2007": "coco/2014", "coco/2014": "voc/2007"}[config.data.name]
     stage = stages.build(config, "stage_two", num_classes=20, num_records=5011)
     side = config.data.crop_size
     state = jax.eval_shape(
       functools.partial(step_lib.init_state, stage.model, stage.optimizer, size=side), jax.random.key(0)
     )
-    assert state.params["localizer"]["filters"]["kernel"].shape == (3, 3, 512, 256)
-    assert state.params["localizer"]["offsets"]["kernel"].shape == (1, 1, 256, 48)
-    assert state.params["localizer"]["scores"]["kernel"].shape == (1, 1, 256, 24)
+    assert state.params["rpn"]["filters"]["kernel"].shape == (3, 3, 512, 256)
+    assert state.params["rpn"]["offsets"]["kernel"].shape == (1, 1, 256, 48)
+    assert state.params["rpn"]["scores"]["kernel"].shape == (1, 1, 256, 24)
     batch = {
       "image": jax.ShapeDtypeStruct((16, side, side, 3), jnp.uint8),
       "labels": jax.ShapeDtypeStruct((16, 20), jnp.float32),
@@ -490,60 +492,60 @@ def test_full_size_models_have_their_shapes():
     after, terms = jax.eval_shape(step_lib.make_train_step(stage.model, stage.optimizer, stage.objective), state, batch)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
     assert "sequence" in terms
-    before = stages.build_localizer(rpn_training.config_of(config), 1_000)
+    before = stages.build_rpn(rpn_training.config_of(config), 1_000)
     shapes = jax.eval_shape(functools.partial(step_lib.init_params, before.model, size=side), jax.random.key(0))
-    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, state.params["localizer"])
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, state.params["rpn"])
   assert rpn_training.config_of(voc.get_config("rlsd_ft_rpn")).data.name == "voc/2007"
 
 
 def test_what_cannot_be_localised_is_refused(data_root):
   config = custom.get_config("rlsd")
-  config.localizer.data = ""
-  with pytest.raises(ValueError, match=r"localizer\.data must name a prepared data set with boxes"):
+  config.rpn.data = ""
+  with pytest.raises(UserError, match=r"rpn\.data must name a prepared data set with boxes"):
     rpn_training.config_of(config)
-  with pytest.raises(ValueError, match="rlsd learns from another data set's boxes"):
-    rpn_training.config_of(small_config(data_root, **{"localizer.data": ""}))
+  with pytest.raises(UserError, match="rlsd learns from another data set's boxes"):
+    rpn_training.config_of(small_config(data_root, **{"rpn.data": ""}))
   config = small_config(data_root, **{"model.head": "rlsd_ft_rpn"})
-  with pytest.raises(ValueError, match="must be empty, got 'digits/source_tiny'"):
+  with pytest.raises(UserError, match="must be empty, got 'digits/source_tiny'"):
     rpn_training.config_of(config)
-  with pytest.raises(ValueError, match="none of 512, 640, thin"):
+  with pytest.raises(UserError, match="none of 512, 640, thin"):
     custom.get_config("rlsd_ft_rpn")
   config = small_config(data_root)
-  config.model.localizer.anchors = ()
-  with pytest.raises(ValueError, match=r"model\.localizer\.anchors must be pairs"):
-    recognizer.build_localizer(config.model)
+  config.model.rpn.anchor_sizes = ()
+  with pytest.raises(UserError, match=r"model\.rpn\.anchor_sizes must be pairs"):
+    rpn_lib.build(config.model)
   for field, value, message in (
     ("steps", 0, "must be at least 1, got 0"),
     ("order", (0, 0), "each of the 10 classes'"),
   ):
     config = small_config(data_root, **{f"model.rlsd.{field}": value})
-    with pytest.raises(ValueError, match=rf"model\.rlsd\.{field} .*{message}"):
+    with pytest.raises(UserError, match=rf"model\.rlsd\.{field} .*{message}"):
       recognizer.build(config.model, 10, head="rlsd")
-  with pytest.raises(ValueError, match=r"localizer\.epochs must be at least 1, got 0"):
-    stages.build_localizer(small_config(data_root, **{"localizer.epochs": 0}), 160)
-  with pytest.raises(ValueError, match=r"localizer\.samples must be at least 2, got 1"):
-    stages.build_localizer(small_config(data_root, **{"localizer.samples": 1}), 160)
-  with pytest.raises(ValueError, match=r"the first not above the second, got 0\.8 and 0\.7"):
-    stages.build_localizer(small_config(data_root, **{"localizer.negative": 0.8}), 160)
-  config = small_config(data_root, **{"model.localizer.overlap": 1.5})
-  with pytest.raises(ValueError, match=r"model\.localizer\.overlap must be an IoU in \[0, 1\], got 1\.5"):
-    recognizer.build_localizer(config.model)
+  with pytest.raises(UserError, match=r"rpn\.epochs must be at least 1, got 0"):
+    stages.build_rpn(small_config(data_root, **{"rpn.epochs": 0}), 160)
+  with pytest.raises(UserError, match=r"rpn\.samples must be at least 2, got 1"):
+    stages.build_rpn(small_config(data_root, **{"rpn.samples": 1}), 160)
+  with pytest.raises(UserError, match=r"the first not above the second, got 0\.8 and 0\.7"):
+    stages.build_rpn(small_config(data_root, **{"rpn.negative": 0.8}), 160)
+  config = small_config(data_root, **{"model.rpn.overlap": 1.5})
+  with pytest.raises(UserError, match=r"model\.rpn\.overlap must be an IoU in \[0, 1\], got 1\.5"):
+    rpn_lib.build(config.model)
 
 
 @pytest.mark.parametrize("head", common.RLSD)
 def test_in_two_phases_the_localiser_is_that_of_the_first_or_learns_as_long(head, data_root, tmp_path):
   source = "digits/source_tiny" if head == "rlsd" else ""
-  config = small_config(data_root, **{"model.head": head, "localizer.data": source, "stage_two.epochs": 1})
+  config = small_config(data_root, **{"model.head": head, "rpn.data": source, "stage_two.epochs": 1})
   config.data.final_train = "train+validation"
   pipeline.train_and_evaluate(config, tmp_path)
   chosen = best_checkpoint.epochs(tmp_path / "choose")
-  assert chosen.keys() == {"localizer", "stage_two"}
+  assert chosen.keys() == {"rpn", "stage_two"}
   raw = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (tmp_path, tmp_path / "choose")]
-  log = [[line for line in map(json.loads, each) if line["stage"] == "localizer"] for each in raw]
+  log = [[line for line in map(json.loads, each) if line["stage"] == "rpn"] for each in raw]
   if head == "rlsd":
     assert log[0] == log[1]  # with its seconds: it was not trained again
   else:
-    assert [line["epoch"] for line in log[0]] == list(range(1, chosen["localizer"] + 1))
+    assert [line["epoch"] for line in log[0]] == list(range(1, chosen["rpn"] + 1))
     assert "validation_recall" in log[1][0]
     assert "validation_recall" not in log[0][0]
 
@@ -555,6 +557,6 @@ def test_its_fields_count_for_its_own_runs_alone(head):
     config.update_from_flattened_dict(changes)
     return workdir.determining(workdir.flatten(json.loads(config.to_json())), config)
 
-  for field, value in (("model.rlsd.steps", 9), ("model.localizer.width", 3), ("localizer.samples", 7)):
+  for field, value in (("model.rlsd.steps", 9), ("model.rpn.width", 3), ("rpn.samples", 7)):
     assert determining(head, **{field: value}) != determining(head)
     assert determining("saliency", **{field: value}) == determining("saliency")

@@ -5,6 +5,7 @@ import pytest
 from sklearn.svm import LinearSVC
 
 from rmam_jax.evaluation import svm
+from rmam_jax.runtime.errors import UserError
 
 IMAGES, FEATURES, CLASSES = 600, 60, 3
 
@@ -93,7 +94,7 @@ def test_a_class_of_one_kind_has_no_machine():
 def test_no_convergence_is_an_error(monkeypatch):
   x, labels = problem("dense")
   monkeypatch.setattr(svm, "MOST_STEPS", 2)
-  with pytest.raises(FloatingPointError, match=r"did not converge at C = 1\.0: the last step still moved"):
+  with pytest.raises(UserError, match=r"did not converge at C = 1\.0: the last step still moved"):
     next(svm.fit(x, labels, [1.0]))
 
 
@@ -108,7 +109,7 @@ def test_no_convergence_is_an_error(monkeypatch):
 def test_impossible_problems_are_refused(changes, message):
   x, labels = problem("dense")
   arguments = {"features": x, "labels": labels, "cs": [1.0], **changes}
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(UserError, match=message):
     next(svm.fit(arguments.pop("features"), arguments.pop("labels"), arguments.pop("cs"), **arguments))
 
 
@@ -120,8 +121,8 @@ def test_machines_are_saved_without_pickle(tmp_path):
   np.testing.assert_array_equal(found.biases, machines.biases)
   assert found.class_names == ("cat", "dog")
   np.savez(tmp_path / "bad.npz", weights=np.array([{}], object), biases=0, class_names=0)
-  with pytest.raises(ValueError, match=r"bad\.npz is damaged \(Object arrays cannot be loaded.*: run eval\.py again"):
+  with pytest.raises(UserError, match=r"bad\.npz is damaged \(Object arrays cannot be loaded.*: run eval\.py again"):
     svm.load(tmp_path / "bad.npz")
   np.savez(tmp_path / "other.npz", weights=0)
-  with pytest.raises(ValueError, match=r"other\.npz holds no SVMs"):
+  with pytest.raises(UserError, match=r"other\.npz holds no SVMs"):
     svm.load(tmp_path / "other.npz")

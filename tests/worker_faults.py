@@ -31,7 +31,7 @@ def main(argv):
   split = splits.open_split(config.data, "train")
   if argv[2:]:
     split = Damaged(split, int(argv[2]))
-  with commands.speaking():
+  with commands.reported_errors():
     stream = batches.train_batches(
       split, batch_size=16, image_size=72, crop_size=64, flip=True, seed=3, threads=1, workers=2
     )

@@ -20,6 +20,7 @@ import numpy as np
 
 from rmam_jax.data.images import decode_image
 from rmam_jax.data.splits import Record, Split
+from rmam_jax.runtime.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
@@ -31,13 +32,13 @@ def read_image(split: Split, index: int) -> tuple[np.ndarray, Record]:
   """A record and its image, uint8 [height, width, 3].
 
   Raises:
-    ValueError: an image that cannot be decoded, by split, index and file.
-    OSError: its file cannot be read.
+    UserError: an image that cannot be decoded, by split, index and file.
+    UserError: its file cannot be read.
   """
   try:
     record = split[index]
   except OSError as error:
-    raise OSError(f"{split.name} [{index}]: cannot read {error.filename} ({error.strerror or error})") from error
+    raise UserError(f"{split.name} [{index}]: cannot read {error.filename} ({error.strerror or error})") from error
   return decode_image(record.image, f"{split.name} [{index}], {record.id}"), record
 
 
@@ -84,19 +85,19 @@ def check_batch(batch: Mapping[str, np.ndarray]) -> None:
   """Refuses what would train in silence on nonsense.
 
   Raises:
-    ValueError: images that are not finite or not [B, height, width, 3], labels that are not 0 or 1, shapes that differ.
+    UserError: images that are not finite or not [B, height, width, 3], labels that are not 0 or 1, shapes that differ.
   """
   image, labels = np.asarray(batch["image"]), np.asarray(batch["labels"])
   if image.ndim != 4 or image.shape[-1] != 3:
-    raise ValueError(f"image must have shape [B, height, width, 3], got {list(image.shape)}")
+    raise UserError(f"image must have shape [B, height, width, 3], got {list(image.shape)}")
   if labels.ndim != 2 or len(labels) != len(image):
-    raise ValueError(f"labels must have shape [{len(image)}, L], got {list(labels.shape)}")
+    raise UserError(f"labels must have shape [{len(image)}, L], got {list(labels.shape)}")
   if np.issubdtype(image.dtype, np.floating) and not np.isfinite(image).all():
     bad = np.flatnonzero(~np.isfinite(image).all(axis=(1, 2, 3)))
-    raise ValueError(f"image holds values that are not finite, first in example {bad[0]} of the batch")
+    raise UserError(f"image holds values that are not finite, first in example {bad[0]} of the batch")
   if not np.isin(labels, (0, 1)).all():
     bad = np.argwhere(~np.isin(labels, (0, 1)))[0]
-    raise ValueError(
+    raise UserError(
       f"labels must be 0 or 1, got {labels[tuple(bad)]} for example {bad[0]}, class {bad[1]} of the batch"
     )
 
@@ -104,9 +105,9 @@ def check_batch(batch: Mapping[str, np.ndarray]) -> None:
 def _share(batch_size: int, process_count: int, corrupt: str) -> int:
   """The examples of a batch that are one process's, and a word about options that cannot be."""
   if batch_size % process_count:
-    raise ValueError(f"batch_size {batch_size} is no multiple of the {process_count} processes")
+    raise UserError(f"batch_size {batch_size} is no multiple of the {process_count} processes")
   if corrupt not in CORRUPT:
-    raise ValueError(f"data.corrupt must be one of {', '.join(CORRUPT)}, got {corrupt!r}")
+    raise UserError(f"data.corrupt must be one of {', '.join(CORRUPT)}, got {corrupt!r}")
   return batch_size // process_count
 
 
@@ -143,9 +144,9 @@ def train_batches(
     process_index, process_count: this process yields its equal share of each batch.
 
   Raises:
-    ValueError: an option out of its range; or, where it is read, an image that cannot be decoded, by split, index and
+    UserError: an option out of its range; or, where it is read, an image that cannot be decoded, by split, index and
       file.
-    OSError: an image's file cannot be read.
+    UserError: an image's file cannot be read.
   """
   import grain
 
@@ -185,7 +186,7 @@ def train_batches(
   try:
     yield from stream
   except RuntimeError as error:  # grain's, of a worker that was killed; what a worker raises comes as it is
-    raise OSError(
+    raise UserError(
       f"reading {split.name} failed: {error} Where a worker was killed, memory may have run out: lower data.workers and"
       " run the same command again."
     ) from error
@@ -231,7 +232,7 @@ def evaluation_batches(
     empty for those that can.
 
   Raises:
-    ValueError, OSError: see `read_image`; with "skip", where more than `MOST_SKIPPED` of a batch cannot be read.
+    UserError: see `read_image`; with "skip", where more than `MOST_SKIPPED` of a batch cannot be read.
   """
   share = _share(batch_size, process_count, corrupt)
   mine = range(process_index * share, (process_index + 1) * share)

@@ -4,6 +4,8 @@ import io
 
 import numpy as np
 
+from rmam_jax.runtime.errors import UserError
+
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 MOST_PIXELS = 89_478_485  # 256 MB as red, green and blue; Pillow warns from here on
 ORIENTATION = 0x0112  # the EXIF tag; from its value to what puts the image upright
@@ -29,7 +31,7 @@ def decode_image(encoded: bytes, name: str) -> np.ndarray:
     name: the image's, for the error.
 
   Raises:
-    ValueError: names the image if its bytes are no image, are cut short, or hold more than `MOST_PIXELS`, which is
+    UserError: names the image if its bytes are no image, are cut short, or hold more than `MOST_PIXELS`, which is
       refused before it is decoded.
   """
   from PIL import Image, UnidentifiedImageError
@@ -38,14 +40,14 @@ def decode_image(encoded: bytes, name: str) -> np.ndarray:
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
       width, height = image.size
       if width * height > MOST_PIXELS:
-        raise ValueError(f"{width} x {height} pixels, of which {MOST_PIXELS:,} are allowed: make it smaller")
+        raise UserError(f"{width} x {height} pixels, of which {MOST_PIXELS:,} are allowed: make it smaller")
       return np.asarray(_to_rgb(_upright(image)))
   except UnidentifiedImageError as error:  # its own words hold an address in memory
-    raise ValueError(f"{name}: not a readable image (none of {', '.join(FORMATS)})") from error
+    raise UserError(f"{name}: not a readable image (none of {', '.join(FORMATS)})") from error
   except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-    raise ValueError(f"{name}: not a readable image ({error})") from error
+    raise UserError(f"{name}: not a readable image ({error})") from error
   except Image.DecompressionBombWarning as error:  # only where warnings are errors
-    raise ValueError(f"{name}: not a readable image ({error})") from error
+    raise UserError(f"{name}: not a readable image ({error})") from error
 
 
 def _upright(image):
@@ -61,11 +63,11 @@ def _to_rgb(image):
   from PIL import Image
 
   if image.mode == "F":
-    raise ValueError("it holds real numbers of unknown range")
+    raise UserError("it holds real numbers of unknown range")
   if image.mode.startswith("I"):  # 16 bits of grey
     grey = np.asarray(image, np.int64)
     if grey.min() < 0 or grey.max() > 65_535:
-      raise ValueError("it holds more than 16 bits a pixel")
+      raise UserError("it holds more than 16 bits a pixel")
     image = Image.fromarray(np.round(grey / 257).astype(np.uint8))
   if image.has_transparency_data:
     image = image.convert("RGBA")

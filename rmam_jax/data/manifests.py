@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rmam_jax.data.record import Record, multi_hot
+from rmam_jax.runtime.errors import UserError
 
 SEPARATOR = "|"
 SHOWN = 5  # problems in an error
@@ -57,7 +58,7 @@ def parse(manifest: str, images: str = "") -> tuple[list[Entry], list[Problem]]:
     images: the folder that images are named relative to; empty: the manifest's own.
 
   Raises:
-    FileNotFoundError, ValueError: there is no such manifest, or it has no known form.
+    UserError: there is no such manifest, or it has no known form.
   """
   path, read = _reader(manifest)
   base = pathlib.Path(images).expanduser() if images else path.parent if path.is_file() else path / "JPEGImages"
@@ -73,7 +74,7 @@ def parse(manifest: str, images: str = "") -> tuple[list[Entry], list[Problem]]:
 
 def _reader(manifest: str) -> tuple[pathlib.Path, Callable[[], Iterable[Entry | Problem]]]:
   if not manifest:
-    raise ValueError(
+    raise UserError(
       "data.train, data.validation and data.test must name a manifest each: --config.data.train=train.csv"
     )
   path = pathlib.Path(manifest).expanduser()
@@ -81,15 +82,15 @@ def _reader(manifest: str) -> tuple[pathlib.Path, Callable[[], Iterable[Entry | 
   if not path.exists() and folder and pathlib.Path(folder).expanduser().is_dir():
     path = pathlib.Path(folder).expanduser()
   elif not path.exists():
-    raise FileNotFoundError(f"there is no manifest {manifest}")
+    raise UserError(f"there is no manifest {manifest}")
   else:
     listed = ""
   if path.is_dir():
     if not (path / "Annotations").is_dir():
-      raise ValueError(f"{path} is no VOC-style folder: it has no folder Annotations")
+      raise UserError(f"{path} is no VOC-style folder: it has no folder Annotations")
     return path, lambda: _voc(path, listed)
   if path.suffix not in _READERS:
-    raise ValueError(f"{path}: a manifest is a folder or one of {', '.join(_READERS)}")
+    raise UserError(f"{path}: a manifest is a folder or one of {', '.join(_READERS)}")
   return path, lambda: _READERS[path.suffix](path)
 
 
@@ -180,7 +181,7 @@ def _coco(path: pathlib.Path) -> Iterator[Entry | Problem]:
       left, top, width, height = map(float, annotation["bbox"])
       tall, wide = float(image["height"]), float(image["width"])
       if not all(map(math.isfinite, (left, top, width, height))):
-        raise ValueError(f"bbox {annotation['bbox']}")
+        raise UserError(f"bbox {annotation['bbox']}")
       found[image["id"]].append((name, (top / tall, left / wide, (top + height) / tall, (left + width) / wide)))
       if not annotation.get("ignore"):
         counted[image["id"]].add(name)
@@ -251,10 +252,10 @@ def class_names(data: Any, train: Sequence[Entry]) -> tuple[str, ...]:
   """`data.classes`, or the labels of the training manifest, sorted.
 
   Raises:
-    ValueError: `data.classes` names one twice.
+    UserError: `data.classes` names one twice.
   """
   if doubled := sorted({name for name in data.classes if list(data.classes).count(name) > 1}):
-    raise ValueError(f"data.classes names {', '.join(doubled)} more than once")
+    raise UserError(f"data.classes names {', '.join(doubled)} more than once")
   return tuple(data.classes) or tuple(sorted({name for entry in train for name in (*entry.labels, *entry.ignore)}))
 
 
@@ -290,7 +291,7 @@ class Manifest:
     return labels, ignore == 1
 
   def __getitem__(self, position: int) -> Record:
-    """Raises OSError if the image's file cannot be read."""
+    """Raises UserError if the image's file cannot be read."""
     entry = self._entries[position]
     return Record(
       str(entry.image),
@@ -324,8 +325,8 @@ def open_manifest(manifest: str, data: Any) -> Manifest:
     data: the `data` section of a configuration.
 
   Raises:
-    FileNotFoundError: there is no such manifest.
-    ValueError: it has problems; the first few are named.
+    UserError: there is no such manifest.
+    UserError: it has problems; the first few are named.
   """
   entries, problems = parse(manifest, data.images)
   train = entries if manifest == data.train else parse(data.train, data.images)[0]
@@ -334,5 +335,5 @@ def open_manifest(manifest: str, data: Any) -> Manifest:
   if problems:
     listed = "; ".join(map(str, problems[:SHOWN]))
     more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-    raise ValueError(f"{listed}{more}. `python -m rmam_jax.data.validate` with the same --config flags lists all.")
+    raise UserError(f"{listed}{more}. `python -m rmam_jax.data.validate` with the same --config flags lists all.")
   return Manifest(entries, names)

@@ -12,6 +12,7 @@ import shutil
 from absl import app, flags
 
 from rmam_jax.data import splits
+from rmam_jax.runtime.errors import UserError
 
 INSTALL = "pip install 'rmam_jax[prepare]' (from a checkout: pip install -e '.[prepare]')"
 
@@ -49,15 +50,15 @@ def make_builder(name: str, root: pathlib.Path):
   """The TFDS builder of a data set.
 
   Raises:
-    ValueError: an unknown name.
-    ModuleNotFoundError: tensorflow is missing.
+    UserError: an unknown name.
+    UserError: tensorflow is missing.
   """
   if name not in BUILDERS:
-    raise ValueError(f"the data set must be one of {', '.join(BUILDERS)}, got {name!r}")
+    raise UserError(f"the data set must be one of {', '.join(BUILDERS)}, got {name!r}")
   try:
     import tensorflow  # noqa: F401
   except ImportError as error:
-    raise ModuleNotFoundError(f"preparing {name} needs tensorflow, training does not: {INSTALL}") from error
+    raise UserError(f"preparing {name} needs tensorflow, training does not: {INSTALL}") from error
   return BUILDERS[name][0](root)
 
 
@@ -76,14 +77,14 @@ def _check_archives(folder: pathlib.Path, sizes: dict[str, int]) -> None:
     elif path.stat().st_size != size:
       problems.append(f"{path} has {path.stat().st_size:,} bytes, the official one has {size:,}")
   if problems:
-    raise FileNotFoundError(f"{'; '.join(problems)}. Put the official archives {', '.join(sizes)} there, unchanged.")
+    raise UserError(f"{'; '.join(problems)}. Put the official archives {', '.join(sizes)} there, unchanged.")
 
 
 def _check_space(root: pathlib.Path, sizes: dict[str, int], download: bool) -> None:
   needed = (2 + download) * sum(sizes.values())  # unpacked, as records and, where they come by network, as archives
   free = shutil.disk_usage(root).free
   if free < needed:
-    raise OSError(
+    raise UserError(
       f"{root} has {free / 1e9:,.1f} GB free and the data need {needed / 1e9:,.1f} GB. Free some, or name another folder"
       " with --data_root=DIR."
     )
@@ -101,11 +102,11 @@ def prepare(name: str, *, root: str = "", archives: str = "") -> pathlib.Path:
     The folder of the prepared data set.
 
   Raises:
-    ValueError: an unknown name, or an archive whose checksum is not the official one.
-    FileNotFoundError: archives that are missing or have another size, all named; or something is left only of data
+    UserError: an unknown name, or an archive whose checksum is not the official one.
+    UserError: archives that are missing or have another size, all named; or something is left only of data
       prepared before.
-    OSError: no space, or no network.
-    ModuleNotFoundError: tensorflow is missing.
+    UserError: no space, or no network.
+    UserError: tensorflow is missing.
   """
   data_root = splits.data_root(root)
   builder = make_builder(name, data_root)
@@ -127,9 +128,9 @@ def prepare(name: str, *, root: str = "", archives: str = "") -> pathlib.Path:
   try:
     builder.download_and_prepare(download_dir=str(data_root / "downloads"), download_config=options)
   except tfds.download.download_manager.NonMatchingChecksumError as error:
-    raise ValueError(f"an archive of {name} is not the official one, get it again: {error}") from error
+    raise UserError(f"an archive of {name} is not the official one, get it again: {error}") from error
   except ConnectionError as error:
-    raise OSError(
+    raise UserError(
       f"{name} could not be downloaded ({error}): get {', '.join(sizes)} and name their folder with --archives=DIR"
     ) from error
   return folder
@@ -146,7 +147,7 @@ def main(argv: list[str]) -> None:
 
   if len(argv) != 2:
     raise app.UsageError(f"name one data set: {' or '.join(BUILDERS)}")
-  with commands.speaking():
+  with commands.reported_errors():
     print(f"prepared {prepare(argv[1], root=_DATA_ROOT.value, archives=_ARCHIVES.value)}")
 
 

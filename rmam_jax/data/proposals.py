@@ -4,7 +4,7 @@
                      a stand-in where images are too small for a real method
   selective_search   Uijlings et al. 2013, by OpenCV's contrib package (the extra `proposals`)
 
-  objects            the data set's own boxes as they are: what a localisation layer learns from (`rmam_jax.ops.rpn`)
+  objects            the data set's own boxes as they are: what a region proposal network learns from (`rmam_jax.ops.rpn`)
 
 Of the first two so many are taken that overlap none of those before by an IoU of more than 0.7. Boxes are (top, left,
 bottom, right) as shares of the image.
@@ -23,6 +23,7 @@ from rmam_jax.data.images import decode_image
 from rmam_jax.data.record import Record
 from rmam_jax.evaluation import metrics
 from rmam_jax.runtime import files
+from rmam_jax.runtime.errors import UserError
 
 OVERLAP = 0.7  # IoU
 RECALL = 0.8  # the share of the objects that `jittered` proposes, each with an IoU of at least 0.5
@@ -90,12 +91,12 @@ def selective_search(image: np.ndarray, count: int) -> np.ndarray:
     float32 [count, 4].
 
   Raises:
-    ModuleNotFoundError: the extra is not installed.
+    UserError: the extra is not installed.
   """
   try:
     import cv2
   except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("selective search needs OpenCV's contrib package: pip install '.[proposals]'") from error
+    raise UserError("selective search needs OpenCV's contrib package: pip install '.[proposals]'") from error
 
   scale = _SIDE / max(image.shape[:2])
   small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -149,7 +150,7 @@ def make(kind: str, count: int, source: Any, path: pathlib.Path, made_by: str) -
     made_by: which data they belong to.
 
   Raises:
-    ValueError: an unknown kind.
+    UserError: an unknown kind.
   """
   if not kind:
     return None
@@ -160,4 +161,4 @@ def make(kind: str, count: int, source: Any, path: pathlib.Path, made_by: str) -
     return lambda record: found[record.id]
   if kind == "objects":
     return lambda record: objects(record, count)
-  raise ValueError(f"data.proposals must be jittered, selective_search, objects or empty, got {kind!r}")
+  raise UserError(f"data.proposals must be jittered, selective_search, objects or empty, got {kind!r}")

@@ -16,6 +16,7 @@ from rmam_jax.data import proposals as proposals_lib
 from rmam_jax.data.digits import scenes
 from rmam_jax.data.record import Record, multi_hot
 from rmam_jax.evaluation import metrics
+from rmam_jax.runtime.errors import UserError
 
 
 class Adapter(Protocol):
@@ -80,19 +81,19 @@ def prepare(name: str, root: str = "") -> pathlib.Path:
     The folder of the prepared data set.
 
   Raises:
-    ValueError: an unknown name.
-    FileNotFoundError: a data set that has to be prepared elsewhere first, or of which something is left only.
-    OSError: the folder cannot be written.
+    UserError: an unknown name.
+    UserError: a data set that has to be prepared elsewhere first, or of which something is left only.
+    UserError: the folder cannot be written.
   """
   if name not in DATA_SETS:
-    raise ValueError(f"data.name must be one of {', '.join(DATA_SETS)} or custom, got {name!r}")
+    raise UserError(f"data.name must be one of {', '.join(DATA_SETS)} or custom, got {name!r}")
   folder = data_root(root) / DATA_SETS[name].directory
   if (folder / "dataset_info.json").exists():
     return folder
   refuse_remains(name, folder)
   family, setting = name.split("/")
   if family != "digits":
-    raise FileNotFoundError(
+    raise UserError(
       f"{name} is not prepared: {folder} holds no dataset_info.json. Prepare it with: python -m rmam_jax.data.prepare"
       f" {name} --archives=DIR --data_root={data_root(root)} (DIR holds the official archives; without it they are"
       " downloaded), or name the folder of data prepared before with --config.data.root=DIR."
@@ -102,7 +103,7 @@ def prepare(name: str, root: str = "") -> pathlib.Path:
   try:
     builder.prepare(setting, data_root(root))
   except OSError as error:
-    raise OSError(
+    raise UserError(
       f"cannot write {name} below {data_root(root)}: {error.strerror or error}. Free or open it, or name another folder"
       " with --config.data.root=DIR."
     ) from error
@@ -112,7 +113,7 @@ def prepare(name: str, root: str = "") -> pathlib.Path:
 def refuse_remains(name: str, folder: pathlib.Path) -> None:
   """Refuses a folder of prepared data without the file that preparing writes last."""
   if folder.exists():
-    raise FileNotFoundError(f"{folder} holds no dataset_info.json, so it is not whole. {_remedy(name, folder)}")
+    raise UserError(f"{folder} holds no dataset_info.json, so it is not whole. {_remedy(name, folder)}")
 
 
 def _remedy(name: str, folder: pathlib.Path) -> str:
@@ -124,7 +125,7 @@ def _open_builder(name: str, folder: pathlib.Path):
   """The TFDS builder of prepared data, as far as it can be judged without reading the records.
 
   Raises:
-    ValueError: its description is damaged, or it is not stored as array_record.
+    UserError: its description is damaged, or it is not stored as array_record.
   """
   import tensorflow_datasets as tfds
 
@@ -132,13 +133,13 @@ def _open_builder(name: str, folder: pathlib.Path):
     builder = tfds.builder_from_directory(folder)
     label = builder.info.features["objects"].feature["label"]
   except Exception as error:  # whatever a damaged description leads to
-    raise ValueError(f"{folder}: its description is damaged ({error}). {_remedy(name, folder)}") from error
+    raise UserError(f"{folder}: its description is damaged ({error}). {_remedy(name, folder)}") from error
   kind = builder.info.file_format.value
   if kind != "array_record":
-    raise ValueError(f"{folder} is stored as {kind}, and array_record is what is read here. {_remedy(name, folder)}")
+    raise UserError(f"{folder} is stored as {kind}, and array_record is what is read here. {_remedy(name, folder)}")
   names = folder / "objects-label.labels.txt"  # without it TFDS names the classes by numbers
   if not names.exists() or len(label.names) != label.num_classes:
-    raise ValueError(f"{names} is missing or does not name {label.num_classes} classes. {_remedy(name, folder)}")
+    raise UserError(f"{names} is missing or does not name {label.num_classes} classes. {_remedy(name, folder)}")
   return builder
 
 
@@ -146,7 +147,7 @@ def _check_shards(name: str, folder: pathlib.Path, instructions: Sequence[Any]) 
   """Compares the records of each file of a split with what the description promises.
 
   Raises:
-    ValueError: a file is missing, empty, truncated or holds another number of records; names it.
+    UserError: a file is missing, empty, truncated or holds another number of records; names it.
   """
   from array_record.python import array_record_module
 
@@ -156,9 +157,9 @@ def _check_shards(name: str, folder: pathlib.Path, instructions: Sequence[Any]) 
       found = reader.num_records()
       reader.close()
     except RuntimeError as error:
-      raise ValueError(f"{path}, of {wanted} records, cannot be read ({error}). {_remedy(name, folder)}") from error
+      raise UserError(f"{path}, of {wanted} records, cannot be read ({error}). {_remedy(name, folder)}") from error
     if found != wanted:
-      raise ValueError(f"{path} holds {found} records, not {wanted}. {_remedy(name, folder)}")
+      raise UserError(f"{path} holds {found} records, not {wanted}. {_remedy(name, folder)}")
 
 
 SAMPLED = 64  # stored records whose images stand for those of a split
@@ -175,8 +176,12 @@ class _Stored:
     builder = _open_builder(name, folder)
     self.class_names = tuple(builder.info.features["objects"].feature["label"].names)
     self._adapter = data_set.adapter
+    try:
+      instructions = builder.info.splits[split].file_instructions
+    except (KeyError, ValueError) as error:
+      raise UserError(f"{name} has no split {split!r} ({error})") from error
     self._examples = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    _check_shards(name, folder, builder.info.splits[split].file_instructions)
+    _check_shards(name, folder, instructions)
     self._place = f"{name} {split}"
     self._remedy = _remedy(name, folder)
     self.index_path = folder / f"rmam-index-{re.sub('[^a-z0-9]+', '-', split)}.npz"
@@ -194,11 +199,11 @@ class _Stored:
     return digest.hexdigest()
 
   def __getitem__(self, position: int) -> Record:
-    """Raises ValueError if the record is damaged: each is stored with a checksum."""
+    """Raises UserError if the record is damaged: each is stored with a checksum."""
     try:
       example = self._examples[position]
     except RuntimeError as error:
-      raise ValueError(f"record {position} of {self._place} is damaged ({error}). {self._remedy}") from error
+      raise UserError(f"record {position} of {self._place} is damaged ({error}). {self._remedy}") from error
     return self._adapter(example, len(self.class_names))
 
 
@@ -248,7 +253,7 @@ def _index(source: _Stored, name: str) -> Index:
 def held_out(ids: Sequence[str], count: int) -> np.ndarray:
   """The `count` records whose ids have the smallest sha256: bool [N]. The same whatever the order."""
   if not 0 < count < len(ids):
-    raise ValueError(f"{count} of {len(ids)} records cannot be held out")
+    raise UserError(f"{count} of {len(ids)} records cannot be held out")
   order = np.argsort([hashlib.sha256(str(each).encode()).hexdigest() for each in ids])
   chosen = np.zeros(len(ids), bool)
   chosen[order[:count]] = True
@@ -289,7 +294,7 @@ class Split:
       num_proposals: that it makes.
 
     Raises:
-      ValueError: no record has a positive label.
+      UserError: no record has a positive label.
     """
     self.name = name
     self.class_names = source.class_names
@@ -301,7 +306,7 @@ class Split:
     self._positions = positions[labels.any(axis=1)]
     self.dropped = len(positions) - len(self._positions)
     if not len(self._positions):
-      raise ValueError(f"{name}: no record has a positive label")
+      raise UserError(f"{name}: no record has a positive label")
 
   def __len__(self) -> int:
     return len(self._positions)
@@ -350,9 +355,9 @@ def open_split(data: Any, split: str, limit: int = 0) -> Split:
     limit: take the first so many records only; 0 takes all.
 
   Raises:
-    ValueError: an unknown data set or split; another number of annotated images than `data.expected` has for it; or
+    UserError: an unknown data set or split; another number of annotated images than `data.expected` has for it; or
       prepared data that are damaged.
-    FileNotFoundError: a data set that has to be prepared first.
+    UserError: a data set that has to be prepared first.
   """
   key = json.dumps([json.loads(data.to_json()), split, limit])
   if key not in _OPEN:
@@ -364,7 +369,7 @@ def _open(data: Any, split: str, limit: int) -> Split:
   name = f"{data.name} {split}"
   if data.name == "custom":
     if data.proposals:
-      raise ValueError("data.proposals is there for prepared data sets, not for custom images")
+      raise UserError("data.proposals is there for prepared data sets, not for custom images")
     source = manifests.open_manifest(split, data)
     index = Index(*(np.array(column) for column in source.index()))
     return Split(name, source, index, difficult=data.difficult, limit=limit)
@@ -374,7 +379,7 @@ def _open(data: Any, split: str, limit: int) -> Split:
   index = _index(source, f"{data.name} {whole}")
   expected, found = dict(data.expected).get(whole, 0), int(index.annotated.sum())
   if expected and found != expected:
-    raise ValueError(
+    raise UserError(
       f"{data.name} {whole} has {found:,} annotated images where data.expected has {expected:,}: prepare it again from"
       " the official archives, or set the field"
     )

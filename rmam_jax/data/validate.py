@@ -15,8 +15,9 @@ import tqdm
 from absl import app
 from ml_collections import config_flags
 
-from rmam_jax.data import images
+from rmam_jax.data import images, manifests
 from rmam_jax.data.manifests import Entry, Problem
+from rmam_jax.runtime.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 
@@ -28,17 +29,17 @@ def validate(data: Any) -> list[Problem]:
     data: the `data` section; `data.name` is "custom".
 
   Raises:
-    FileNotFoundError, ValueError: a manifest that is not there or has no known form.
+    UserError: a manifest that is not there or has no known form.
   """
-  manifests = {split: data[split] for split in SPLITS if data[split] or split == "train"}
-  parsed = {split: manifests.parse(manifest, data.images) for split, manifest in manifests.items()}
+  named = {split: data[split] for split in SPLITS if data[split] or split == "train"}
+  parsed = {split: manifests.parse(manifest, data.images) for split, manifest in named.items()}
   names = manifests.class_names(data, parsed["train"][0])
   problems: list[Problem] = []
   owners: dict[str, tuple[str, Entry]] = {}
   for split, (entries, found) in parsed.items():
     problems += found + manifests.unknown_labels(entries, names)
     problems += [Problem(entry.place, "no label") for entry in entries if not entry.labels and not entry.ignore]
-    problems += _unused_classes(manifests[split], entries, names)
+    problems += _unused_classes(named[split], entries, names)
     problems += _check_images(split, entries, owners)
   return problems
 
@@ -80,9 +81,9 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}")
   data = _CONFIG.value.data
-  with commands.speaking():
+  with commands.reported_errors():
     if data.name != "custom":
-      raise ValueError(f"validate checks your own images, data.name = 'custom', got {data.name!r}")
+      raise UserError(f"validate checks your own images, data.name = 'custom', got {data.name!r}")
     problems = validate(data)
   for problem in problems:
     print(problem)

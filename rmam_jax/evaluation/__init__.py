@@ -1,1 +1,1 @@
-"""Answers for a whole split, the tables made from them, and the SVMs fitted on region features."""
+"""Outputs for a whole split, the tables made from them, and the SVMs fitted on region features."""

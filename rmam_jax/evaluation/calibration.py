@@ -9,6 +9,7 @@ import numpy as np
 from scipy import optimize
 
 from rmam_jax.ops import losses
+from rmam_jax.runtime.errors import UserError
 
 RULES = ("per_class", "global")
 _LOG_RANGE = (-5.0, 5.0)  # of the temperature
@@ -65,7 +66,7 @@ def fit_thresholds(scores: np.ndarray, labels: np.ndarray, ignore: np.ndarray, r
       positives takes the global one.
   """
   if rule not in RULES:
-    raise ValueError(f"evaluation.thresholds must be one of {', '.join(RULES)}, got {rule!r}")
+    raise UserError(f"evaluation.thresholds must be one of {', '.join(RULES)}, got {rule!r}")
   everywhere = best_threshold(scores[~ignore], labels[~ignore])
   if rule == "global":
     return np.full(labels.shape[1], everywhere)

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rmam_jax.runtime.errors import check_name
+
 AP_METHODS = ("all_point", "interpolated", "eleven_point")
 
 
@@ -181,8 +183,7 @@ DIFFICULT = ("ignore", "negative", "positive")
 
 def resolve_difficult(labels: np.ndarray, ignore: np.ndarray, rule: str) -> tuple[np.ndarray, np.ndarray]:
   """What labels that are neither count as: labels and ignore [..., L] under one of `DIFFICULT`."""
-  if rule not in DIFFICULT:
-    raise ValueError(f"difficult must be one of {', '.join(DIFFICULT)}, got {rule!r}")
+  check_name("data.difficult", rule, DIFFICULT)
   if rule == "ignore":
     return labels, ignore
   return np.where(ignore, np.float32(rule == "positive"), labels), np.zeros_like(ignore)
@@ -219,7 +220,7 @@ def measure(protocol: Protocol, scores: np.ndarray, labels: np.ndarray, ignore: 
   }
 
 
-class Localization(NamedTuple):
+class RegionMetrics(NamedTuple):
   """How well the regions sit on the objects and fit them; shares in [0, 1], nan where there is nothing to count."""
 
   r_precision: float  # of the first n regions of an image with n objects, those whose centre is inside some object
@@ -269,7 +270,7 @@ def _share(part: float, whole: float) -> float:
   return float(part / whole) if whole else float("nan")
 
 
-def _localization(placed: Iterable[tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray]]) -> Localization:
+def _measure_regions(placed: Iterable[tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray]]) -> RegionMetrics:
   """Counts over images: regions [S, K, 4] of S trials, winners [L], boxes [n, 4], their classes [n]."""
   on_object = looks = covered = objects = pointed = fit_30 = fit_50 = pairs = 0
   overlap = couples = astray = regions_seen = 0
@@ -299,7 +300,7 @@ def _localization(placed: Iterable[tuple[np.ndarray, np.ndarray | None, np.ndarr
       fit_30 += (best >= 0.3).sum()
       fit_50 += (best >= 0.5).sum()
       pairs += trials
-  return Localization(
+  return RegionMetrics(
     r_precision=_share(on_object, looks),
     coverage=_share(covered, objects),
     pointing=_share(pointed, pairs),
@@ -310,9 +311,9 @@ def _localization(placed: Iterable[tuple[np.ndarray, np.ndarray | None, np.ndarr
   )
 
 
-def localization(
+def region_metrics(
   regions: np.ndarray, winners: np.ndarray | None, boxes: list[np.ndarray], box_classes: list[np.ndarray]
-) -> Localization:
+) -> RegionMetrics:
   """Scores the regions against boxes that were never trained on. Images without boxes do not count.
 
   Args:
@@ -325,10 +326,10 @@ def localization(
     box_classes: N arrays [n] of class indices.
   """
   every = [None] * len(regions) if winners is None else winners
-  return _localization(zip(np.asarray(regions)[:, None], every, boxes, box_classes, strict=True))
+  return _measure_regions(zip(np.asarray(regions)[:, None], every, boxes, box_classes, strict=True))
 
 
-def chance_localization(
+def chance_region_metrics(
   regions: np.ndarray,
   winners: np.ndarray,
   boxes: list[np.ndarray],
@@ -336,11 +337,11 @@ def chance_localization(
   *,
   samples: int = 64,
   seed: int = 0,
-) -> Localization:
-  """What `localization` gives for the same regions, upright, thrown at places drawn uniformly over the image.
+) -> RegionMetrics:
+  """What `region_metrics` gives for the same regions, upright, thrown at places drawn uniformly over the image.
 
   Args:
-    regions, winners, boxes, box_classes: as in `localization`.
+    regions, winners, boxes, box_classes: as in `region_metrics`.
     samples: throws for each image.
     seed: of the places.
   """
@@ -352,4 +353,4 @@ def chance_localization(
       centres = rng.random((samples, len(each), 2))
       yield np.concatenate([centres - half, centres + half], axis=-1), *rest
 
-  return _localization(thrown())
+  return _measure_regions(thrown())

@@ -1,4 +1,4 @@
-"""Answers on disk: WORKDIR/features/SPLIT/ holds .npz chunks with the images' ids, and `key.json`, what made them.
+"""Outputs on disk: WORKDIR/features/SPLIT/ holds .npz chunks with the images' ids, and `key.json`, what made them.
 
 Extraction that was stopped goes on after its last whole chunk. Chunks that another checkpoint, configuration or data
 set made are never mixed with new ones: they are noticed, removed and computed again.
@@ -17,7 +17,7 @@ import tqdm
 
 from rmam_jax.data.splits import Split
 from rmam_jax.evaluation import outputs as outputs_lib
-from rmam_jax.evaluation.outputs import Answers, Forward
+from rmam_jax.evaluation.outputs import Forward, Outputs
 from rmam_jax.evaluation.views import CENTRE, Views
 from rmam_jax.runtime import files, processes
 
@@ -103,7 +103,7 @@ def extract(
   data: Any,
   batch_size: int,
   progress: str,
-) -> Answers:
+) -> Outputs:
   """The answers for a split, from disk as far as they are there, and on disk afterwards.
 
   Args:
@@ -113,13 +113,13 @@ def extract(
     params: the recogniser's.
     split: the records.
     data: that section of the configuration.
-    batch_size: see `answers.answer_split`.
+    batch_size: see `answers.compute_outputs`.
     progress: the progress bar's label.
 
   Raises:
-    ValueError: a chunk that cannot be read.
-    OSError: a chunk that cannot be written.
-    FloatingPointError: see `answers.answer_arrays`.
+    UserError: a chunk that cannot be read.
+    UserError: a chunk that cannot be written.
+    UserError: see `answers.compute_arrays`.
   """
   with processes.first_before_others(f"claim {folder}"):
     claim(folder, key)
@@ -132,7 +132,7 @@ def extract(
     while start < len(split):
       stop = min(start + size, len(split))
       positions = range(start, stop)
-      arrays = outputs_lib.answer_arrays(
+      arrays = outputs_lib.compute_arrays(
         forward, params, split, positions, data=data, batch_size=batch_size, advance=bar.update
       )
       path = folder / f"{start:08d}-{stop:08d}.npz"

@@ -14,11 +14,12 @@ from rmam_jax.evaluation import views as views_lib
 from rmam_jax.evaluation.views import Views
 from rmam_jax.ops import spatial_transformer
 from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.runtime.errors import UserError
 
 FEATURES = ("z", "h", "x")  # of `attention.Attention`
 
 
-class Answers(NamedTuple):
+class Outputs(NamedTuple):
   """Scores and places for N images, K regions, L classes, and the truth beside them."""
 
   ids: list[str]
@@ -83,7 +84,7 @@ class Forward:
   sharding: jax.sharding.NamedSharding
 
   def __call__(self, params: Any, images: jax.Array, boxes: jax.Array | None = None) -> dict[str, jax.Array]:
-    """Scores, features, thetas, ... as `Answers` names them.
+    """Scores, features, thetas, ... as `Outputs` names them.
 
     Args:
       params: the recogniser's.
@@ -91,7 +92,7 @@ class Forward:
       boxes: [B, K, 4] for a head that looks at proposals, from the centre view alone.
     """
     if boxes is not None and self.views != views_lib.CENTRE:
-      raise ValueError("proposals are seen from the centre view alone: set evaluation.views=centre")
+      raise UserError("proposals are seen from the centre view alone: set evaluation.views=centre")
     return self.program(params, images, boxes)
 
 
@@ -104,10 +105,10 @@ def make_forward(
     model: the recogniser.
     mesh: its devices.
     views: see `views`.
-    feature: "z", "h" or "x": what `Answers.features` holds.
+    feature: "z", "h" or "x": what `Outputs.features` holds.
   """
   if feature not in FEATURES:
-    raise ValueError(f"evaluation.feature must be one of {', '.join(FEATURES)}, got {feature!r}")
+    raise UserError(f"evaluation.feature must be one of {', '.join(FEATURES)}, got {feature!r}")
 
   def forward(params, images, boxes):
     maps = views_lib.feature_maps(model, params, images, views)
@@ -133,7 +134,7 @@ def make_forward(
   return Forward(views, program, by_example)
 
 
-def _answer_batches(
+def _forward_batches(
   forward: Forward, params: Any, split: Split, positions: range, data: Any, batch_size: int
 ) -> Iterator[tuple[dict[str, np.ndarray], list[Record]]]:
   """The answers of the real examples of each batch, why each cannot be read among them.
@@ -168,7 +169,7 @@ def _fetch(answer: Mapping[str, jax.Array], records: list[Record]) -> tuple[dict
   return {name: array[: len(records)] for name, array in jax.device_get(answer).items()}, records
 
 
-def answer_arrays(
+def compute_arrays(
   forward: Forward,
   params: Any,
   split: Split,
@@ -190,21 +191,21 @@ def answer_arrays(
     advance: told how many more images have been answered.
 
   Returns:
-    `Answers` as plain arrays, each with a leading dimension of images or boxes.
+    `Outputs` as plain arrays, each with a leading dimension of images or boxes.
 
   Raises:
-    FloatingPointError: a score that is not finite, with the first record it belongs to.
+    UserError: a score that is not finite, with the first record it belongs to.
   """
   parts: list[dict[str, np.ndarray]] = []
   records: list[Record] = []
-  for answer, answered in _answer_batches(forward, params, split, positions, data, batch_size):
+  for answer, answered in _forward_batches(forward, params, split, positions, data, batch_size):
     parts.append(answer)
     records += answered
     advance(len(answered))
   arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
   wrong = ~np.isfinite(arrays["region_scores"]).all(axis=(1, 2)) | ~np.isfinite(arrays["scores"]).all(axis=1)
   if wrong.any():
-    raise FloatingPointError(f"{split.name}, {records[wrong.argmax()].id}: its scores are not finite")
+    raise UserError(f"{split.name}, {records[wrong.argmax()].id}: its scores are not finite")
   return arrays | {
     "ids": np.array([record.id for record in records]),
     "labels": np.stack([record.labels for record in records]),
@@ -215,10 +216,10 @@ def answer_arrays(
   }
 
 
-def from_arrays(arrays: Mapping[str, np.ndarray]) -> Answers:
-  """`Answers` from what `answer_arrays` made."""
+def from_arrays(arrays: Mapping[str, np.ndarray]) -> Outputs:
+  """`Outputs` from what `compute_arrays` made."""
   ends = np.cumsum(arrays["box_counts"])[:-1]
-  return Answers(
+  return Outputs(
     ids=arrays["ids"].tolist(),
     scores=arrays["scores"],
     features=arrays["features"],
@@ -233,7 +234,7 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> Answers:
   )
 
 
-def answer_split(forward: Forward, params: Any, split: Split, *, data: Any, batch_size: int) -> Answers:
+def compute_outputs(forward: Forward, params: Any, split: Split, *, data: Any, batch_size: int) -> Outputs:
   """Runs the views of every record of a split once.
 
   Args:
@@ -244,6 +245,6 @@ def answer_split(forward: Forward, params: Any, split: Split, *, data: Any, batc
     batch_size: a multiple of the number of devices; the last batch is padded, the padding left out.
 
   Raises:
-    FloatingPointError: see `answer_arrays`.
+    UserError: see `compute_arrays`.
   """
-  return from_arrays(answer_arrays(forward, params, split, range(len(split)), data=data, batch_size=batch_size))
+  return from_arrays(compute_arrays(forward, params, split, range(len(split)), data=data, batch_size=batch_size))

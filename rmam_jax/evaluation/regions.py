@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from rmam_jax import recognizer
+from rmam_jax import backbones
 from rmam_jax.evaluation import outputs as outputs_lib
 
 
@@ -28,7 +28,7 @@ def region_boxes(thetas: np.ndarray, config: Any) -> np.ndarray:
     ends,
     image_size=config.data.image_size,
     crop_size=config.data.crop_size,
-    stride=recognizer.stride(config.model),
+    stride=backbones.stride(config.model),
     align_corners=config.model.align_corners,
   )
   return shares[..., ::-1].reshape(*thetas.shape[:-1], 4)

@@ -6,20 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from rmam_jax import recognizer
+from rmam_jax import heads
 from rmam_jax.evaluation import calibration, metrics
 from rmam_jax.evaluation import regions as regions_lib
 from rmam_jax.evaluation import views as views_lib
-from rmam_jax.evaluation.outputs import Answers
-from rmam_jax.evaluation.selection import Choices
+from rmam_jax.evaluation.outputs import Outputs
+from rmam_jax.evaluation.selection import Selection
 from rmam_jax.ops import next_region
 
 
-def _localization(found: metrics.Localization, prefix: str = "") -> dict[str, float]:
+def _prefixed(found: metrics.RegionMetrics, prefix: str = "") -> dict[str, float]:
   return {prefix + name: value for name, value in found._asdict().items()}
 
 
-def localizations(test: Answers, config: Any) -> dict[str, metrics.Localization]:
+def all_region_metrics(test: Outputs, config: Any) -> dict[str, metrics.RegionMetrics]:
   """How the regions fit the objects, against the same regions at random places and a grid of as many that never moves.
 
   Objects of classes that are neither present nor absent are not counted. Nothing is trained in the grid, so it has no
@@ -33,9 +33,9 @@ def localizations(test: Answers, config: Any) -> dict[str, metrics.Localization]
   grid = next_region.grid_thetas(len(test.thetas), config.model.fixed_grid.scale)
   grid_regions = np.broadcast_to(regions_lib.region_boxes(grid, config), ours.shape)
   return {
-    "ours": metrics.localization(ours, test.winners, *truth),
-    "fixed_grid": metrics.localization(grid_regions, None, *truth),
-    "chance": metrics.chance_localization(ours, test.winners, *truth),
+    "ours": metrics.region_metrics(ours, test.winners, *truth),
+    "fixed_grid": metrics.region_metrics(grid_regions, None, *truth),
+    "chance": metrics.chance_region_metrics(ours, test.winners, *truth),
   }
 
 
@@ -43,7 +43,7 @@ def _by_class(class_names: Sequence[str], values: np.ndarray) -> dict[str, float
   return dict(zip(class_names, values.tolist(), strict=True))
 
 
-def _network(config: Any, class_names: Sequence[str], test: Answers) -> dict[str, Any]:
+def _network(config: Any, class_names: Sequence[str], test: Outputs) -> dict[str, Any]:
   """Figures of the network's own scores, and of the auxiliary head's."""
   section, truth = config.evaluation, (test.labels, test.ignore)
   every = _precisions(config, test.scores, test)
@@ -67,30 +67,32 @@ def _network(config: Any, class_names: Sequence[str], test: Answers) -> dict[str
   return results
 
 
-def _precisions(config: Any, scores: np.ndarray, test: Answers) -> np.ndarray:
+def _precisions(config: Any, scores: np.ndarray, test: Outputs) -> np.ndarray:
   return metrics.average_precisions(scores, test.labels, ignore=test.ignore, method=config.evaluation.ap_method)
 
 
-def _calibrated(config: Any, kind: str, class_names: Sequence[str], test: Answers, choices: Choices) -> dict[str, Any]:
+def _calibrated(
+  config: Any, kind: str, class_names: Sequence[str], test: Outputs, selection: Selection
+) -> dict[str, Any]:
   """What the thresholds and the temperature chosen elsewhere do on the test split."""
-  predicted = test.scores >= np.array(choices.thresholds)
+  predicted = test.scores >= np.array(selection.thresholds)
   curves = {
     temperature: calibration.reliability(
       calibration.probabilities(test.scores, kind, temperature), test.labels, test.ignore
     )
-    for temperature in (1.0, choices.temperature)
+    for temperature in (1.0, selection.temperature)
   }
-  curve = curves[choices.temperature]
+  curve = curves[selection.temperature]
   return {
     "thresholded": {
-      "rule": choices.rule,
-      "chosen_on": choices.chosen_on,
+      "rule": selection.rule,
+      "chosen_on": selection.chosen_on,
       **metrics.precision_recall_f1(predicted, test.labels, ignore=test.ignore),
-      "thresholds": _by_class(class_names, np.array(choices.thresholds)),
+      "thresholds": _by_class(class_names, np.array(selection.thresholds)),
     },
     "calibration": {
-      "temperature": choices.temperature,
-      "chosen_on": choices.chosen_on,
+      "temperature": selection.temperature,
+      "chosen_on": selection.chosen_on,
       "ECE": curve.expected_error,
       "ECE_uncalibrated": curves[1.0].expected_error,
       "reliability": [
@@ -103,40 +105,40 @@ def _calibrated(config: Any, kind: str, class_names: Sequence[str], test: Answer
 
 def evaluate(
   config: Any,
-  heads: tuple[str, str],
+  trained: tuple[str, str],
   class_names: Sequence[str],
-  test: Answers,
+  test: Outputs,
   margins: np.ndarray | None,
-  choices: Choices,
+  selection: Selection,
 ) -> dict[str, Any]:
   """All figures for the test split.
 
   Args:
     config: the configuration.
-    heads: the name of the head that answered and of the classification loss that it was trained with.
+    trained: the name of the head that answered and of the classification loss that it was trained with.
     class_names: L names.
     test: the answers on the test split.
     margins: the SVMs', [N, L]; None without SVMs.
-    choices: what was chosen on the validation split.
+    selection: what was chosen on the validation split.
 
   Returns:
     JSON-ready results; figures are shares in [0, 1], undefined ones None.
   """
-  head, kind = heads
+  head, kind = trained
   results = _network(config, class_names, test)
   if margins is not None:
     section, every = config.evaluation, _precisions(config, margins, test)
     results |= {
       "svm_mAP": metrics.mean_average_precision(every),
       "svm_AP": _by_class(class_names, every),
-      "svm_c": choices.svm_c,
+      "svm_c": selection.svm_c,
       "svm_feature": section.feature,
       "svm_solver": section.svm_solver,
     }
-  results |= _calibrated(config, kind, class_names, test, choices)
-  if recognizer.looks(head) and any(map(len, test.boxes)):
-    for name, found in localizations(test, config).items():
-      results |= _localization(found, "" if name == "ours" else f"{name}_")
+  results |= _calibrated(config, kind, class_names, test, selection)
+  if heads.get(head).looks and any(map(len, test.boxes)):
+    for name, found in all_region_metrics(test, config).items():
+      results |= _prefixed(found, "" if name == "ours" else f"{name}_")
   return _without_nan(results)
 
 
@@ -219,7 +221,7 @@ def summary(results: dict[str, Any]) -> str:
   ]
   if "coverage" in results:
     lines += ["", "  where it looked         ours   fixed grid*   chance"]
-    for name in metrics.Localization._fields:
+    for name in metrics.RegionMetrics._fields:
       ours, grid, chance = (results[prefix + name] for prefix in ("", "fixed_grid_", "chance_"))
       lines.append(f"    {name:<18} {_percent(ours)}        {_percent(grid)}     {_percent(chance)}")
     lines.append("    * with the best choice among its regions, which nothing has trained it to make")

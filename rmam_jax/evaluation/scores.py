@@ -9,8 +9,9 @@ import numpy as np
 
 from rmam_jax.evaluation import metrics
 from rmam_jax.evaluation import views as views_lib
-from rmam_jax.evaluation.outputs import Answers
+from rmam_jax.evaluation.outputs import Outputs
 from rmam_jax.runtime import files
+from rmam_jax.runtime.errors import UserError
 
 FILE = "scores.npz"
 
@@ -44,7 +45,7 @@ def made_by(config: Any, checkpoint: str) -> dict[str, Any]:
 
 def save(
   folder: pathlib.Path,
-  answers: Answers,
+  answers: Outputs,
   class_names: Sequence[str],
   svm: np.ndarray | None,
   made: Mapping[str, Any],
@@ -67,17 +68,17 @@ def load(folder: pathlib.Path) -> Scores:
   """From WORKDIR/scores.npz; no pickle is read.
 
   Raises:
-    FileNotFoundError: not evaluated yet.
-    ValueError: a file that is damaged.
+    UserError: not evaluated yet.
+    UserError: a file that is damaged.
   """
   path = folder / FILE
   if not path.exists():
-    raise FileNotFoundError(f"{folder} holds no {FILE}: run eval.py --workdir={folder} first")
+    raise UserError(f"{folder} holds no {FILE}: run eval.py --workdir={folder} first")
   remedy = f"run eval.py --workdir={folder} again"
   try:
     return Scores(**files.read_npz(path, remedy))
   except TypeError as error:
-    raise ValueError(f"{path} holds other things than scores ({error}): {remedy}") from error
+    raise UserError(f"{path} holds other things than scores ({error}): {remedy}") from error
 
 
 # From the scores of the runs [R, N, L] to one's [N, L].
@@ -97,20 +98,20 @@ def fuse(runs: Mapping[str, Scores], fusion: str = "mean") -> Scores:
       ranks only: its scores lie in [0, 1].
 
   Raises:
-    ValueError: an unknown fusion, or runs on different images, labels or classes.
+    UserError: an unknown fusion, or runs on different images, labels or classes.
   """
   if fusion not in FUSIONS:
-    raise ValueError(f"--fusion must be one of {', '.join(FUSIONS)}, got {fusion!r}")
+    raise UserError(f"--fusion must be one of {', '.join(FUSIONS)}, got {fusion!r}")
   (first_name, first), *others = runs.items()
   for name, other in others:
     for field in ("class_names", "ids", "labels", "ignore"):
       if not np.array_equal(getattr(first, field), getattr(other, field)):
-        raise ValueError(f"{first_name} and {name} differ in {field}: they were not evaluated on the same split")
+        raise UserError(f"{first_name} and {name} differ in {field}: they were not evaluated on the same split")
     if first.svm.shape != other.svm.shape:
-      raise ValueError(f"of {first_name} and {name} one has no SVMs: evaluate both with evaluation.svm_solver")
+      raise UserError(f"of {first_name} and {name} one has no SVMs: evaluate both with evaluation.svm_solver")
     ours, theirs = about(first), about(other)
     if differing := [field for field in ALIKE if ours[field] != theirs[field]]:
-      raise ValueError(
+      raise UserError(
         f"{first_name} and {name} were evaluated with another {differing[0]}, {ours[differing[0]]} and"
         f" {theirs[differing[0]]}: evaluate both alike, --evaluation.{differing[0]}={ours[differing[0]]}"
       )
@@ -135,10 +136,10 @@ def protocol(name: str) -> metrics.Protocol:
   """The protocol of this name.
 
   Raises:
-    ValueError: there is none.
+    UserError: there is none.
   """
   if name not in metrics.PROTOCOLS:
-    raise ValueError(f"--protocol must be all or some of {', '.join(metrics.PROTOCOLS)}, got {name!r}")
+    raise UserError(f"--protocol must be all or some of {', '.join(metrics.PROTOCOLS)}, got {name!r}")
   return metrics.PROTOCOLS[name]
 
 
@@ -146,7 +147,7 @@ def measure(scores: Scores, names: Sequence[str] = ()) -> dict[str, dict[str, An
   """The figures of each named protocol, or of all whose scores are there; see `metrics.measure`.
 
   Raises:
-    ValueError: an unknown protocol, or one whose scores are not there.
+    UserError: an unknown protocol, or one whose scores are not there.
   """
   found = {}
   for name in names or metrics.PROTOCOLS:
@@ -157,5 +158,5 @@ def measure(scores: Scores, names: Sequence[str] = ()) -> dict[str, dict[str, An
     if measured.shape[1]:
       found[name] = metrics.measure(rules, measured, scores.labels, scores.ignore)
     elif names:
-      raise ValueError(f"--protocol={name} measures SVMs and there are none: set --evaluation.svm_solver=newton")
+      raise UserError(f"--protocol={name} measures SVMs and there are none: set --evaluation.svm_solver=newton")
   return found

@@ -1,6 +1,6 @@
 """What is chosen on the validation split, and never on the test split: C of the SVMs, thresholds, a temperature.
 
-`choices.json` in the workdir holds them. A run with a validation split makes it; one without (`data.validation` is
+`selection.json` in the workdir holds them. A run with a validation split makes it; one without (`data.validation` is
 empty: all labelled images were trained on) uses the one that lies in its workdir, made by the run before.
 """
 
@@ -13,12 +13,13 @@ import numpy as np
 
 from rmam_jax.evaluation import calibration, metrics, svm
 from rmam_jax.evaluation import views as views_lib
-from rmam_jax.evaluation.outputs import Answers
+from rmam_jax.evaluation.outputs import Outputs
+from rmam_jax.runtime.errors import UserError
 
-FILE = "choices.json"
+FILE = "selection.json"
 
 
-class Choices(NamedTuple):
+class Selection(NamedTuple):
   chosen_on: str  # the data set and split
   class_names: list[str]
   rule: str  # `evaluation.thresholds`
@@ -30,12 +31,12 @@ class Choices(NamedTuple):
   prediction: dict[str, Any]  # temperature and thresholds for scores of the centre view alone, which prediction sees
 
 
-def prepare(answers: Answers, config: Any) -> np.ndarray:
+def svm_features(answers: Outputs, config: Any) -> np.ndarray:
   """The features as the SVMs see them."""
   return svm.normalize(answers.features) if config.evaluation.svm_normalize else answers.features
 
 
-def _choose_c(config: Any, train: Answers | None, validation: Answers) -> tuple[float | None, dict[str, float]]:
+def _choose_c(config: Any, train: Outputs | None, validation: Outputs) -> tuple[float | None, dict[str, float]]:
   """The C of highest mAP on the validation split, the lowest of equals, and every C's mAP; None without SVMs."""
   section = config.evaluation
   grid = sorted(section.svm_c)
@@ -43,9 +44,9 @@ def _choose_c(config: Any, train: Answers | None, validation: Answers) -> tuple[
     return None, {}
   if len(grid) == 1:
     return grid[0], {}
-  features = prepare(validation, config)
+  features = svm_features(validation, config)
   every = svm.fit(
-    prepare(train, config), train.labels, grid, ignore=train.ignore, solver=section.svm_solver, seed=config.seed
+    svm_features(train, config), train.labels, grid, ignore=train.ignore, solver=section.svm_solver, seed=config.seed
   )
   found = {}
   for c, machines in zip(grid, every, strict=True):
@@ -56,15 +57,15 @@ def _choose_c(config: Any, train: Answers | None, validation: Answers) -> tuple[
   return max(grid, key=lambda c: found[str(c)]), found
 
 
-def choose(
+def select(
   config: Any,
   kind: str,
   class_names: Sequence[str],
   name: str,
-  train: Answers | None,
-  validation: Answers,
-  one_view: Answers,
-) -> Choices:
+  train: Outputs | None,
+  validation: Outputs,
+  one_view: Outputs,
+) -> Selection:
   """Chooses on a validation split.
 
   Args:
@@ -77,7 +78,7 @@ def choose(
     one_view: on the centre view alone of the same images.
   """
   svm_c, tried = _choose_c(config, train, validation)
-  return Choices(
+  return Selection(
     chosen_on=name,
     class_names=list(class_names),
     rule=config.evaluation.thresholds,
@@ -93,15 +94,17 @@ def _seen(config: Any) -> dict[str, str]:
   return {**views_lib.names(config), "feature": config.evaluation.feature}
 
 
-def differing(choices: Choices, config: Any) -> str:
-  """A sentence where an evaluation differs from the one that its choices were made with, else nothing."""
+def differing(selection: Selection, config: Any) -> str:
+  """A sentence where an evaluation differs from the one that its selection were made with, else nothing."""
   now = {**_seen(config), "thresholds": config.evaluation.thresholds}
-  then = {**choices.seen, "thresholds": choices.rule}
+  then = {**selection.seen, "thresholds": selection.rule}
   fields = [f"{name} {then.get(name)} (now {now[name]})" for name in now if now[name] != then.get(name)]
-  return f"C, temperature and thresholds were chosen on {choices.chosen_on} with {', '.join(fields)}" if fields else ""
+  return (
+    f"C, temperature and thresholds were chosen on {selection.chosen_on} with {', '.join(fields)}" if fields else ""
+  )
 
 
-def _calibrate(config: Any, kind: str, validation: Answers) -> dict[str, Any]:
+def _calibrate(config: Any, kind: str, validation: Outputs) -> dict[str, Any]:
   truth = validation.labels, validation.ignore
   return {
     "temperature": calibration.fit_temperature(validation.scores, *truth, kind),
@@ -110,31 +113,31 @@ def _calibrate(config: Any, kind: str, validation: Answers) -> dict[str, Any]:
 
 
 def check(folder: pathlib.Path) -> None:
-  """Refuses a workdir without choices.
+  """Refuses a workdir without selection.
 
   Raises:
-    FileNotFoundError: says where they could come from.
+    UserError: says where they could come from.
   """
   if not (folder / FILE).exists():
-    raise FileNotFoundError(
+    raise UserError(
       f"data.validation is empty and {folder} holds no {FILE}: copy the one of a run that had a validation split, or"
       " name a split with --config.data.validation=SPLIT"
     )
 
 
-def read(folder: pathlib.Path, class_names: Sequence[str]) -> Choices:
-  """The choices that lie in a workdir.
+def read(folder: pathlib.Path, class_names: Sequence[str]) -> Selection:
+  """The selection that lie in a workdir.
 
   Raises:
-    FileNotFoundError: there are none.
-    ValueError: not readable, or made for other classes.
+    UserError: there are none.
+    UserError: not readable, or made for other classes.
   """
   check(folder)
   path = folder / FILE
   try:
-    choices = Choices(**json.loads(path.read_text()))
+    selection = Selection(**json.loads(path.read_text()))
   except (json.JSONDecodeError, TypeError) as error:
-    raise ValueError(f"{path} holds no choices ({error}): copy it again from the run that made it") from error
-  if choices.class_names != list(class_names):
-    raise ValueError(f"{path} was made for other classes ({', '.join(choices.class_names[:5])}, ...)")
-  return choices
+    raise UserError(f"{path} holds no selection ({error}): copy it again from the run that made it") from error
+  if selection.class_names != list(class_names):
+    raise UserError(f"{path} was made for other classes ({', '.join(selection.class_names[:5])}, ...)")
+  return selection

@@ -19,6 +19,7 @@ import numpy as np
 
 from rmam_jax.runtime import files
 from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.runtime.errors import UserError
 
 FILE = "svm.npz"
 SOLVERS = ("newton", "liblinear")
@@ -82,16 +83,16 @@ def fit(
     Machines, float64. A class with only positives or only negatives cannot be fitted: see `Machines`.
 
   Raises:
-    ValueError: features that are not finite, or a value of C that is not positive.
-    FloatingPointError: no convergence.
+    UserError: features that are not finite, or a value of C that is not positive.
+    UserError: no convergence.
   """
   if solver not in SOLVERS:
-    raise ValueError(f"evaluation.svm_solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+    raise UserError(f"evaluation.svm_solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
   if not cs or min(cs) <= 0:
-    raise ValueError(f"evaluation.svm_c must hold positive values, got {tuple(cs)}")
+    raise UserError(f"evaluation.svm_c must hold positive values, got {tuple(cs)}")
   features, labels = np.asarray(features), np.asarray(labels) > 0
   if not np.isfinite(features).all():
-    raise ValueError(f"the features of image {np.argwhere(~np.isfinite(features))[0][0]} are not finite")
+    raise UserError(f"the features of image {np.argwhere(~np.isfinite(features))[0][0]} are not finite")
   kept = np.ones(labels.shape, bool) if ignore is None else ~np.asarray(ignore, bool)
   kept &= (labels & kept).any(axis=0) & (~labels & kept).any(axis=0)  # a class of one kind is left out whole
   solve = _newton if solver == "newton" else functools.partial(_liblinear, seed=seed)
@@ -114,7 +115,7 @@ def _liblinear(features, labels, kept, cs, *, seed) -> Iterator[np.ndarray]:
 
 # Newton's method with conjugate gradients (Lin, Weng, Keerthi 2008), for all classes at once: each product with the
 # features serves them all. Steps are taken in the features' own type until they become small, and then with objective
-# and gradient in float64, which decide the solution; the curvature, which only decides how fast it is reached, stays in
+# and gradient in float64, which make_thresholds the solution; the curvature, which only decides how fast it is reached, stays in
 # the features' type.
 
 
@@ -337,7 +338,7 @@ def _newton(features, labels, kept, cs) -> Iterator[np.ndarray]:
         if not np.isfinite(share).all():
           break
     if not (share <= TOLERANCE).all():
-      raise FloatingPointError(
+      raise UserError(
         f"the SVMs did not converge at C = {c}: the last step still moved a weight by {share.max():.0e} of the largest."
         " Scale the features' columns to similar sizes, lower C, or set evaluation.svm_solver='liblinear'."
       )
@@ -354,10 +355,10 @@ def load(path: pathlib.Path) -> Machines:
   """Machines from `save`; no pickle is read.
 
   Raises:
-    ValueError: a file that is none.
+    UserError: a file that is none.
   """
   stored = files.read_npz(path, "run eval.py again")
   try:
     return Machines(stored["weights"], stored["biases"], tuple(stored["class_names"].tolist()))
   except KeyError as error:
-    raise ValueError(f"{path} holds no SVMs ({error} is missing): run eval.py again") from error
+    raise UserError(f"{path} holds no SVMs ({error} is missing): run eval.py again") from error

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rmam_jax.evaluation import calibration, metrics
+from rmam_jax.runtime.errors import UserError
 
 
-class Decision(NamedTuple):
+class Thresholds(NamedTuple):
   """How labels are chosen. N images, L classes.
 
   Attributes:
@@ -35,14 +36,14 @@ class Decision(NamedTuple):
     return high & metrics.top_k_labels(scores, self.top or scores.shape[1])
 
 
-def decide(
+def make_thresholds(
   classification: str,
-  choices: Mapping[str, Any],
+  selection: Mapping[str, Any],
   *,
   top_k: int,
   top: int | None = None,
   threshold: float | None = None,
-) -> Decision:
+) -> Thresholds:
   """The decision of a trained recogniser.
 
   A threshold that is given, a probability, comes first; then those chosen on validation images; then, for a sigmoid,
@@ -51,24 +52,24 @@ def decide(
 
   Args:
     classification: the loss that the scores were trained with.
-    choices: what was chosen on validation images: `temperature`, and `thresholds` [L] on the scores, where there are
+    selection: what was chosen on validation images: `temperature`, and `thresholds` [L] on the scores, where there are
       any.
     top_k: `evaluation.top_k`.
     top: the so many highest labels at most; 0 is no limit.
     threshold: a probability.
 
   Raises:
-    ValueError: a negative `top`, or a threshold that is no probability.
+    UserError: a negative `top`, or a threshold that is no probability.
   """
   if top is not None and top < 0:
-    raise ValueError(f"top must be 0 (no limit) or more, got {top}")
+    raise UserError(f"top must be 0 (no limit) or more, got {top}")
   if threshold is not None and not 0 <= threshold <= 1:
-    raise ValueError(f"threshold must be a probability between 0 and 1, got {threshold}")
+    raise UserError(f"threshold must be a probability between 0 and 1, got {threshold}")
   scores_from: float | np.ndarray = -np.inf
-  if threshold is None and "thresholds" in choices:
-    scores_from = np.asarray(choices["thresholds"])
+  if threshold is None and "thresholds" in selection:
+    scores_from = np.asarray(selection["thresholds"])
   elif threshold is None and classification == "sigmoid":
     threshold = 0.5
   elif threshold is None and top is None:
     top = top_k
-  return Decision(classification, float(choices.get("temperature", 1.0)), scores_from, threshold or 0.0, top or 0)
+  return Thresholds(classification, float(selection.get("temperature", 1.0)), scores_from, threshold or 0.0, top or 0)

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rmam_jax import recognizer
+from rmam_jax import backbones, recognizer
+from rmam_jax.runtime.errors import UserError
 
 KINDS = ("centre", "five", "ten")
 MIRRORS = ("image", "map")
@@ -36,18 +37,18 @@ def from_config(config: Any) -> Views:
   """The views that `evaluation.views` and `evaluation.mirror` name.
 
   Raises:
-    ValueError: an unknown name, or a window that does not lie on whole cells.
+    UserError: an unknown name, or a window that does not lie on whole cells.
   """
   kind, mirror = config.evaluation.views, config.evaluation.mirror
   for field, value, known in (("views", kind, KINDS), ("mirror", mirror, MIRRORS)):
     if value not in known:
-      raise ValueError(f"evaluation.{field} must be one of {', '.join(known)}, got {value!r}")
+      raise UserError(f"evaluation.{field} must be one of {', '.join(known)}, got {value!r}")
   if kind == "centre":
     return CENTRE
-  size, crop, stride = config.data.image_size, config.data.crop_size, recognizer.stride(config.model)
+  size, crop, stride = config.data.image_size, config.data.crop_size, backbones.stride(config.model)
   margin = size - crop
   if crop % stride or margin % (2 * stride):
-    raise ValueError(
+    raise UserError(
       f"{kind} views are cut from the feature map: data.crop_size {crop} and half of what it leaves of"
       f" data.image_size {size} must be multiples of the map's stride, {stride} pixels; or set evaluation.views='centre'"
     )

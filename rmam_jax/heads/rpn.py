@@ -1,19 +1,21 @@
-"""The network that finds the regions which RLSD reads: a backbone of its own and DenseCap's localisation layer."""
+"""The region proposal network that finds the regions which RLSD reads: a backbone of its own and DenseCap's layer."""
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from rmam_jax.backbones import vgg
+from rmam_jax import backbones
 from rmam_jax.ops import rpn
+from rmam_jax.runtime.errors import UserError
 
 
-class Localized(NamedTuple):
-  """What the layer says of a batch and what it is to learn from. N anchors."""
+class Proposed(NamedTuple):
+  """What the layer says of a batch and what it is to learn from. N anchor boxes."""
 
   scores: jax.Array  # [B, N, 2], of nothing and of an object
   offsets: jax.Array  # [B, N, 4]
@@ -22,12 +24,12 @@ class Localized(NamedTuple):
   noise: jax.Array | None  # [B, N], uniform, of the generator "look"
 
 
-class Localizer(nn.Module):
+class RegionProposalNetwork(nn.Module):
   """From pixels to K regions in which something is.
 
   Attributes:
     backbone: normalised images -> feature map.
-    anchors: k of (width, height) in pixels of the images.
+    anchor_sizes: k of (width, height) in pixels of the images.
     stride: pixels between neighbouring cells of the map.
     num_regions: K.
     width: filters of the layer's 3x3 convolution.
@@ -37,7 +39,7 @@ class Localizer(nn.Module):
   """
 
   backbone: nn.Module
-  anchors: Sequence[tuple[float, float]]
+  anchor_sizes: Sequence[tuple[float, float]]
   stride: int
   num_regions: int
   width: int = 256
@@ -49,10 +51,10 @@ class Localizer(nn.Module):
   def setup(self):
     convolution = functools.partial(nn.Conv, dtype=self.dtype)
     self.filters = convolution(self.width, (3, 3), kernel_init=nn.initializers.he_normal())
-    self.scores = convolution(2 * len(self.anchors), (1, 1))
-    self.offsets = convolution(4 * len(self.anchors), (1, 1), kernel_init=nn.initializers.zeros)
+    self.scores = convolution(2 * len(self.anchor_sizes), (1, 1))
+    self.offsets = convolution(4 * len(self.anchor_sizes), (1, 1), kernel_init=nn.initializers.zeros)
 
-  def __call__(self, images: jax.Array, boxes: jax.Array | None = None) -> Localized:
+  def __call__(self, images: jax.Array, boxes: jax.Array | None = None) -> Proposed:
     """For training.
 
     Args:
@@ -61,11 +63,11 @@ class Localizer(nn.Module):
     """
     scores, offsets, anchors = self._layer(self.feature_map(images))
     noise = jax.random.uniform(self.make_rng("look"), scores.shape[:2]) if self.has_rng("look") else None
-    return Localized(scores, offsets, anchors, boxes, noise)
+    return Proposed(scores, offsets, anchors, boxes, noise)
 
   def feature_map(self, images: jax.Array) -> jax.Array:
     """Images as above -> [B, H, W, C]."""
-    return self.backbone(vgg.normalize(images, self.pixel_mean, self.pixel_std))
+    return self.backbone(backbones.normalize(images, self.pixel_mean, self.pixel_std))
 
   def propose(self, feature_map: jax.Array) -> jax.Array:
     """The map, or a window of it, [B, H, W, C] -> regions [B, K, 4] as shares of what it shows, the surest first."""
@@ -82,4 +84,26 @@ class Localizer(nn.Module):
     hidden = nn.relu(self.filters(feature_map))
     scores = self.scores(hidden).astype(jnp.float32).reshape(batch, -1, 2)
     offsets = self.offsets(hidden).astype(jnp.float32).reshape(batch, -1, 4)
-    return scores, offsets, jnp.asarray(rpn.anchor_boxes((height, width), self.anchors, self.stride))
+    return scores, offsets, jnp.asarray(rpn.anchor_boxes((height, width), self.anchor_sizes, self.stride))
+
+
+def build(model: Any, *, remat: bool = False) -> RegionProposalNetwork:
+  """The network that a configuration's `model` section describes; raises UserError for a field that cannot be."""
+  section = model.rpn
+  if model.num_regions < 1:
+    raise UserError(f"model.num_regions must be at least 1, got {model.num_regions}")
+  if not section.anchor_sizes or np.shape(section.anchor_sizes)[1:] != (2,) or np.min(section.anchor_sizes) <= 0:
+    raise UserError(f"model.rpn.anchor_sizes must be pairs (width, height) of pixels, got {section.anchor_sizes}")
+  if not 0 <= section.overlap <= 1:
+    raise UserError(f"model.rpn.overlap must be an IoU in [0, 1], got {section.overlap}")
+  return RegionProposalNetwork(
+    backbone=backbones.build(model, remat=remat),
+    anchor_sizes=tuple(map(tuple, section.anchor_sizes)),
+    stride=backbones.stride(model),
+    num_regions=model.num_regions,
+    width=section.width,
+    overlap=section.overlap,
+    pixel_mean=tuple(model.pixel_mean),
+    pixel_std=tuple(model.pixel_std),
+    dtype=jnp.dtype(model.dtype),
+  )

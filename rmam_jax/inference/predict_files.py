@@ -14,6 +14,7 @@ import numpy as np
 import tqdm
 
 from rmam_jax.inference import predictor
+from rmam_jax.runtime.errors import UserError
 from rmam_jax.visual import pictures
 
 # By which a folder's images are told from its other files.
@@ -27,8 +28,8 @@ def find_images(names: Sequence[str]) -> list[pathlib.Path]:
   In a folder, files whose names are not those of images are passed over, and counted on stderr.
 
   Raises:
-    OSError: a folder that cannot be read.
-    ValueError: a folder without images, or a pattern that matches nothing.
+    UserError: a folder that cannot be read.
+    UserError: a folder without images, or a pattern that matches nothing.
   """
   paths: list[pathlib.Path] = []
   for name in names:
@@ -37,7 +38,7 @@ def find_images(names: Sequence[str]) -> list[pathlib.Path]:
     elif glob.has_magic(name) and not pathlib.Path(name).exists():
       found = [pathlib.Path(match) for match in sorted(glob.glob(name, recursive=True))]
       if not found:
-        raise ValueError(f"{name} matches nothing")
+        raise UserError(f"{name} matches nothing")
       for path in found:
         paths += _in_folder(path) if path.is_dir() else [path]
     else:
@@ -47,12 +48,12 @@ def find_images(names: Sequence[str]) -> list[pathlib.Path]:
 
 def _in_folder(folder: pathlib.Path) -> list[pathlib.Path]:
   def refuse(error: OSError):
-    raise OSError(f"cannot read the folder {error.filename}: {error.strerror}")
+    raise UserError(f"cannot read the folder {error.filename}: {error.strerror}")
 
   files = [pathlib.Path(root, name) for root, _, names in os.walk(folder, onerror=refuse) for name in names]
   images = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
   if not images:
-    raise ValueError(f"{folder} holds no image: none of its {len(files)} files is named {', '.join(SUFFIXES)}")
+    raise UserError(f"{folder} holds no image: none of its {len(files)} files is named {', '.join(SUFFIXES)}")
   if len(images) < len(files):
     print(f"{folder}: passed over, not named as images: {len(files) - len(images)}", file=sys.stderr)
   return images
@@ -121,9 +122,9 @@ def _opened(out: pathlib.Path | None) -> Iterator[TextIO]:
   try:
     file = out.open("x", encoding="utf-8", errors="surrogateescape", newline="")
   except FileExistsError as error:
-    raise FileExistsError(f"{out} exists: remove it or name another file with --out=FILE") from error
+    raise UserError(f"{out} exists: remove it or name another file with --out=FILE") from error
   except OSError as error:
-    raise OSError(f"cannot write {out}: {error.strerror}") from error
+    raise UserError(f"cannot write {out}: {error.strerror}") from error
   with file:
     yield file
 
@@ -136,9 +137,9 @@ def _make(folder: pathlib.Path) -> None:
   except FileExistsError:
     free = False
   except OSError as error:
-    raise OSError(f"cannot make the folder {folder}: {error.strerror}") from error
+    raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
   if not free:
-    raise FileExistsError(f"{folder} exists and is no empty folder: name another with --pictures=OUT")
+    raise UserError(f"{folder} exists and is no empty folder: name another with --pictures=OUT")
 
 
 def predict_files(
@@ -164,7 +165,7 @@ def predict_files(
     How many files could not be read.
 
   Raises:
-    ValueError, OSError: nothing to read, or an output that exists or cannot be written.
+    UserError: nothing to read, or an output that exists or cannot be written.
   """
   paths = find_images(names)
   if picture_folder is not None:

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rmam_jax import recognizer
+from rmam_jax import heads
 from rmam_jax.data import batches
 from rmam_jax.evaluation import metrics
 from rmam_jax.evaluation import regions as regions_lib
 from rmam_jax.evaluation import thresholds as thresholds_lib
 from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import exported, stages
 
 PRETRAINED = pathlib.Path(__file__).parent / "pretrained" / "digits-easy"
@@ -67,12 +68,12 @@ def read_image(source: Source, name: str) -> np.ndarray:
   """A file, the bytes of one, or pixels as uint8 [height, width, 3].
 
   Raises:
-    ValueError: no readable image; names it.
-    OSError: the file cannot be read.
+    UserError: no readable image; names it.
+    UserError: the file cannot be read.
   """
   if isinstance(source, np.ndarray):
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3 or 0 in source.shape:
-      raise ValueError(f"{name}: pixels must be uint8 [height, width, 3], got {source.dtype} {list(source.shape)}")
+      raise UserError(f"{name}: pixels must be uint8 [height, width, 3], got {source.dtype} {list(source.shape)}")
     return source
   if isinstance(source, str | os.PathLike):
     source = pathlib.Path(source).read_bytes()
@@ -85,12 +86,12 @@ class Predictor:
   Attributes:
     config: of its training.
     class_names: L names.
-    decision: how labels are chosen; see `thresholds_lib.decide`.
+    decision: how labels are chosen; see `thresholds_lib.make_thresholds`.
   """
 
   def __init__(
     self,
-    trained: exported.Published,
+    trained: exported.TrainedModel,
     *,
     top: int | None = None,
     threshold: float | None = None,
@@ -100,23 +101,23 @@ class Predictor:
     """Makes a predictor of what `exported.load` gives.
 
     Args:
-      trained: configuration, class names, parameters and choices.
+      trained: configuration, class names, parameters and selection.
       top: at most so many labels an image; 0 is no limit.
       threshold: a label is given from this probability on, in place of the calibrated thresholds.
       batch_size: images in one pass; rounded up to a multiple of the devices.
       threads: that read and decode ahead.
 
     Raises:
-      ValueError: an option out of its range.
+      UserError: an option out of its range.
     """
     if batch_size < 1 or threads < 1:
-      raise ValueError(f"batch_size and threads must be at least 1, got {batch_size} and {threads}")
+      raise UserError(f"batch_size and threads must be at least 1, got {batch_size} and {threads}")
     config = self.config = trained.config
     self.class_names = trained.class_names
-    choices = (trained.choices or {}).get("prediction", {})
-    self.decision = thresholds_lib.decide(
+    selection = (trained.selection or {}).get("prediction", {})
+    self.decision = thresholds_lib.make_thresholds(
       stages.classification_of(config, "stage_two"),
-      choices,
+      selection,
       top_k=config.evaluation.top_k,
       top=top,
       threshold=threshold,
@@ -125,9 +126,9 @@ class Predictor:
     self._batch_size = -(-batch_size // mesh.size) * mesh.size
     self._threads = threads
     head = config.model.head
-    self._looks = recognizer.looks(head)
-    if recognizer.GUIDES.get(head) == "boxes":
-      raise ValueError(f"head {head!r} looks at proposals, which images alone do not have: it can only be evaluated")
+    self._looks = heads.get(head).looks
+    if heads.get(head).guide == heads.BOXES:
+      raise UserError(f"head {head!r} looks at proposals, which images alone do not have: it can only be evaluated")
     model = stages.build_model(config, "stage_two", len(trained.class_names))
     self._params = jax.device_put(trained.params, mesh_lib.replicated(mesh))
     self._forward = _make_forward(model, mesh)
@@ -139,10 +140,10 @@ class Predictor:
       images: files, the bytes of files, or pixels as uint8 [height, width, 3].
 
     Raises:
-      ValueError, OSError: names the first image that cannot be read.
+      UserError: names the first image that cannot be read.
     """
     if isinstance(images, str | bytes | os.PathLike):
-      raise ValueError("images must be a list of images, got a single one: predict([image])")
+      raise UserError("images must be a list of images, got a single one: predict([image])")
     predictions = []
     for found in self.stream(images):
       if isinstance(found, Exception):
@@ -150,7 +151,7 @@ class Predictor:
       predictions.append(found)
     return predictions
 
-  def stream(self, images: Iterable[Source]) -> Iterator[Prediction | ValueError | OSError]:
+  def stream(self, images: Iterable[Source]) -> Iterator[Prediction | UserError]:
     """`predict` for any number of images: one answer for each, in order, in the memory of a few batches.
 
     An image that cannot be read gives its error in place of a prediction and the others go on. Reading and decoding
@@ -167,13 +168,13 @@ class Predictor:
       while begun:
         yield from self._finish(*begun.popleft())
 
-  def _read(self, task: tuple[Source, str]) -> _View | ValueError | OSError:
+  def _read(self, task: tuple[Source, str]) -> _View | UserError:
     data = self.config.data
     offset = batches.centre_offset(data.image_size, data.crop_size)
     try:
       image = read_image(*task)
     except OSError as error:
-      return OSError(f"{task[1]}: {error.strerror or error}")
+      return UserError(f"{task[1]}: {error.strerror or error}")
     except ValueError as error:
       return error
     height, width = image.shape[:2]
@@ -188,12 +189,12 @@ class Predictor:
         pixels[row] = view.pixels
     return self._forward(self._params, pixels)
 
-  def _finish(self, batch: list[_View | Exception], answer) -> Iterator[Prediction | ValueError | OSError]:
+  def _finish(self, batch: list[_View | Exception], answer) -> Iterator[Prediction | UserError]:
     """The answers of a batch, in order; what is no view is passed on."""
     scores_KBL, thetas_KB4 = jax.device_get(answer)
     scores_KBL, thetas_KB4 = scores_KBL[:, : len(batch)], thetas_KB4[:, : len(batch)]
     if not np.isfinite(scores_KBL).all():
-      raise FloatingPointError("the recogniser's scores are not finite: its parameters are damaged")
+      raise UserError("the recogniser's scores are not finite: its parameters are damaged")
     pooled_BL = scores_KBL.max(axis=0)
     probabilities_BL, chosen_BL = self.decision.probabilities(pooled_BL), self.decision.chosen(pooled_BL)
     each_KBL = self.decision.probabilities(scores_KBL)

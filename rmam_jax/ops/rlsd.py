@@ -202,7 +202,7 @@ def recognize(
 
 
 def make_loss(*, steps: int, order: Sequence[int] = (), squash_cell: bool = False):
-  """The head's loss (`models.recognizer.HeadLoss`): `sequence_loss` by teacher forcing. Arguments as above."""
+  """The head's loss (`heads.spec.HeadLoss`): `sequence_loss` by teacher forcing. Arguments as above."""
 
   def head_loss(attention, labels, ignore, mask):
     sequence, counts = label_sequence(jnp.where(ignore, 0, labels), steps, order)

@@ -1,4 +1,4 @@
-"""A fully convolutional localisation layer, as DenseCap's (Johnson, Karpathy and Fei-Fei, CVPR 2016, Sec. 3.2).
+"""A fully convolutional region proposal network, as DenseCap's (Johnson, Karpathy and Fei-Fei, CVPR 2016, Sec. 3.2).
 
 At each cell of a feature map lie k anchors of different sizes. For each the layer gives a confidence that an object is
 there and four offsets (t_x, t_y, t_w, t_h) that make the anchor (x_a, y_a, w_a, h_a) a region:

@@ -1,6 +1,6 @@
 """Cells: the trainings that tables are made of, each in a folder that is named by all that it depends on.
 
-A finished cell is never trained again; one that was stopped goes on. Cells whose stage one or localiser is the same take
+A finished cell is never trained again; one that was stopped goes on. Cells whose stage one or region proposal network is the same take
 it over from the first that has finished. Two processes share the work of one folder: a cell that another process holds is left to it.
 """
 
@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import ml_collections
 
 import rmam_jax
-from rmam_jax import recognizer
+from rmam_jax import heads
 from rmam_jax.data.splits import open_split
 from rmam_jax.evaluation import scores as scores_lib
 from rmam_jax.runtime import files
+from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import checkpoints, initial_weights, pipeline, stages, workdir
 from rmam_jax.training import rpn as rpn_training
 
@@ -88,7 +89,7 @@ class Cell(NamedTuple):
     name: of the spec.
     config: the training's.
     digest: of all that it depends on.
-    parts: of all that a part depends on which cells can share: "stage_one", "localizer".
+    parts: of all that a part depends on which cells can share: "stage_one", "rpn".
   """
 
   name: str
@@ -114,7 +115,7 @@ class Maker:
     changes: fields that the user set for all cells.
 
   Raises:
-    ValueError: one of them is the cells' own.
+    UserError: one of them is the cells' own.
   """
 
   def __init__(
@@ -128,7 +129,7 @@ class Maker:
     self._data: dict[str, list[str]] = {}
     self._weights: dict[str, Mapping[str, Any]] = {}
     if reserved := [field for field in RESERVED if field in changes]:
-      raise ValueError(f"--config.{reserved[0]} cannot be set for all cells: they differ in it")
+      raise UserError(f"--config.{reserved[0]} cannot be set for all cells: they differ in it")
 
   def cell(self, name: str, seed: int, rate: float | None = None) -> Cell:
     """The cell of a spec.
@@ -139,12 +140,12 @@ class Maker:
       rate: of stage two; None: the configuration's.
 
     Raises:
-      ValueError: a field is set for all cells that makes this one what it is; or no weights are given, or do not fit.
-      FileNotFoundError: the weights are not there.
+      UserError: a field is set for all cells that makes this one what it is; or no weights are given, or do not fit.
+      UserError: the weights are not there.
     """
     spec = SPECS[name]
     if clash := sorted(set(spec.changes) & set(self.changes)):
-      raise ValueError(f"--config.{clash[0]} cannot be set for all cells: the tables' {name} has its own value")
+      raise UserError(f"--config.{clash[0]} cannot be set for all cells: the tables' {name} has its own value")
     config = self.get_config(":".join(filter(None, [self.variant, self.scales[spec.scale], spec.head])))
     if spec.changes:  # they are stage two's: stage one is that of all rows
       config.stage_one.classification = stages.classification_of(config, "stage_one")
@@ -157,9 +158,9 @@ class Maker:
     self._resolve_weights(config)
     fields, about = _fields(config), [rmam_jax.__version__, workdir.FORMAT, *self._digest_data(config.data)]
     parts = {"stage_one": _digest([*about, *_of_stage_one(config, fields)])}
-    if recognizer.needs_localizer(config.model.head):
+    if heads.get(config.model.head).guide == heads.RPN:
       about += self._digest_data(rpn_training.config_of(config).data)
-      parts[rpn_training.NAME] = _digest([*about, _of_localizer(fields)])
+      parts[rpn_training.NAME] = _digest([*about, _of_rpn(fields)])
     return Cell(name, config, _digest([*about, fields]), parts)
 
   def _resolve_weights(self, config: ml_collections.ConfigDict) -> None:
@@ -202,23 +203,23 @@ _OF_REGIONS = ("localization_weight", "anchor_weight", "scale_weight", "positive
 def _of_stage_one(config: ml_collections.ConfigDict, fields: Mapping[str, Any]) -> list[Any]:
   """All that stage one depends on."""
   left_out = _AFTER_STAGE_ONE
-  if not recognizer.looks(config.stage_one.head):
+  if not heads.get(config.stage_one.head).looks:
     left_out += ("data.proposals", "data.num_proposals", *(f"loss.{name}" for name in _OF_REGIONS))
-    left_out += ("accumulate", *recognizer.unused_sections([config.stage_one.head]))
+    left_out += ("accumulate", *heads.unused_sections([config.stage_one.head]))
   seen = {field: value for field, value in fields.items() if not field.startswith(left_out)}
   kind = seen.pop("stage_one.classification") or seen["loss.classification"]
   seen.pop("loss.classification")
   return [kind, seen]
 
 
-def _of_localizer(fields: Mapping[str, Any]) -> dict[str, Any]:
-  """All that a localiser depends on."""
+def _of_rpn(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """All that a region proposal network depends on."""
   left_out = (*_AFTER_STAGE_ONE, "stage_one.", "loss.", "model.rlsd.")
   return {field: value for field, value in fields.items() if not field.startswith(left_out)}
 
 
 def _take_over_parts(cell: Cell, root: pathlib.Path) -> None:
-  """Gives a cell that has not begun the stage one and the localiser of finished cells, where they are the same."""
+  """Gives a cell that has not begun the stage one and the region proposal network of finished cells, where they are the same."""
   folder = cell.folder(root)
   if any((phase / "config.json").exists() for phase in (folder, folder / "choose")):
     return

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from rmam_jax import recognizer
+from rmam_jax import heads
 from rmam_jax.data.splits import Split, open_split
 from rmam_jax.reproduction import cells
 from rmam_jax.reproduction.plan import Plan, work
@@ -35,17 +35,17 @@ def _matmul_rate() -> float:
 
 
 def _operations(config: ml_collections.ConfigDict) -> float:
-  """Of a whole training: its stages, twice if it has two phases, and its localiser."""
+  """Of a whole training: its stages, twice if it has two phases, and its region proposal network."""
   data = config.data.copy_and_resolve_references()
   data.proposals = ""  # which may be long in the making
   train = open_split(data, data.train)
   total = _count_stages(config, train)
   if config.data.final_train:  # at most as long
     total += _count_stages(config, open_split(data, data.final_train))
-  if recognizer.needs_localizer(config.model.head):
+  if heads.get(config.model.head).guide == heads.RPN:
     own = rpn_training.config_of(config)
     boxed = open_split(own.data, own.data.train)
-    total += _count(own, stages.build_localizer(own, len(boxed)), len(boxed.class_names))
+    total += _count(own, stages.build_rpn(own, len(boxed)), len(boxed.class_names))
   return total
 
 

@@ -38,7 +38,7 @@ def by_looks(folder: pathlib.Path, most: int = MOST) -> ByLooks:
   mesh = mesh_lib.make_mesh()
   model, params, _ = best_checkpoint.load(config, folder, len(test.class_names), mesh)
   forward = outputs_lib.make_forward(model, mesh)
-  found = outputs_lib.answer_split(forward, params, test, data=config.data, batch_size=config.evaluation.batch_size)
+  found = outputs_lib.compute_outputs(forward, params, test, data=config.data, batch_size=config.evaluation.batch_size)
   boxes = regions_lib.region_boxes(found.thetas, config).transpose(1, 0, 2)
 
   def precision(k):
@@ -47,7 +47,7 @@ def by_looks(folder: pathlib.Path, most: int = MOST) -> ByLooks:
     return metrics.mean_average_precision(every)
 
   def coverage(k):
-    return metrics.localization(boxes[:, :k], None, *found.objects()).coverage
+    return metrics.region_metrics(boxes[:, :k], None, *found.objects()).coverage
 
   numbers = np.arange(1, most + 1)
   return ByLooks([precision(k) for k in numbers], [coverage(k) for k in numbers])

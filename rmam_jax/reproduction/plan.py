@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from rmam_jax.reproduction import cells, tables
 from rmam_jax.reproduction.cells import Cell, Maker
+from rmam_jax.runtime.errors import UserError
 
 _WAIT = 5.0  # seconds between looks at a cell that another process holds
 
@@ -46,12 +47,12 @@ def make(maker: Maker, root: pathlib.Path, chosen: Sequence[str], seeds: int, ra
     rates: learning rates of stage two to try for every head.
 
   Raises:
-    ValueError: no such table, or the configuration has no SVMs, which the tables measure.
+    UserError: no such table, or the configuration has no SVMs, which the tables measure.
   """
   every = tables.tables()
   unknown = [name for name in chosen if name not in every]
   if unknown:
-    raise ValueError(f"--tables must be some of {', '.join(every)}, got {unknown[0]!r}")
+    raise UserError(f"--tables must be some of {', '.join(every)}, got {unknown[0]!r}")
   views: dict[str, list[str]] = {}
   for name in chosen:
     for row in every[name].rows:
@@ -60,7 +61,7 @@ def make(maker: Maker, root: pathlib.Path, chosen: Sequence[str], seeds: int, ra
         if row.views not in views[cell]:
           views[cell].append(row.views)
   if not maker.cell(next(iter(views)), 0).config.evaluation.svm_solver:
-    raise ValueError("the tables measure SVMs: evaluation.svm_solver must not be empty")
+    raise UserError("the tables measure SVMs: evaluation.svm_solver must not be empty")
   for name in list(views):
     if rates and (tuned := cells.SPECS[name].tuned_as):
       views.setdefault(tuned, [tables.SINGLE])

@@ -9,6 +9,7 @@ from typing import Any
 import filelock
 
 from rmam_jax.reproduction import cells, expected, measuring, plan, tables, writing
+from rmam_jax.runtime.errors import UserError
 
 
 def load_maker(config: str, changes: Mapping[str, Any]) -> cells.Maker:
@@ -19,17 +20,17 @@ def load_maker(config: str, changes: Mapping[str, Any]) -> cells.Maker:
     changes: fields set for all cells.
 
   Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: it offers no two scales.
+    UserError: there is no such file.
+    UserError: it offers no two scales.
   """
   path, _, variant = config.partition(":")
   if not pathlib.Path(path).is_file():
-    raise FileNotFoundError(f"there is no configuration {path}")
+    raise UserError(f"there is no configuration {path}")
   spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   if len(getattr(module, "SCALES", ())) != 2:
-    raise ValueError(f"{path} names no SCALES: tables need a configuration with two, as configs/digits.py has")
+    raise UserError(f"{path} names no SCALES: tables need a configuration with two, as configs/digits.py has")
   return cells.Maker(module.get_config, module.SCALES, variant, changes)
 
 
@@ -55,14 +56,14 @@ def reproduce(
     dry_run: only print the plan.
 
   Raises:
-    ValueError, OSError, FloatingPointError: with what to do about it.
+    UserError: with what to do about it.
   """
   maker = load_maker(config, changes)
   data = maker.cell("rmam", 0).config.data.name
   root = out or pathlib.Path("runs", f"tables-{data}".replace("/", "-"))
   chosen = list(dict.fromkeys(tables_chosen or tables.TABLES))
   if root.exists() and not root.is_dir():
-    raise ValueError(f"--out={root} is a file: name a folder")
+    raise UserError(f"--out={root} is a file: name a folder")
   todo = plan.make(maker, root, chosen, seeds, rates)
   if dry_run:
     print(expected.describe(todo))

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 import rmam_jax
-from rmam_jax import recognizer
+from rmam_jax import heads
 from rmam_jax.evaluation.bootstrap import Interval
 from rmam_jax.reproduction import looks, tables
 from rmam_jax.reproduction.measuring import Measurements
@@ -99,7 +99,7 @@ def _systems(found: Measurements, table: Table) -> list[str]:
   for row in table.rows:
     milliseconds = found.milliseconds(row)
     rows.append([*_head(found, row), f"{np.mean(milliseconds):.2f}", _rate(found, row)])
-    if recognizer.looks(row.label):
+    if heads.get(row.label).looks:
       rows.append([*_bounds(found, row, "its regions anywhere", "chance"), "", ""])
   return [
     "### The sister systems",

@@ -9,6 +9,7 @@ from typing import NoReturn
 from absl import flags, logging
 
 from rmam_jax.runtime import processes
+from rmam_jax.runtime.errors import UserError
 
 KEPT_BYTES = 2**30
 KEPT_SECONDS = 0.1  # what compiles faster is compiled again
@@ -26,7 +27,7 @@ def _terminate(*_) -> NoReturn:
 
 
 @contextlib.contextmanager
-def speaking(*, interrupted: str = "the same command goes on from there") -> Iterator[None]:
+def reported_errors(*, interrupted: str = "the same command goes on from there") -> Iterator[None]:
   """Within, an expected error ends the process with its sentence and status 1; `--verbosity=1` adds the traceback.
 
   Ctrl-C and SIGTERM end it with `INTERRUPTED` and `TERMINATED`; training finishes its step and saves it first.
@@ -40,7 +41,7 @@ def speaking(*, interrupted: str = "the same command goes on from there") -> Ite
   before = signal.signal(signal.SIGTERM, _terminate)
   try:
     yield
-  except (OSError, ValueError, FloatingPointError, ModuleNotFoundError) as error:
+  except UserError as error:
     if verbose:
       raise
     sys.exit(f"error: {error}")

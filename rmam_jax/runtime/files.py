@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from rmam_jax.runtime.errors import UserError
+
 GO_ON = "What is there stays: free or open the folder and run the same command again."
 
 
@@ -15,14 +17,14 @@ def write_text(path: pathlib.Path, text: str) -> None:
   """Writes beside the file and renames, so that no reader ever sees half of it.
 
   Raises:
-    OSError: names the file.
+    UserError: names the file.
   """
   draft = path.with_name(path.name + ".draft")
   try:
     draft.write_text(text)
     draft.replace(path)
   except OSError as error:  # a full disk's names no file
-    raise OSError(f"cannot write {path}: {error.strerror or error}. {GO_ON}") from error
+    raise UserError(f"cannot write {path}: {error.strerror or error}. {GO_ON}") from error
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -34,12 +36,12 @@ def read_json(path: pathlib.Path) -> Any:
   """A JSON file's value.
 
   Raises:
-    ValueError: names the file.
+    UserError: names the file.
   """
   try:
     return json.loads(path.read_text())
   except ValueError as error:
-    raise ValueError(f"{path} is not JSON ({error})") from error
+    raise UserError(f"{path} is not JSON ({error})") from error
 
 
 def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray], *, compressed: bool = False) -> None:
@@ -51,7 +53,7 @@ def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray], *, compresse
     compressed: smaller and slower.
 
   Raises:
-    OSError: names the file.
+    UserError: names the file.
   """
   draft = path.with_name(path.name + ".draft")
   try:
@@ -59,7 +61,7 @@ def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray], *, compresse
       (np.savez_compressed if compressed else np.savez)(file, **arrays)
     draft.replace(path)
   except OSError as error:  # a full disk's names no file
-    raise OSError(f"cannot write {path}: {error.strerror or error}. {GO_ON}") from error
+    raise UserError(f"cannot write {path}: {error.strerror or error}. {GO_ON}") from error
 
 
 def read_npz(path: pathlib.Path, remedy: str) -> dict[str, np.ndarray]:
@@ -70,11 +72,11 @@ def read_npz(path: pathlib.Path, remedy: str) -> dict[str, np.ndarray]:
     remedy: what to do where it is damaged.
 
   Raises:
-    ValueError: it is damaged; names the file.
-    FileNotFoundError: it is not there.
+    UserError: it is damaged; names the file.
+    UserError: it is not there.
   """
   try:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
       return dict(stored)
   except (ValueError, EOFError, zipfile.BadZipFile) as error:
-    raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
+    raise UserError(f"{path} is damaged ({error}): {remedy}") from error

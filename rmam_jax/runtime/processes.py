@@ -17,6 +17,8 @@ from collections.abc import Iterator
 
 import jax
 
+from rmam_jax.runtime.errors import UserError
+
 FROM_CLUSTER = "auto"
 # What JAX says when it is not this process that is at fault.
 _LOST = re.compile(r"gloo|nccl|heartbeat|coordination|UNAVAILABLE|DEADLINE_EXCEEDED", re.IGNORECASE)
@@ -72,11 +74,11 @@ def joined(
     heartbeat_seconds: a process that has not been heard of for so long is taken for dead, and all others end.
 
   Raises:
-    ValueError: the environment does not say what was not given.
+    UserError: the environment does not say what was not given.
   """
   if coordinator is None:
     if num_processes is not None or process_id is not None:
-      raise ValueError("--num_processes and --process_id need --coordinator=HOST:PORT")
+      raise UserError("--num_processes and --process_id need --coordinator=HOST:PORT")
     yield
     return
   faulthandler.disable()  # absl's; a list of threads below its message says nothing about a process elsewhere
@@ -90,7 +92,7 @@ def joined(
       shutdown_timeout_seconds=heartbeat_seconds,
     )
   except ValueError as error:
-    raise ValueError(
+    raise UserError(
       f"cannot join the run at --coordinator={coordinator} ({error}): give --num_processes and --process_id too"
     ) from error
   try:

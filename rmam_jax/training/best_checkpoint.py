@@ -8,6 +8,7 @@ import ml_collections
 
 from rmam_jax.recognizer import Recognizer
 from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import checkpoints, stages
 from rmam_jax.training import rpn as rpn_training
 from rmam_jax.training import step as step_lib
@@ -18,7 +19,7 @@ def _saved(folder: pathlib.Path, stage: str) -> contextlib.closing[checkpoints.S
 
 
 def epochs(folder: pathlib.Path) -> dict[str, int]:
-  """The best epoch of each stage that has one in a workdir, the localiser's among them, by the stage's name."""
+  """The best epoch of each stage that has one in a workdir, the region proposal network's among them, by the stage's name."""
   found = {}
   for name in (rpn_training.NAME, *stages.NAMES):
     if not (folder / "checkpoints" / name).is_dir():
@@ -41,8 +42,8 @@ def load(
   """Stage two's recogniser, the parameters of its best epoch, and what the host knew then.
 
   Raises:
-    FileNotFoundError: stage two has not finished an epoch there.
-    ValueError: the checkpoint is damaged, or of another model than the configuration's.
+    UserError: stage two has not finished an epoch there.
+    UserError: the checkpoint is damaged, or of another model than the configuration's.
   """
   model = stages.build_model(config, "stage_two", num_classes)
   size = config.data.crop_size
@@ -50,5 +51,5 @@ def load(
   with _saved(folder, "stage_two") as saved:
     restored = saved.restore_best(checkpoints.abstract(like, mesh_lib.replicated(mesh)))
   if restored is None:
-    raise FileNotFoundError(f"{folder} holds no checkpoint of stage two: run train.py --workdir={folder} to its end")
+    raise UserError(f"{folder} holds no checkpoint of stage two: run train.py --workdir={folder} to its end")
   return model, *restored

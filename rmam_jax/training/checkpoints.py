@@ -15,13 +15,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from rmam_jax.runtime import files
+from rmam_jax.runtime.errors import UserError
 from rmam_jax.training.step import Params, TrainState
 from rmam_jax.weights import tensors
 
 KEPT = {"last": 2, "best": 1}  # steps of each kind
 
 
-class Damaged(ValueError):
+class Damaged(UserError):
   """A checkpoint is not what was saved."""
 
 
@@ -60,7 +61,7 @@ class StageCheckpoints:
       manager.save(step, args=args, force=True)
       manager.wait_until_finished()
     except (OSError, ValueError) as error:  # TensorStore's errors, a full disk among them, are ValueErrors
-      raise OSError(
+      raise UserError(
         f"cannot write a checkpoint below {manager.directory}: {error}. The last complete checkpoint is untouched: free"
         " or open the folder and run the same command again."
       ) from error
@@ -70,7 +71,7 @@ class StageCheckpoints:
 
     Raises:
       Damaged: names the item or the leaf.
-      ValueError: it is of another model than `like`; names the leaf.
+      UserError: it is of another model than `like`; names the leaf.
     """
     manager = self._managers[name]
     folder = manager.directory / str(step)
@@ -81,7 +82,7 @@ class StageCheckpoints:
     for leaf in sorted(wanted | described):
       there, here = described.get(leaf, ["absent"])[0], wanted.get(leaf, "absent")
       if there != here:
-        raise ValueError(
+        raise UserError(
           f"{folder} is of another model: {leaf} is {there} there and {here} in the configuration. Go on with the one"
           " that it was trained with, or train again into another folder."
         )
@@ -116,7 +117,7 @@ class StageCheckpoints:
     If the last one is damaged, that is said and the one before it taken.
 
     Raises:
-      ValueError: all are damaged, or the last is of another model.
+      UserError: all are damaged, or the last is of another model.
     """
     steps = sorted(self._managers["last"].all_steps(), reverse=True)
     for step in steps:
@@ -124,7 +125,7 @@ class StageCheckpoints:
         arrays, progress = self._restore_step("last", step, like._asdict())
       except Damaged as error:
         if step == steps[-1]:
-          raise ValueError(f"{error}. {self._remedy()}") from error
+          raise UserError(f"{error}. {self._remedy()}") from error
         print(f"{error}. Going on from the state before it.")
       else:
         return TrainState(**arrays), progress
@@ -134,13 +135,13 @@ class StageCheckpoints:
     """The best epoch's parameters, placed and sharded as `like`, or None.
 
     Raises:
-      ValueError: they are damaged or of another model.
+      UserError: they are damaged or of another model.
     """
     step = self.best_step()
     try:
       return None if step is None else self._restore_step("best", step, like)
     except Damaged as error:
-      raise ValueError(f"{error}. {self._remedy()}") from error
+      raise UserError(f"{error}. {self._remedy()}") from error
 
   def _remedy(self) -> str:
     return f"Remove {self._managers['last'].directory.parent}: the command that trained it trains this stage again."

@@ -10,6 +10,7 @@ import ml_collections
 
 from rmam_jax.runtime import files
 from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import best_checkpoint, stages, workdir
 from rmam_jax.training import step as step_lib
 from rmam_jax.version import __version__
@@ -18,13 +19,13 @@ from rmam_jax.weights import tensors
 FORMAT = 1  # of model.json
 
 
-class Published(NamedTuple):
+class TrainedModel(NamedTuple):
   """All that a prediction needs. L is the number of classes."""
 
   config: ml_collections.ConfigDict  # locked; its `model` has the preprocessing
   class_names: tuple[str, ...]  # L, in the order of the scores
   params: Any  # stage two's recogniser at its best epoch: a tree of float32 numpy arrays
-  choices: dict[str, Any] | None  # the content of the workdir's `choices.json` if it had one
+  selection: dict[str, Any] | None  # the content of the workdir's `selection.json` if it had one
 
 
 def export(workdir_folder: pathlib.Path, out: pathlib.Path) -> None:
@@ -35,11 +36,11 @@ def export(workdir_folder: pathlib.Path, out: pathlib.Path) -> None:
     out: a folder that is new or empty.
 
   Raises:
-    ValueError, OSError: with the file and what to do about it.
+    UserError: with the file and what to do about it.
   """
   workdir_folder, out = pathlib.Path(workdir_folder), pathlib.Path(out)
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
-    raise ValueError(f"{out} exists and is not an empty folder: name another")
+    raise UserError(f"{out} exists and is not an empty folder: name another")
   found = _load_workdir(workdir_folder)
   arrays = tensors.flatten(found.params)
   try:
@@ -49,67 +50,69 @@ def export(workdir_folder: pathlib.Path, out: pathlib.Path) -> None:
       "format": FORMAT,
       "version": __version__,
       "class_names": found.class_names,
-      "choices": found.choices,
+      "selection": found.selection,
       "config": json.loads(found.config.to_json()),
     }
     digest = tensors.digest(arrays, about)
     files.write_json(out / "model.json", {"digest": digest, **about})  # last: a folder without it is no model
   except OSError as error:
-    raise OSError(f"cannot export to {out}: {error}") from error
+    raise UserError(f"cannot export to {out}: {error}") from error
 
 
-def load(folder: pathlib.Path) -> Published:
+def load(folder: pathlib.Path) -> TrainedModel:
   """What `export` wrote, or a workdir's best epoch.
 
   Raises:
-    FileNotFoundError: the folder is neither.
-    ValueError: a file is damaged; names it and the tensor or field.
+    UserError: the folder is neither.
+    UserError: a file is damaged; names it and the tensor or field.
   """
   folder = pathlib.Path(folder)
   if (folder / "model.json").exists():
     return _load_exported(folder)
   if (folder / "config.json").exists():
     return _load_workdir(folder)
-  raise FileNotFoundError(
+  raise UserError(
     f"{folder} holds neither a model.json (of an exported model) nor a config.json (of a workdir of train.py)"
   )
 
 
-def _load_workdir(folder: pathlib.Path) -> Published:
+def _load_workdir(folder: pathlib.Path) -> TrainedModel:
   config, class_names = workdir.read_config(folder), workdir.read_class_names(folder)
   _, params, _ = best_checkpoint.load(config, folder, len(class_names), mesh_lib.make_mesh())
-  choices = folder / "choices.json"
-  return Published(config, class_names, jax.device_get(params), files.read_json(choices) if choices.exists() else None)
+  selection = folder / "selection.json"
+  return TrainedModel(
+    config, class_names, jax.device_get(params), files.read_json(selection) if selection.exists() else None
+  )
 
 
-def _load_exported(folder: pathlib.Path) -> Published:
+def _load_exported(folder: pathlib.Path) -> TrainedModel:
   path, about = folder / "model.safetensors", files.read_json(folder / "model.json")
   where = folder / "model.json"
   if not isinstance(about, dict) or about.get("format") != FORMAT:
-    raise ValueError(f"{where}: its format is not {FORMAT}, the one that rmam_jax {__version__} reads")
+    raise UserError(f"{where}: its format is not {FORMAT}, the one that rmam_jax {__version__} reads")
   for field, kind in (("config", dict), ("class_names", list), ("digest", str)):
     if not isinstance(about.get(field), kind):
-      raise ValueError(f"{where}: the field {field} is missing or not of the right kind")
+      raise UserError(f"{where}: the field {field} is missing or not of the right kind")
   if not about["class_names"] or not all(isinstance(name, str) for name in about["class_names"]):
-    raise ValueError(f"{where}: class_names must be a list of names")
+    raise UserError(f"{where}: class_names must be a list of names")
   config = ml_collections.ConfigDict(about["config"]).lock()
   class_names = tuple(about["class_names"])
   try:
     like = param_shapes(config, len(class_names))
   except (AttributeError, KeyError, TypeError) as error:
-    raise ValueError(
+    raise UserError(
       f"{where}: its config describes no model of rmam_jax {__version__} ({error}); it was written by version"
       f" {about.get('version')}"
     ) from error
   shapes = {name: leaf.shape for name, leaf in tensors.flatten(like).items()}
   if not path.exists():
-    raise FileNotFoundError(f"{path} is missing beside {where.name}")
+    raise UserError(f"{path} is missing beside {where.name}")
   with tensors.open_safetensors(path) as (entries, _):
     tensors.check_shapes(entries, shapes, path)
     arrays = tensors.read(entries, shapes, path)
   if tensors.digest(arrays, {field: value for field, value in about.items() if field != "digest"}) != about["digest"]:
-    raise ValueError(f"{path} does not have the digest that {where.name} states: one of them was changed or damaged")
-  return Published(config, class_names, tensors.unflatten(like, arrays), about.get("choices"))
+    raise UserError(f"{path} does not have the digest that {where.name} states: one of them was changed or damaged")
+  return TrainedModel(config, class_names, tensors.unflatten(like, arrays), about.get("selection"))
 
 
 def param_shapes(config: ml_collections.ConfigDict, num_classes: int) -> Any:

@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from rmam_jax import backbones
+from rmam_jax.backbones.spec import FC6_REGION
+from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import exported, workdir
 from rmam_jax.weights import files as weight_files
-from rmam_jax.weights import layouts, tensors
+from rmam_jax.weights import tensors
 
 NONE = "none"
 HOW = (
@@ -22,7 +25,7 @@ HOW = (
 )
 
 
-class Start(NamedTuple):
+class InitialWeights(NamedTuple):
   """First parameters for some parts of a recogniser.
 
   Attributes:
@@ -66,7 +69,7 @@ class Start(NamedTuple):
       if trained is not None and _shapes(trained) == _shapes(params[part]):
         filled[part] = trained
         taken.append(f"the head {heads[part]}")
-      elif self.fc6 is not None and region_size == layouts.FC6_REGION:
+      elif self.fc6 is not None and region_size == FC6_REGION:
         holder = params[part].get("attention", params[part])  # the attending head's parameters have one level more
         if _shapes(holder.get("fx")) == _shapes(self.fc6):
           holder = {**holder, "fx": self.fc6}
@@ -81,7 +84,7 @@ def _shapes(tree: Any) -> Any:
 
 def resolve(
   config: ml_collections.ConfigDict, folder: pathlib.Path | None = None
-) -> tuple[ml_collections.ConfigDict, Start | None]:
+) -> tuple[ml_collections.ConfigDict, InitialWeights | None]:
   """Finds and checks `config.weights`.
 
   Args:
@@ -94,12 +97,12 @@ def resolve(
     they are gone and no longer needed.
 
   Raises:
-    ValueError: no weights are given, or they do not fit or are damaged.
-    FileNotFoundError: they are not there and still needed.
+    UserError: no weights are given, or they do not fit or are damaged.
+    UserError: they are not there and still needed.
   """
   config = config.copy_and_resolve_references()
   if not config.weights:
-    raise ValueError(f"config.weights is empty and {config.data.name} is trained from ImageNet weights: {HOW}")
+    raise UserError(f"config.weights is empty and {config.data.name} is trained from ImageNet weights: {HOW}")
   config.weights_digest = ""
   if config.weights == NONE:
     return config, None
@@ -122,18 +125,18 @@ def resolve(
   return config, first
 
 
-def _gone(config: ml_collections.ConfigDict, folder: pathlib.Path | None) -> Start | None:
+def _gone(config: ml_collections.ConfigDict, folder: pathlib.Path | None) -> InitialWeights | None:
   """The weights of a run that began with them, from the cache; None where every stage has a checkpoint."""
   recorded = workdir.read_config(folder) if folder and (folder / "config.json").exists() else {}
   digest = recorded.get("weights_digest", "")
   if not digest or recorded.get("weights") != config.weights:
-    raise FileNotFoundError(f"config.weights: there is no {config.weights}. Give {HOW}")
+    raise UserError(f"config.weights: there is no {config.weights}. Give {HOW}")
   stages = [stage for stage in ("stage_one", "stage_two") if config[stage].epochs]
   if all(_begun(folder / "checkpoints" / stage / "last") for stage in stages):
     return None
   kept = weight_files.read_cached(digest)
   if kept is None:
-    raise FileNotFoundError(
+    raise UserError(
       f"{config.weights}, which {folder} began with, is gone, and a stage that takes from it has not begun: put it back,"
       " or name its new place with --config.weights=FILE"
     )
@@ -144,21 +147,21 @@ def _begun(last: pathlib.Path) -> bool:
   return last.is_dir() and any(step.name.isdigit() for step in last.iterdir())
 
 
-def _from_file(weights: weight_files.Weights) -> Start:
+def _from_file(weights: weight_files.Weights) -> InitialWeights:
   layers: dict[str, dict[str, np.ndarray]] = {}
   for name, array in weights.tensors.items():
     layer, role = name.split("/")
     layers.setdefault(layer, {})[role] = array
   fc6 = layers.pop("fc6", None)
-  return Start(weights.title, weights.digest, weights.pixel_mean, weights.pixel_std, layers, fc6)
+  return InitialWeights(weights.title, weights.digest, weights.pixel_mean, weights.pixel_std, layers, fc6)
 
 
-def _from_model(folder: pathlib.Path) -> Start:
+def _from_model(folder: pathlib.Path) -> InitialWeights:
   config, class_names, params, _ = exported.load(folder)
   heads = {config.model.head: params["head"]}
   if "auxiliary" in params:
     heads.setdefault(config.stage_one.head, params["auxiliary"])
-  return Start(
+  return InitialWeights(
     title=f"a model trained on {config.data.name}",
     digest=tensors.digest(tensors.flatten(params)),
     pixel_mean=tuple(config.model.pixel_mean),
@@ -169,13 +172,16 @@ def _from_model(folder: pathlib.Path) -> Start:
   )
 
 
-def _check_backbone(first: Start, config: ml_collections.ConfigDict) -> None:
-  wanted = {
-    layer: {"kernel": shape, "bias": shape[-1:]} for layer, shape in layouts.convolutions(config.model.stages).items()
-  }
-  if _shapes(first.backbone) != wanted:
-    shapes = {name: np.shape(leaf) for name, leaf in tensors.flatten(first.backbone).items()}
-    raise ValueError(
-      f"{config.weights} holds a backbone with the stages {layouts.stages_of(shapes)}, but config.model.stages is"
-      f" {tuple(map(tuple, config.model.stages))}"
+def _check_backbone(first: InitialWeights, config: ml_collections.ConfigDict) -> None:
+  """Compares the layers with the configured backbone's, before anything is trained."""
+  size, module = config.data.crop_size, backbones.build(config.model)
+  like = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))["params"]
+  theirs, ours = (
+    {name: tuple(jnp.shape(leaf)) for name, leaf in tensors.flatten(tree).items()} for tree in (first.backbone, like)
+  )
+  if differing := [name for name in sorted(theirs | ours) if theirs.get(name) != ours.get(name)]:
+    name = differing[0]
+    raise UserError(
+      f"{config.weights} holds another backbone than model.backbone {config.model.backbone!r}: {name} is"
+      f" {theirs.get(name, 'absent')} there and {ours.get(name, 'absent')} in the configuration"
     )

@@ -1,4 +1,4 @@
-"""The training of a run: its localiser if it has one, stage one, stage two. It goes on where it stopped."""
+"""The training of a run: its region proposal network if it has one, stage one, stage two. It goes on where it stopped."""
 
 import contextlib
 import functools
@@ -21,6 +21,7 @@ from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.ops import losses
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime import processes
+from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import checkpoints, initial_weights, profile, signals, stages, workdir
 from rmam_jax.training import rpn as rpn_training
 from rmam_jax.training import step as step_lib
@@ -36,7 +37,7 @@ class _Trainer:
     self,
     config: ml_collections.ConfigDict,
     folder: pathlib.Path,
-    first: initial_weights.Start | None,
+    first: initial_weights.InitialWeights | None,
     trace: profile.Trace,
   ):
     self.config = config
@@ -53,12 +54,12 @@ class _Trainer:
     self.num_classes = len(self.train.class_names)
     self.mesh = mesh_lib.make_mesh()
     if config.batch_size % self.mesh.size or config.evaluation.batch_size % self.mesh.size:
-      raise ValueError(
+      raise UserError(
         f"batch_size {config.batch_size} and evaluation.batch_size {config.evaluation.batch_size} must be multiples of"
         f" the {self.mesh.size} devices"
       )
     if config.accumulate < 1 or config.batch_size % (config.accumulate * self.mesh.size):
-      raise ValueError(
+      raise UserError(
         f"accumulate must be at least 1 and cut batch_size {config.batch_size} into equal parts, multiples of the"
         f" {self.mesh.size} devices, got {config.accumulate}"
       )
@@ -99,7 +100,7 @@ class _Trainer:
     """
     if self.validation is None:
       return {}
-    answers = outputs_lib.answer_split(
+    answers = outputs_lib.compute_outputs(
       forward,
       params,
       self.validation,
@@ -129,7 +130,7 @@ class _Trainer:
     return params
 
   def run(
-    self, stage: stages.Stage, previous: step_lib.Params | None = None, kept: str = "", localizer: Any = None
+    self, stage: stages.Stage, previous: step_lib.Params | None = None, kept: str = "", rpn: Any = None
   ) -> step_lib.Params:
     """Trains a stage, or what is left of it; returns the parameters of its best epoch.
 
@@ -137,7 +138,7 @@ class _Trainer:
       stage: what is trained.
       previous: the best parameters of the stage before, or None.
       kept: see `stages.take_over`.
-      localizer: the parameters of a localiser that the stage's recogniser has, or None.
+      rpn: the parameters of a region proposal network that the stage's recogniser has, or None.
     """
     replicated = mesh_lib.replicated(self.mesh)
     key = jax.random.fold_in(jax.random.key(self.config.seed), STREAMS.index(stage.name))
@@ -157,8 +158,8 @@ class _Trainer:
         params = self.begin(stage, params)
       if previous is not None:
         params = stages.take_over(params, previous, kept)
-      if localizer is not None:
-        params = {**params, rpn_training.NAME: localizer}
+      if rpn is not None:
+        params = {**params, rpn_training.NAME: rpn}
       state = state._replace(params=jax.device_put(params, replicated))
       progress = {"best_loss": math.inf, "best_epoch": 0, "seconds": 0.0}
     if int(state.step) < stage.steps or progress.get("unfinished"):
@@ -252,8 +253,8 @@ class _Trainer:
         bar.write(f"{label} epoch {epoch}/{stage.epochs}: loss {means['loss']:.3f}{validated}")
 
 
-class _LocalizerTrainer(_Trainer):
-  """Trains a localiser: the data are those with boxes."""
+class _RpnTrainer(_Trainer):
+  """Trains a region proposal network: the data are those with boxes."""
 
   def make_forward(self, stage: stages.Stage):
     return rpn_training.make_forward(stage.model, self.mesh)
@@ -272,12 +273,12 @@ def _settle(place: str, step_metrics: step_lib.Metrics, ids: Sequence[str]) -> d
   """A step's metrics on the host.
 
   Raises:
-    FloatingPointError: one is not finite; names the step, the terms and the records.
+    UserError: one is not finite; names the step, the terms and the records.
   """
   values = {name: float(value) for name, value in step_metrics.items()}
   broken = [name for name, value in values.items() if not math.isfinite(value)]
   if broken:
-    raise FloatingPointError(
+    raise UserError(
       f"{place}: {', '.join(broken)} not finite, with the records {', '.join(ids)}. Nothing of this step was taken over"
       " or saved, and the checkpoint before it stays. Look at these records, or lower the learning rate in another"
       " --workdir."
@@ -288,7 +289,7 @@ def _settle(place: str, step_metrics: step_lib.Metrics, ids: Sequence[str]) -> d
 def train(
   config: ml_collections.ConfigDict, folder: pathlib.Path, *, profile_folder: pathlib.Path | None = None
 ) -> step_lib.Params:
-  """Runs both stages, and the training of the localiser before them if the head has one, or what is left of them.
+  """Runs both stages, and the training of the region proposal network before them if the head has one, or what is left of them.
 
   Args:
     config: see `configs/common.py`.
@@ -299,7 +300,7 @@ def train(
     Stage two's parameters at its best epoch by validation loss, or without a validation split at its last.
 
   Raises:
-    ValueError, OSError, FloatingPointError: with what to do about it.
+    UserError: with what to do about it.
   """
   # Preprocessing travels with the weights: from here on the configuration has theirs, and so has all that reads it,
   # config.json, the checkpoints' owner, evaluation and prediction.
@@ -311,20 +312,20 @@ def train(
   planned = [
     stages.build(config, name, num_classes=trainer.num_classes, num_records=len(trainer.train)) for name in stages.NAMES
   ]
-  localizing_trainer = localizer_stage = None
-  if any(stage.model.localizer is not None for stage in planned):
-    localizing_trainer = _LocalizerTrainer(rpn_training.config_of(config), folder, first, profile.Trace(None))
-    localizer_stage = stages.build_localizer(localizing_trainer.config, len(localizing_trainer.train))
-  trainers = filter(None, (trainer, localizing_trainer))
+  rpn_trainer = rpn_stage = None
+  if any(stage.model.rpn is not None for stage in planned):
+    rpn_trainer = _RpnTrainer(rpn_training.config_of(config), folder, first, profile.Trace(None))
+    rpn_stage = stages.build_rpn(rpn_trainer.config, len(rpn_trainer.train))
+  trainers = filter(None, (trainer, rpn_trainer))
   records = {split.name: split.digest() for each in trainers for split in (each.train, each.validation) if split}
   # Only now: a configuration that cannot run leaves nothing behind.
   with processes.first_before_others("claim"):
     workdir.claim(folder, config, trainer.train.class_names, records)
   params, kept = None, ""
-  localizer = localizing_trainer.run(localizer_stage) if localizing_trainer else None
+  rpn = rpn_trainer.run(rpn_stage) if rpn_trainer else None
   with contextlib.closing(trace):
     for stage in planned:
       if stage.epochs:
-        params = trainer.run(stage, params, kept, None if stage.model.localizer is None else localizer)
+        params = trainer.run(stage, params, kept, None if stage.model.rpn is None else rpn)
       kept = stages.kept_head(config)
   return params

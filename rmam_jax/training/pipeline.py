@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 
 import rmam_jax
-from rmam_jax import recognizer
+from rmam_jax import heads
 from rmam_jax.data.splits import Split, open_split
 from rmam_jax.evaluation import calibration, metrics, output_cache, report, svm
 from rmam_jax.evaluation import outputs as outputs_lib
@@ -23,6 +23,7 @@ from rmam_jax.evaluation import thresholds as thresholds_lib
 from rmam_jax.evaluation import views as views_lib
 from rmam_jax.runtime import files, processes
 from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import best_checkpoint, checkpoints, initial_weights, loop, stages, workdir
 from rmam_jax.training import rpn as rpn_training
 from rmam_jax.visual import panels
@@ -41,7 +42,7 @@ def train_and_evaluate(
   """A whole run, or what is left of it: both stages, the controls, the evaluation.
 
   With `data.final_train` there are two phases. The first, in `folder/choose`, trains on `data.train` and chooses the
-  epoch of each stage and of a localiser, C, thresholds and temperature on `data.validation`. The second carries them to
+  epoch of each stage and of a region proposal network, C, thresholds and temperature on `data.validation`. The second carries them to
   `final_train`, in `folder`, and is evaluated on `data.test`, on which nothing is chosen.
 
   Args:
@@ -53,7 +54,7 @@ def train_and_evaluate(
     What `results.json` holds; in another process than the first, nothing.
 
   Raises:
-    ValueError, OSError, FloatingPointError: with what to do about it; another process that trains there, among them.
+    UserError: with what to do about it; another process that trains there, among them.
   """
   with workdir.locked(folder) if processes.is_first() else contextlib.nullcontext():
     check(config, folder)
@@ -72,26 +73,26 @@ def check(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
   """Refuses now what would otherwise be found when all is trained.
 
   Raises:
-    ValueError, OSError: with what to do about it.
+    UserError: with what to do about it.
   """
   _check_evaluation(config)
   data = config.data
   if not 0 < data.crop_size <= data.image_size:
-    raise ValueError(
+    raise UserError(
       f"data.crop_size must be between 1 and data.image_size {data.image_size}, got {data.crop_size}: they are set together"
     )
   if config.seed < 0:
-    raise ValueError(f"seed must be 0 or more, got {config.seed}")
+    raise UserError(f"seed must be 0 or more, got {config.seed}")
   with processes.first_before_others("check"):  # digit scenes may have to be made
     for split in filter(None, (data.train, data.validation, data.final_train, data.test)):
       open_split(data, split)
   for control in config.controls:
-    if control not in recognizer.HEADS:
-      raise ValueError(f"controls must be some of {', '.join(recognizer.HEADS)}, got {control!r}")
+    if control not in heads.SPECS:
+      raise UserError(f"controls must be some of {', '.join(heads.SPECS)}, got {control!r}")
   if not data.validation:
     selection_lib.check(folder)
     if config.controls:
-      raise ValueError("controls choose on data.validation, which is empty: set --config.controls=() or name a split")
+      raise UserError("controls choose on data.validation, which is empty: set --config.controls=() or name a split")
   if data.final_train and (folder / "config.json").exists():
     resolved, _ = initial_weights.resolve(config, folder)
     theirs = workdir.read_config(folder)
@@ -107,14 +108,14 @@ def _check_evaluation(config: ml_collections.ConfigDict) -> None:
     ("svm_solver", ("", *svm.SOLVERS)),
   ):
     if section[field] not in known:
-      raise ValueError(f"evaluation.{field} must be one of {', '.join(known)}, got {section[field]!r}")
+      raise UserError(f"evaluation.{field} must be one of {', '.join(known)}, got {section[field]!r}")
   if section.top_k < 1:
-    raise ValueError(f"evaluation.top_k must be at least 1, got {section.top_k}")
+    raise UserError(f"evaluation.top_k must be at least 1, got {section.top_k}")
   views = views_lib.from_config(config)
-  if recognizer.GUIDES.get(config.model.head) == "boxes" and views != views_lib.CENTRE:
-    raise ValueError("proposals are seen from the centre view alone: set evaluation.views=centre")
+  if heads.get(config.model.head).guide == heads.BOXES and views != views_lib.CENTRE:
+    raise UserError("proposals are seen from the centre view alone: set evaluation.views=centre")
   if data.validation == data.test:
-    raise ValueError(f"data.validation and data.test are both {data.test!r}: nothing may be chosen on the test split")
+    raise UserError(f"data.validation and data.test are both {data.test!r}: nothing may be chosen on the test split")
 
 
 def _train_and_evaluate(
@@ -125,7 +126,7 @@ def _train_and_evaluate(
   if first is not None:
     print(f"first phase: choosing on {config.data.validation}, in {first}")
     train_and_evaluate(choosing_config(config), first)
-    if config.localizer.data and processes.is_first():  # what it learns from is the same: it is not trained again
+    if config.rpn.data and processes.is_first():  # what it learns from is the same: it is not trained again
       checkpoints.take_over(rpn_training.NAME, first, folder)
     config = final_config(config, best_checkpoint.epochs(first))
     print(f"second phase: {config.data.train}, with the epochs, C and thresholds of the first")
@@ -168,7 +169,7 @@ def print_protocols(
     The figures, by run and protocol; in another process than the first, nothing.
 
   Raises:
-    ValueError: an unknown protocol or fusion, a protocol whose scores are not there, or runs that do not fit together.
+    UserError: an unknown protocol or fusion, a protocol whose scores are not there, or runs that do not fit together.
   """
   for name in names:
     scores_lib.protocol(name)
@@ -251,7 +252,7 @@ def evaluate(
 ) -> dict[str, Any]:
   """Evaluates the best epoch of a workdir on its test split, or on the validation split if it has no other.
 
-  Writes there: `results.json`, `pictures/`, `features/`, `choices.json` (what the validation split decided),
+  Writes there: `results.json`, `pictures/`, `features/`, `selection.json` (what the validation split decided),
   `svm.npz` (the machines) and `scores.npz`.
 
   Args:
@@ -265,13 +266,13 @@ def evaluate(
     What `results.json` holds; in another process than the first, nothing.
 
   Raises:
-    ValueError, OSError, FloatingPointError: with what to do about it.
+    UserError: with what to do about it.
   """
   for path, flag in ((gallery_page, "--gallery=OUT.html"), (figure_folder, "--figures=OUT")):
     if path is not None and path.exists():
-      raise FileExistsError(f"{path} exists: remove it or name another with {flag}")
+      raise UserError(f"{path} exists: remove it or name another with {flag}")
     if path is not None and not path.absolute().parent.is_dir():
-      raise FileNotFoundError(f"{path.parent} is no folder: make it or name another with {flag}")
+      raise UserError(f"{path.parent} is no folder: make it or name another with {flag}")
   started = time.monotonic()
   config = workdir.read_config(folder)
   with config.evaluation.unlocked():
@@ -281,7 +282,7 @@ def evaluate(
   views = views_lib.from_config(config)
   mesh = mesh_lib.make_mesh()
   if section.batch_size % mesh.size:
-    raise ValueError(f"evaluation.batch_size {section.batch_size} must be a multiple of the {mesh.size} devices")
+    raise UserError(f"evaluation.batch_size {section.batch_size} must be a multiple of the {mesh.size} devices")
   test = open_split(data, data.test or data.validation)
   names = test.class_names
   model, params, progress = best_checkpoint.load(config, folder, len(names), mesh)
@@ -291,7 +292,7 @@ def evaluate(
   def forward(views: views_lib.Views) -> outputs_lib.Forward:
     return outputs_lib.make_forward(model, mesh, views, feature=section.feature)
 
-  def answers(split: Split, label: str, views: views_lib.Views = views, beside: str = "") -> outputs_lib.Answers:
+  def answers(split: Split, label: str, views: views_lib.Views = views, beside: str = "") -> outputs_lib.Outputs:
     found = output_cache.extract(
       output_cache.folder_of(folder, split.name + beside),
       output_cache.make_key(config, split, digest, views),
@@ -321,10 +322,10 @@ def evaluate(
     if processes.is_first() and (note := selection_lib.differing(chosen, config)):
       print(note)
   elif processes.is_first():  # what follows from answers takes the devices of one process
-    chosen = selection_lib.choose(config, kind, names, validation_split.name, train, validation, one_view)
+    chosen = selection_lib.select(config, kind, names, validation_split.name, train, validation, one_view)
     files.write_json(folder / selection_lib.FILE, chosen._asdict())
 
-  test_answers = answers(test, "test images")
+  test_outputs = answers(test, "test images")
   about = scores_lib.made_by(config, best_checkpoint.digest(folder))
   if not processes.is_first():
     return {}
@@ -332,9 +333,11 @@ def evaluate(
   if train is None:
     (folder / svm.FILE).unlink(missing_ok=True)  # of an evaluation before
   else:
-    margins = _fit_svms(config, folder, names, train, chosen.svm_c).margins(selection_lib.prepare(test_answers, config))
-  scores_lib.save(folder, test_answers, names, margins, about)
-  results = report.evaluate(config, (head, kind), names, test_answers, margins, chosen)
+    margins = _fit_svms(config, folder, names, train, chosen.svm_c).margins(
+      selection_lib.svm_features(test_outputs, config)
+    )
+  scores_lib.save(folder, test_outputs, names, margins, about)
+  results = report.evaluate(config, (head, kind), names, test_outputs, margins, chosen)
   results |= {
     "data": test.name,
     "head": head,
@@ -348,8 +351,8 @@ def evaluate(
   if train is not None:
     results["svm_images"] = len(train.readable)
   results["controls"] = _controls(config, folder, results)
-  exhibit = panels.Exhibit(
-    config, head, thresholds_lib.decide(kind, chosen._asdict(), top_k=section.top_k), test, test_answers
+  exhibit = panels.EvaluatedSplit(
+    config, head, thresholds_lib.make_thresholds(kind, chosen._asdict(), top_k=section.top_k), test, test_outputs
   )
   panels.draw_pictures(folder / "pictures", exhibit)
   files.write_json(folder / "results.json", results)
@@ -364,17 +367,17 @@ def _fit_svms(
   config: ml_collections.ConfigDict,
   folder: pathlib.Path,
   names: Sequence[str],
-  train: outputs_lib.Answers,
+  train: outputs_lib.Outputs,
   c: float | None,
 ) -> svm.Machines:
   """The machines, saved in the workdir."""
   if c is None:
-    raise ValueError(
+    raise UserError(
       f"{folder / selection_lib.FILE} has no C, as no SVMs were fitted where it was chosen: evaluate that run with"
       " --evaluation.svm_solver first, and copy the file again"
     )
   (machines,) = svm.fit(
-    selection_lib.prepare(train, config),
+    selection_lib.svm_features(train, config),
     train.labels,
     [c],
     ignore=train.ignore,

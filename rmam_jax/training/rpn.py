@@ -1,4 +1,4 @@
-"""What trains a localiser: the data with boxes that it learns from, its objective, and how well it finds objects."""
+"""What trains a region proposal network: the data with boxes that it learns from, its objective, and how well it finds objects."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,35 +8,27 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from rmam_jax import heads
 from rmam_jax.data import batches
 from rmam_jax.data.splits import Split
 from rmam_jax.evaluation import metrics
-from rmam_jax.heads.rpn import Localized, Localizer
+from rmam_jax.heads.rpn import Proposed, RegionProposalNetwork
 from rmam_jax.ops import losses, rpn
 from rmam_jax.runtime import mesh as mesh_lib
 
-NAME = "localizer"  # of the stage, of its checkpoints, and of its part of a recogniser's parameters
+NAME = "rpn"  # of the stage, of its checkpoints, and of its part of a recogniser's parameters
 FOUND = 0.5  # IoU from which on a region has found an object
 
 
 def config_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """The run's configuration with the data that its localiser learns from: another set's, or its own, with boxes.
+  """The run's configuration with the data that its region proposal network learns from: another set's, or its own, with boxes.
 
   Raises:
-    ValueError: own images without another set beside them; or a head that is named by where it learns, and learns
+    UserError: own images without another set beside them; or a head that is named by where it learns, and learns
       elsewhere.
   """
-  section = config.localizer
-  if config.data.name == "custom" and not section.data:
-    raise ValueError("localizer.data must name a prepared data set with boxes, e.g. coco/2014, beside custom images")
-  if section.data and config.model.head == "rlsd_ft_rpn":
-    raise ValueError(
-      f"the localiser of rlsd_ft_rpn learns from the run's own boxes: localizer.data must be empty, got {section.data!r}"
-    )
-  if not section.data and config.model.head == "rlsd":
-    raise ValueError(
-      "the localiser of rlsd learns from another data set's boxes: name it in localizer.data (own boxes: rlsd_ft_rpn)"
-    )
+  heads.get(config.model.head).check(config)
+  section = config.rpn
   own = config.copy_and_resolve_references()
   if section.data:
     own.data.name, own.data.train, own.data.validation = section.data, section.train, section.validation
@@ -47,7 +39,7 @@ def config_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 class Objective(NamedTuple):
-  """What a localiser minimises: `rpn.layer_loss` of each image, the mean over the real ones.
+  """What a region proposal network minimises: `rpn.layer_loss` of each image, the mean over the real ones.
 
   Attributes:
     positive, negative, samples: as there.
@@ -60,7 +52,7 @@ class Objective(NamedTuple):
   box_weight: float
 
   def __call__(
-    self, found: Localized, labels: jax.Array, ignore: jax.Array, mask: jax.Array
+    self, found: Proposed, labels: jax.Array, ignore: jax.Array, mask: jax.Array
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss and its terms; the labels are not looked at."""
     del labels, ignore
@@ -91,7 +83,7 @@ class Forward(NamedTuple):
   sharding: jax.sharding.NamedSharding
 
 
-def make_forward(model: Localizer, mesh: jax.sharding.Mesh) -> Forward:
+def make_forward(model: RegionProposalNetwork, mesh: jax.sharding.Mesh) -> Forward:
   """Parameters, images [B, height, width, 3] -> regions [B, K, 4], examples shared out over the mesh."""
   replicated, by_example = mesh_lib.replicated(mesh), mesh_lib.by_example(mesh)
   program = jax.jit(
@@ -107,7 +99,7 @@ def recall(forward: Forward, params: Any, split: Split, *, data: Any, batch_size
 
   Args:
     forward: from `make_forward`.
-    params: the localiser's.
+    params: the region proposal network's.
     split: with boxes as proposals; see `config_of`.
     data: that section of the configuration.
     batch_size: a multiple of the number of devices.

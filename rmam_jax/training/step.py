@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rmam_jax.heads import HeadLoss
 from rmam_jax.ops import losses
-from rmam_jax.recognizer import HeadLoss, Recognition
+from rmam_jax.recognizer import Recognition
+from rmam_jax.runtime.errors import UserError
 
 Params = Any
 Metrics = dict[str, jax.Array]
@@ -32,7 +34,7 @@ class Objective(NamedTuple):
     localization_weight: gamma; 0 for heads that do not look.
     auxiliary_weight: of the auxiliary head's own sigmoid loss.
     localization: keyword arguments of `losses.localization_loss`.
-    head_loss: in place of Eq. 14, for a head that has a loss of its own (`recognizer.LOSSES`).
+    head_loss: in place of Eq. 14, for a head that has a loss of its own (`heads.spec.HeadLoss`).
   """
 
   classification: str = "euclidean"
@@ -168,7 +170,7 @@ def learning_rate_schedule(
   elif kind == "cosine":
     schedule = optax.cosine_decay_schedule(peak, max(steps - warmup_steps, 1), alpha=0.02)
   else:
-    raise ValueError(f"schedule must be 'step' or 'cosine', got {kind!r}")
+    raise UserError(f"schedule must be 'step' or 'cosine', got {kind!r}")
   if not warmup_steps:
     return schedule
   return optax.join_schedules([optax.linear_schedule(0, peak, warmup_steps), schedule], [warmup_steps])

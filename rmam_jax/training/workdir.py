@@ -12,8 +12,9 @@ from typing import Any
 
 import ml_collections
 
-from rmam_jax import recognizer
+from rmam_jax import heads
 from rmam_jax.runtime import files
+from rmam_jax.runtime.errors import UserError
 from rmam_jax.version import __version__
 
 FORMAT = 3  # of a workdir: one more when a field of the configuration comes or goes or a parameter changes its shape
@@ -37,11 +38,11 @@ def determining(fields: dict[str, Any], config: ml_collections.ConfigDict) -> di
   """Of a configuration's values by their dotted names, those that can change what a run finds.
 
   Left out are `FREE_FIELDS`, `accumulate` unless a head samples where it looks, and the sections that only other heads
-  read than those which `config` trains (`recognizer.SECTIONS`), so that such a head changes nothing for the others.
+  read than those which `config` trains (`heads.unused_sections`), so that such a head changes nothing for the others.
   """
-  heads = {config.model.head, config.stage_one.head, *config.controls}
-  unused = recognizer.unused_sections(heads)
-  free = FREE_FIELDS if heads & set(recognizer.SAMPLING) else ("accumulate", *FREE_FIELDS)
+  used = {config.model.head, *filter(None, [config.stage_one.head]), *config.controls}
+  unused = heads.unused_sections(used)
+  free = FREE_FIELDS if any(heads.get(name).samples for name in used) else ("accumulate", *FREE_FIELDS)
   return {name: value for name, value in fields.items() if name not in free and not name.startswith(unused)}
 
 
@@ -49,8 +50,8 @@ def check(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
   """Refuses a folder that belongs to another configuration; changes nothing.
 
   Raises:
-    ValueError: names the fields that differ.
-    OSError: the folder cannot be read.
+    UserError: names the fields that differ.
+    UserError: the folder cannot be read.
   """
   path = folder / "config.json"
   try:
@@ -60,7 +61,7 @@ def check(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
   except OSError as error:
     raise _unusable(folder, error) from error
   except json.JSONDecodeError as error:
-    raise ValueError(f"{path} is not JSON ({error}). Name another folder with --workdir=DIR.") from error
+    raise UserError(f"{path} is not JSON ({error}). Name another folder with --workdir=DIR.") from error
   mine = determining(flatten({"format": FORMAT, **json.loads(config.to_json())}), config)
   differing = [
     f"{name} ({theirs.get(name, 'absent')} there, {mine.get(name, 'absent')} now)"
@@ -68,7 +69,7 @@ def check(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     if (name in mine, mine.get(name)) != (name in theirs, theirs.get(name))
   ]
   if differing:
-    raise ValueError(
+    raise UserError(
       f"{folder} belongs to another configuration; it differs in {'; '.join(differing)}. Name another folder with"
       " --workdir=DIR, or go on with the same configuration."
     )
@@ -89,18 +90,18 @@ def claim(
     records: the digest of each split that the run trains on or chooses by, by its name.
 
   Raises:
-    ValueError: see `check`; or the data are no longer those that the run began with.
-    OSError: the folder cannot be made or written.
+    UserError: see `check`; or the data are no longer those that the run began with.
+    UserError: the folder cannot be made or written.
   """
   check(folder, config)
   path, classes, data = (folder / name for name in ("config.json", "classes.json", "data.json"))
   if classes.exists() and read_class_names(folder) != tuple(class_names):
-    raise ValueError(
+    raise UserError(
       f"{classes} names other classes than {config.data.name} has now. Name another folder with --workdir=DIR."
     )
   theirs = files.read_json(data) if data.exists() else {}
   if changed := [name for name, digest in records.items() if theirs.get(name, digest) != digest]:
-    raise ValueError(
+    raise UserError(
       f"{folder} began with other records of {' and '.join(changed)}: labels, images or boxes have changed since. Name"
       " another folder with --workdir=DIR, or bring the data back."
     )
@@ -124,7 +125,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     folder: the workdir; made. If nothing but the lock is in it afterwards, it is removed.
 
   Raises:
-    OSError: another process holds it; names that process. Or the folder cannot be made or locked.
+    UserError: another process holds it; names that process. Or the folder cannot be made or locked.
   """
   path = folder / "lock"
   try:
@@ -138,11 +139,11 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     except BlockingIOError as error:
       file.seek(0)
       holder = file.read().strip() or "another process"
-      raise OSError(
+      raise UserError(
         f"{folder} is being trained by {holder}: wait for it, stop it, or name another folder with --workdir=DIR"
       ) from error
     except OSError as error:
-      raise OSError(
+      raise UserError(
         f"{path} cannot be locked ({error.strerror}): name a folder on another disk with --workdir=DIR"
       ) from error
     file.truncate(0)
@@ -158,22 +159,22 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
 
 def _unusable(folder: pathlib.Path, error: OSError) -> OSError:
   reason = f"{error.strerror} ({error.filename})" if error.filename else str(error)
-  return OSError(f"cannot use {folder} as workdir: {reason}. Name another with --workdir=DIR.")
+  return UserError(f"cannot use {folder} as workdir: {reason}. Name another with --workdir=DIR.")
 
 
 def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
   """The configuration that a workdir belongs to.
 
   Raises:
-    FileNotFoundError: the folder holds none.
-    ValueError: it is no JSON, or another version's.
+    UserError: the folder holds none.
+    UserError: it is no JSON, or another version's.
   """
   path = folder / "config.json"
   if not path.exists():
-    raise FileNotFoundError(f"{folder} holds no config.json: it is no workdir of train.py")
+    raise UserError(f"{folder} holds no config.json: it is no workdir of train.py")
   content = files.read_json(path)
   if (found := content.pop("format", 1)) != FORMAT:
-    raise ValueError(
+    raise UserError(
       f"{path} is of format {found}, of another version of rmam_jax, and this one, {__version__}, reads format"
       f" {FORMAT}: train again into another folder, or use the version that made it"
     )
@@ -184,11 +185,11 @@ def read_class_names(folder: pathlib.Path) -> tuple[str, ...]:
   """The classes of a workdir, in the order of its scores.
 
   Raises:
-    FileNotFoundError: the folder has no list of them.
+    UserError: the folder has no list of them.
   """
   path = folder / "classes.json"
   if not path.exists():
-    raise FileNotFoundError(f"{folder} holds no classes.json: the command that trained it, once more, writes it")
+    raise UserError(f"{folder} holds no classes.json: the command that trained it, once more, writes it")
   return tuple(files.read_json(path))
 
 
@@ -200,11 +201,11 @@ def check_space(folder: pathlib.Path, needed: int) -> None:
     needed: bytes.
 
   Raises:
-    OSError: names the folder, what is needed and what is free.
+    UserError: names the folder, what is needed and what is free.
   """
   free = shutil.disk_usage(folder).free
   if free < needed:
-    raise OSError(
+    raise UserError(
       f"{folder} has {free / 1e6:,.0f} MB free and the checkpoints need {needed / 1e6:,.0f} MB. Free some, or name"
       " another folder with --workdir=DIR."
     )
@@ -214,7 +215,7 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
   """The JSON lines of a log by stage and step, without a last one that was cut short.
 
   Raises:
-    ValueError: the log is damaged.
+    UserError: the log is damaged.
   """
   whole, _, _ = path.read_text().rpartition("\n")
   try:
@@ -222,7 +223,7 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     if any(field not in line for line in lines for field in ("stage", "step")):
       raise KeyError("stage or step")
   except (ValueError, TypeError, KeyError) as error:
-    raise ValueError(f"{path} is damaged ({error!r}): mend or remove the line, or remove the file") from error
+    raise UserError(f"{path} is damaged ({error!r}): mend or remove the line, or remove the file") from error
   return lines
 
 
@@ -230,7 +231,7 @@ def keep_until(path: pathlib.Path, stage: str, step: int) -> None:
   """Drops a stage's JSON lines after a step from a log, if it is there, and a last line that was cut short.
 
   Raises:
-    ValueError: the log is damaged.
+    UserError: the log is damaged.
   """
   if path.exists():
     kept = [line for line in read_lines(path) if line["stage"] != stage or line["step"] <= step]
@@ -256,13 +257,13 @@ class MetricsLog:
     """One line for one step.
 
     Raises:
-      OSError: names the file.
+      UserError: names the file.
     """
     try:
       with self._path.open("a") as file:
         file.write(json.dumps({"stage": self._stage, "step": step, **metrics}) + "\n")
     except OSError as error:
-      raise OSError(f"cannot write {self._path}: {error.strerror or error}. {files.GO_ON}") from error
+      raise UserError(f"cannot write {self._path}: {error.strerror or error}. {files.GO_ON}") from error
     for name, value in metrics.items():
       self._tensorboard.add_scalar(name, value, step)
     self._tensorboard.flush()

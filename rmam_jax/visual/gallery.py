@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rmam_jax.evaluation import metrics
+from rmam_jax.runtime.errors import UserError
 from rmam_jax.visual import pictures
 
 THUMBNAIL = 192  # pixels of the longer side
 JPEG_QUALITY = 80
 CURVE_POINTS = 100
 
-# What each figure of `metrics.Localization` says, for readers of the page.
+# What each figure of `metrics.RegionMetrics` says, for readers of the page.
 MEANINGS = {
   "r_precision": "of the first n regions of an image with n objects, those centred on some object",
   "coverage": "of the objects, those that hold some region's centre",
@@ -104,12 +105,12 @@ def write(
     num_shown: how many panels there are.
 
   Raises:
-    FileExistsError: there is something at `path` already.
+    UserError: there is something at `path` already.
   """
   import jinja2
 
   if path.exists():
-    raise FileExistsError(f"{path} exists")
+    raise UserError(f"{path} exists")
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader("rmam_jax.visual"),
     autoescape=True,

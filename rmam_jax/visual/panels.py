@@ -1,4 +1,4 @@
-"""Answers about a split as something to look at: an image, its regions, what is said of it."""
+"""Outputs about a split as something to look at: an image, its regions, what is said of it."""
 
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import tqdm
 
-from rmam_jax import recognizer
+from rmam_jax import heads
 from rmam_jax.data import batches
 from rmam_jax.data.splits import Split
 from rmam_jax.evaluation import regions as regions_lib
-from rmam_jax.evaluation.outputs import Answers
-from rmam_jax.evaluation.thresholds import Decision
+from rmam_jax.evaluation.outputs import Outputs
+from rmam_jax.evaluation.thresholds import Thresholds
 from rmam_jax.ops import next_region
+from rmam_jax.runtime.errors import UserError
 from rmam_jax.visual import figures, gallery, pictures
 
 
@@ -52,22 +53,22 @@ def verdicts(
   ]
 
 
-class Exhibit(NamedTuple):
+class EvaluatedSplit(NamedTuple):
   """A test split and all that was answered about it."""
 
   config: Any
   head: str  # the name of the head that answered
-  decision: Decision
+  decision: Thresholds
   split: Split
-  answers: Answers
+  answers: Outputs
 
 
-def panels(exhibit: Exhibit, indices: Iterable[int]) -> Iterator[pictures.Panel]:
+def panels(exhibit: EvaluatedSplit, indices: Iterable[int]) -> Iterator[pictures.Panel]:
   """The images at these positions of the split, one at a time."""
   config, head, decision, split, answers = exhibit
   probabilities = decision.probabilities(answers.scores)
   chosen = decision.chosen(answers.scores)
-  looks = recognizer.looks(head)
+  looks = heads.get(head).looks
   boxes_NK4 = regions_lib.region_boxes(answers.thetas, config).transpose(1, 0, 2)
   for index in indices:
     record = split[index]
@@ -86,7 +87,7 @@ def panels(exhibit: Exhibit, indices: Iterable[int]) -> Iterator[pictures.Panel]
     )
 
 
-def draw_pictures(folder: pathlib.Path, exhibit: Exhibit) -> None:
+def draw_pictures(folder: pathlib.Path, exhibit: EvaluatedSplit) -> None:
   """Draws the first `evaluation.pictures` images, each by itself and the first six on one page, `overview.png`."""
   shown = exhibit.answers.readable[: exhibit.config.evaluation.pictures]
   if not len(shown):
@@ -98,7 +99,7 @@ def draw_pictures(folder: pathlib.Path, exhibit: Exhibit) -> None:
   pictures.draw(folder / "overview.png", drawn[:6], columns=3)
 
 
-def write_gallery(path: pathlib.Path, exhibit: Exhibit, results: dict[str, Any], *, limit: int = 0) -> None:
+def write_gallery(path: pathlib.Path, exhibit: EvaluatedSplit, results: dict[str, Any], *, limit: int = 0) -> None:
   """Writes a page of the first images and all figures; see `gallery`.
 
   Args:
@@ -124,7 +125,7 @@ def write_gallery(path: pathlib.Path, exhibit: Exhibit, results: dict[str, Any],
 FIGURE_1_IMAGES, FIGURE_5_IMAGES = 4, 6  # the paper shows two and five
 
 
-def draw_figures(folder: pathlib.Path, exhibit: Exhibit) -> None:
+def draw_figures(folder: pathlib.Path, exhibit: EvaluatedSplit) -> None:
   """Figures like the paper's 1 and 5, of the first images with two labels or more; Fig. 5 beside the fixed grid.
 
   Args:
@@ -132,13 +133,13 @@ def draw_figures(folder: pathlib.Path, exhibit: Exhibit) -> None:
     exhibit: what was answered.
 
   Raises:
-    ValueError: a head that does not look at regions, or no such image.
+    UserError: a head that does not look at regions, or no such image.
   """
-  if not recognizer.looks(exhibit.head):
-    raise ValueError(f"head '{exhibit.head}' looks at no regions: there is nothing to draw")
+  if not heads.get(exhibit.head).looks:
+    raise UserError(f"head '{exhibit.head}' looks at no regions: there is nothing to draw")
   indices = np.flatnonzero((exhibit.answers.labels == 1).sum(axis=1) >= 2)[: max(FIGURE_1_IMAGES, FIGURE_5_IMAGES)]
   if not len(indices):
-    raise ValueError(f"{exhibit.split.name} holds no image with two labels: there is nothing to draw")
+    raise UserError(f"{exhibit.split.name} holds no image with two labels: there is nothing to draw")
   config = exhibit.config
   drawn = list(panels(exhibit, indices))
   folder.mkdir(parents=True)

@@ -11,6 +11,8 @@ import pathlib
 
 from absl import app, flags
 
+from rmam_jax.runtime.errors import UserError
+
 _OUT = flags.DEFINE_string("out", None, "Where to write the converted weights, as safetensors.")
 
 
@@ -18,10 +20,10 @@ def describe(path: pathlib.Path) -> None:
   """Prints what a file is, its tensors, its preprocessing and its checksum.
 
   Raises:
-    ValueError, OSError: as `weight_files.read`.
+    UserError: as `weight_files.read`.
   """
   from rmam_jax.weights import files as weight_files
-  from rmam_jax.weights import layouts, tensors
+  from rmam_jax.weights import tensors
 
   sha256 = weight_files.checksum(path)
   with weight_files.open_weights(path) as (entries, metadata):
@@ -33,7 +35,7 @@ def describe(path: pathlib.Path) -> None:
     if metadata.get("format") == weight_files.FORMAT:
       print(f"converted by rmam_jax from a file of sha256 {metadata.get('source_sha256')}")
     else:
-      layout = layouts.recognise(entries)
+      layout = weight_files.recognize(entries)
       tensors.check_shapes(entries, layout.shapes, path)
       print(f"published   {_published(path, layout)}")
   weights = weight_files.read(path)
@@ -58,12 +60,12 @@ def convert(path: pathlib.Path, out: pathlib.Path) -> None:
   """Writes the inner form of a file.
 
   Raises:
-    ValueError, OSError: as `weight_files.read`; or `out` exists or is no safetensors name.
+    UserError: as `weight_files.read`; or `out` exists or is no safetensors name.
   """
   from rmam_jax.weights import files as weight_files
 
   if out.suffix != ".safetensors" or out.exists():
-    raise ValueError(f"--out={out}: name a file that does not exist yet and ends in .safetensors")
+    raise UserError(f"--out={out}: name a file that does not exist yet and ends in .safetensors")
   weight_files.write(out, weight_files.read(path))
   print(f"wrote {out}")
 
@@ -76,7 +78,7 @@ def main(argv: list[str]) -> None:
   exporting = argv[1:2] == ["export"]
   if len(arguments) != (3 if exporting else 1) or (exporting and _OUT.value):
     raise app.UsageError("give FILE [--out=NEW.safetensors], or export WORKDIR OUT")
-  with commands.speaking():
+  with commands.reported_errors():
     if exporting:
       exported.export(*arguments[1:])
       print(f"wrote {arguments[2]}")

@@ -5,12 +5,15 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from rmam_jax.weights import h5, layouts, pth, tensors
+from rmam_jax import backbones
+from rmam_jax.backbones.spec import Layout
+from rmam_jax.runtime.errors import UserError
+from rmam_jax.weights import h5, pth, tensors
 from rmam_jax.weights.tensors import Entry
 
 FORMAT = "rmam_jax weights 1"  # of the safetensors files that are written here
@@ -46,8 +49,11 @@ def cached_path(sha256: str) -> pathlib.Path:
 
 def checksum(path: pathlib.Path, kind: str = "sha256") -> str:
   """A file's checksum in hexadecimal digits."""
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
+  try:
+    with path.open("rb") as file:
+      return hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
+  except OSError as error:
+    raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
@@ -55,8 +61,8 @@ def open_weights(path: pathlib.Path) -> Iterator[tuple[dict[str, Entry], dict[st
   """The tensors of a file by their own names, unread, and its metadata; the format is told by the first bytes.
 
   Raises:
-    ValueError: damaged, or of no known format.
-    OSError: it cannot be read.
+    UserError: damaged, or of no known format.
+    UserError: it cannot be read.
   """
   with path.open("rb") as file:
     first = file.read(9)
@@ -75,8 +81,8 @@ def read(path: pathlib.Path) -> Weights:
   """A file of weights, converted unless it is of the inner form already or its conversion is in the cache.
 
   Raises:
-    ValueError: names the file and the tensor that is missing, unexpected, misshapen, not finite or truncated.
-    OSError: it cannot be read.
+    UserError: names the file and the tensor that is missing, unexpected, misshapen, not finite or truncated.
+    UserError: it cannot be read.
   """
   sha256 = checksum(path)
   found = read_cached(sha256)
@@ -85,7 +91,7 @@ def read(path: pathlib.Path) -> Weights:
   with open_weights(path) as (entries, metadata):
     if metadata.get("format") == FORMAT:
       return _inner(entries, metadata, path)
-    layout = layouts.recognise(entries)
+    layout = recognize(entries)
     tensors.check_shapes(entries, layout.shapes, path)
     arrays = tensors.read(entries, [place.source for place in layout.places.values()], path)
   converted = {name: np.ascontiguousarray(place.convert(arrays[place.source])) for name, place in layout.places.items()}
@@ -107,7 +113,7 @@ def read_cached(sha256: str) -> Weights | None:
     with tensors.open_safetensors(path) as (entries, metadata):
       found = _inner(entries, metadata, path)
     if found.digest != sha256:
-      raise ValueError(f"{path} is the conversion of another file")
+      raise UserError(f"{path} is the conversion of another file")
   except ValueError as error:
     print(f"made again: {error}")
     path.unlink()
@@ -119,7 +125,7 @@ def write(path: pathlib.Path, weights: Weights) -> None:
   """Writes the inner form as safetensors; `read` takes it back.
 
   Raises:
-    OSError: names the file and the reason.
+    UserError: names the file and the reason.
   """
   metadata = {
     "format": FORMAT,
@@ -138,26 +144,17 @@ def _inner(entries: Mapping[str, Entry], metadata: Mapping[str, str], path: path
     title, source, wanted = (metadata[field] for field in ("title", "source_sha256", "digest"))
     mean, std = (tuple(map(float, json.loads(metadata[field]))) for field in ("pixel_mean", "pixel_std"))
   except (KeyError, TypeError, ValueError) as error:
-    raise ValueError(f"{path}: its metadata are not whole ({error!r})") from error
+    raise UserError(f"{path}: its metadata are not whole ({error!r})") from error
   if len(mean) != 3 or len(std) != 3 or not np.isfinite([mean, std]).all() or min(std) <= 0:
-    raise ValueError(f"{path}: pixel_mean and pixel_std must be three numbers each, pixel_std above 0")
-  if "block1_conv1/kernel" not in entries:
-    raise ValueError(f"{path}: block1_conv1/kernel is missing")
-  tensors.check_shapes(entries, inner_shapes({name: entry.shape for name, entry in entries.items()}), path)
+    raise UserError(f"{path}: pixel_mean and pixel_std must be three numbers each, pixel_std above 0")
   arrays = tensors.read(entries, entries, path)
   if tensors.digest(arrays, {name: text for name, text in metadata.items() if name != "digest"}) != wanted:
-    raise ValueError(f"{path} does not have the digest that it states: it was changed or damaged")
+    raise UserError(f"{path} does not have the digest that it states: it was changed or damaged")
   return Weights(title, arrays, mean, std, source)
 
 
-def inner_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-  """What a file of the inner form has to hold, judged by the widths that it has."""
-  stages = layouts.stages_of(shapes)
-  wanted = {}
-  for name, shape in layouts.convolutions(stages).items():
-    wanted |= {f"{name}/kernel": shape, f"{name}/bias": shape[-1:]}
-  if "fc6/kernel" in shapes:
-    height, width = layouts.FC6_REGION
-    out = shapes["fc6/kernel"][-1:]
-    wanted |= {"fc6/kernel": (height * width * stages[-1][-1], *out), "fc6/bias": out}
-  return wanted
+def recognize(names: Iterable[str]) -> Layout:
+  """The published set whose names are nearest to these; `tensors.check_shapes` then says what differs."""
+  names = set(names)
+  layouts = [layout for spec in backbones.SPECS.values() for layout in spec.layouts]
+  return min(layouts, key=lambda layout: len(names ^ set(layout.shapes)))

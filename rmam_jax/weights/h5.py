@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from rmam_jax.runtime.errors import UserError
 from rmam_jax.weights.tensors import Entry
 
 _ROLES = ("kernel", "bias")
@@ -19,7 +20,7 @@ def open_h5(path: pathlib.Path) -> Iterator[dict[str, Entry]]:
   """The tensors "LAYER/kernel" and "LAYER/bias", read on demand while the file is open.
 
   Raises:
-    ValueError: the file is not of this layout, is truncated, or is not plain: links, data in other files and
+    UserError: the file is not of this layout, is truncated, or is not plain: links, data in other files and
       compression are refused, and what a tensor claims to hold must lie in the file.
   """
   import h5py
@@ -28,7 +29,7 @@ def open_h5(path: pathlib.Path) -> Iterator[dict[str, Entry]]:
   try:
     file = h5py.File(path, "r")
   except OSError as error:
-    raise ValueError(f"{path} is no whole HDF5 file ({error})") from error
+    raise UserError(f"{path} is no whole HDF5 file ({error})") from error
   with file:
     yield _plainly(path, lambda: _entries(file, path))
 
@@ -45,7 +46,7 @@ def _check_heaps(path: pathlib.Path) -> None:
         size = int.from_bytes(content[place + 8 : place + 16], "little")
         place += ((16 + (size + 7) // 8 * 8) % 2**64 if index else size) or 2**64
       if place > end or end > len(content):
-        raise ValueError(f"{path} is damaged (its heap at {start} is not as long as it says)")
+        raise UserError(f"{path} is damaged (its heap at {start} is not as long as it says)")
       start = content.find(_HEAP, start + 1)
 
 
@@ -58,12 +59,12 @@ def _entries(file, path: pathlib.Path) -> dict[str, Entry]:
     group = _follow(file, layer, h5py.Group, path)
     weights = _names(group, "weight_names", path)
     if len(weights) not in (0, len(_ROLES)):
-      raise ValueError(f"{path}: layer {layer} has {len(weights)} tensors, not a kernel and a bias")
+      raise UserError(f"{path}: layer {layer} has {len(weights)} tensors, not a kernel and a bias")
     for role, name in zip(_ROLES, weights, strict=False):
       entries[f"{layer}/{role}"] = _entry(_follow(group, name, h5py.Dataset, path), f"{layer}/{role}", path)
   extra = sorted(set(file) - set(layers))
   if extra:
-    raise ValueError(f"{path}: {extra[0]} is not among its layer_names")
+    raise UserError(f"{path}: {extra[0]} is not among its layer_names")
   return entries
 
 
@@ -74,21 +75,21 @@ def _plainly(path: pathlib.Path, read: Callable[[], Any]) -> Any:
   except (ValueError, OSError):
     raise
   except Exception as error:
-    raise ValueError(f"{path} is damaged ({error})") from error
+    raise UserError(f"{path} is damaged ({error})") from error
 
 
 def _names(group, attribute: str, path: pathlib.Path) -> list[str]:
   if attribute not in group.attrs:
-    raise ValueError(
+    raise UserError(
       f"{path}: {group.name} has no {attribute}: not the layout of Keras' published VGG-16 (a .weights.h5 of Keras 3 has"
       " another)"
     )
   stored = group.attrs.get_id(attribute)
   if math.prod(stored.shape or ()) * stored.get_type().get_size() > _MOST_BYTES:
-    raise ValueError(f"{path}: {attribute} of {group.name} claims more than {_MOST_BYTES:,} bytes")
+    raise UserError(f"{path}: {attribute} of {group.name} claims more than {_MOST_BYTES:,} bytes")
   names = [name.decode() if isinstance(name, bytes) else str(name) for name in group.attrs[attribute]]
   if len(set(names)) != len(names):
-    raise ValueError(f"{path}: {group.name} names something twice in {attribute}")
+    raise UserError(f"{path}: {group.name} names something twice in {attribute}")
   return names
 
 
@@ -100,20 +101,20 @@ def _follow(group, name: str, kind: type, path: pathlib.Path):
   for part in filter(None, name.split("/")):
     link = found.get(part, getlink=True) if isinstance(found, h5py.Group) else None
     if link is None:
-      raise ValueError(f"{path}: {group.name.rstrip('/')}/{name} is missing")
+      raise UserError(f"{path}: {group.name.rstrip('/')}/{name} is missing")
     if not isinstance(link, h5py.HardLink):
-      raise ValueError(f"{path}: refused: {group.name.rstrip('/')}/{name} is a link")
+      raise UserError(f"{path}: refused: {group.name.rstrip('/')}/{name} is a link")
     found = found[part]
   if not isinstance(found, kind):
-    raise ValueError(f"{path}: {group.name.rstrip('/')}/{name} is no {kind.__name__.lower()}")
+    raise UserError(f"{path}: {group.name.rstrip('/')}/{name} is no {kind.__name__.lower()}")
   return found
 
 
 def _entry(dataset, name: str, path: pathlib.Path) -> Entry:
   if dataset.is_virtual or dataset.external:
-    raise ValueError(f"{path}: refused: {name} keeps its values in another file")
+    raise UserError(f"{path}: refused: {name} keeps its values in another file")
   if dataset.id.get_create_plist().get_nfilters():
-    raise ValueError(f"{path}: refused: {name} is compressed or filtered, which Keras' files are not")
+    raise UserError(f"{path}: refused: {name} is compressed or filtered, which Keras' files are not")
   if dataset.shape is None or dataset.id.get_storage_size() != dataset.nbytes:
-    raise ValueError(f"{path}: {name} {dataset.shape} claims values that the file does not hold")
+    raise UserError(f"{path}: {name} {dataset.shape} claims values that the file does not hold")
   return Entry(dataset.shape, dataset.dtype.name, lambda: _plainly(path, lambda: dataset[()]))

@@ -9,6 +9,8 @@ import pickletools
 from collections.abc import Collection
 from typing import Any, BinaryIO, NamedTuple
 
+from rmam_jax.runtime.errors import UserError
+
 
 class Global(NamedTuple):
   name: str  # "module.attribute"
@@ -42,7 +44,7 @@ class _Bounded:
 
   def _take(self, count: int) -> None:
     if count > self._left:
-      raise ValueError("its pickle is larger than one of a state dict can be")
+      raise UserError("its pickle is larger than one of a state dict can be")
     self._left -= count
 
 
@@ -61,12 +63,12 @@ def read(file: BinaryIO, allowed: Collection[str], limit: int = 1 << 24) -> Any:
     limit: bytes.
 
   Raises:
-    ValueError: it is no pickle, refers to another name, or holds an instruction that no state dict needs.
+    UserError: it is no pickle, refers to another name, or holds an instruction that no state dict needs.
   """
   try:
     return _run(_Bounded(file, limit), allowed)
   except (IndexError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-    raise ValueError(f"its pickle is malformed ({error!r})") from error
+    raise UserError(f"its pickle is malformed ({error!r})") from error
 
 
 def _run(file: _Bounded, allowed: Collection[str]) -> Any:
@@ -91,7 +93,7 @@ def _run(file: _Bounded, allowed: Collection[str]) -> Any:
     elif name == "GLOBAL":
       reference = value.replace(" ", ".", 1)
       if reference not in allowed:
-        raise ValueError(f"its pickle refers to {reference}, which no state dict does; nothing of it was run")
+        raise UserError(f"its pickle refers to {reference}, which no state dict does; nothing of it was run")
       stack.append(Global(reference))
     elif name == "MARK":
       stack.append(_MARK)
@@ -129,14 +131,14 @@ def _run(file: _Bounded, allowed: Collection[str]) -> Any:
     elif name == "STOP":
       return stack.pop()
     elif name != "PROTO":
-      raise ValueError(f"its pickle has the instruction {name}, which no state dict needs; nothing of it was run")
-  raise ValueError("its pickle does not end")
+      raise UserError(f"its pickle has the instruction {name}, which no state dict needs; nothing of it was run")
+  raise UserError("its pickle does not end")
 
 
 def _call(function: Any, arguments: Any) -> Any:
   """A dictionary for `OrderedDict`, so that items can be set; a `Call` for the rest."""
   if not isinstance(function, Global) or not isinstance(arguments, tuple):
-    raise ValueError("its pickle calls what is no function")
+    raise UserError("its pickle calls what is no function")
   if function.name == "collections.OrderedDict":
     return dict(*arguments)
   return Call(function.name, arguments)

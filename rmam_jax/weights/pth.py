@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from rmam_jax.runtime.errors import UserError
 from rmam_jax.weights import pickles
 from rmam_jax.weights.tensors import Entry
 
@@ -36,7 +37,7 @@ def open_pth(path: pathlib.Path) -> Iterator[dict[str, Entry]]:
   """The tensors of a state dict, read on demand while the file is open.
 
   Raises:
-    ValueError: the file is no whole state dict, or refers to anything that a state dict does not; nothing is run.
+    UserError: the file is no whole state dict, or refers to anything that a state dict does not; nothing is run.
   """
   with path.open("rb") as file:
     try:
@@ -44,12 +45,12 @@ def open_pth(path: pathlib.Path) -> Iterator[dict[str, Entry]]:
       file.seek(0)
       yield (_open_zip if zipped else _open_legacy)(file)
     except (zipfile.BadZipFile, RuntimeError, struct.error) as error:  # RuntimeErrors: encryption, newer versions
-      raise ValueError(f"{path} is no whole zip of torch ({error}): truncated or damaged, fetch it again") from error
+      raise UserError(f"{path} is no whole zip of torch ({error}): truncated or damaged, fetch it again") from error
     except _Wrong as error:
-      raise ValueError(f"{path}: {error}") from error
+      raise UserError(f"{path}: {error}") from error
 
 
-class _Wrong(ValueError):
+class _Wrong(UserError):
   """Of this file; its path is still to be put before it."""
 
 

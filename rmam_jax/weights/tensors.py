@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rmam_jax.runtime.errors import UserError
+
 # How safetensors names the types that are read here.
 DTYPES = {"F16": "float16", "F32": "float32", "F64": "float64"}
 
@@ -51,31 +53,31 @@ def check_shapes(entries: Mapping[str, Entry], wanted: Mapping[str, tuple[int, .
   """Every tensor by name and shape, before any is read.
 
   Raises:
-    ValueError: names the file and the first tensor that is missing, that nobody asked for, or of another shape.
+    UserError: names the file and the first tensor that is missing, that nobody asked for, or of another shape.
   """
   for name, shape in wanted.items():
     if name not in entries:
-      raise ValueError(f"{path}: {name} {tuple(shape)} is missing")
+      raise UserError(f"{path}: {name} {tuple(shape)} is missing")
     if entries[name].shape != tuple(shape):
-      raise ValueError(f"{path}: {name} has the shape {entries[name].shape}, not {tuple(shape)}")
+      raise UserError(f"{path}: {name} has the shape {entries[name].shape}, not {tuple(shape)}")
   extra = sorted(set(entries) - set(wanted))
   if extra:
-    raise ValueError(f"{path}: {extra[0]} {entries[extra[0]].shape} is not expected there")
+    raise UserError(f"{path}: {extra[0]} {entries[extra[0]].shape} is not expected there")
 
 
 def read(entries: Mapping[str, Entry], names, path: pathlib.Path) -> dict[str, np.ndarray]:
   """Tensors as finite float32, those of `names`.
 
   Raises:
-    ValueError: names the file and the tensor.
+    UserError: names the file and the tensor.
   """
   found = {}
   for name in names:
     if entries[name].dtype not in DTYPES.values():
-      raise ValueError(f"{path}: {name} is of type {entries[name].dtype}, not one of {', '.join(DTYPES.values())}")
+      raise UserError(f"{path}: {name} is of type {entries[name].dtype}, not one of {', '.join(DTYPES.values())}")
     found[name] = np.asarray(entries[name].read(), np.float32)
     if not np.isfinite(found[name]).all():
-      raise ValueError(f"{path}: {name} holds values that are not finite")
+      raise UserError(f"{path}: {name} holds values that are not finite")
   return found
 
 
@@ -84,14 +86,14 @@ def open_safetensors(path: pathlib.Path) -> Iterator[tuple[dict[str, Entry], dic
   """The tensors of a safetensors file, read on demand while it is open, and its metadata.
 
   Raises:
-    ValueError: the file is none or is truncated (the library checks every offset against the file's size).
+    UserError: the file is none or is truncated (the library checks every offset against the file's size).
   """
   import safetensors
 
   try:
     file = safetensors.safe_open(path, "np")
   except safetensors.SafetensorError as error:
-    raise ValueError(f"{path} is no whole safetensors file ({error})") from error
+    raise UserError(f"{path} is no whole safetensors file ({error})") from error
   with file as opened:
 
     def entry(name: str) -> Entry:
@@ -106,7 +108,7 @@ def write_safetensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray], met
   """Writes beside the file and renames, so that no reader ever sees half of it.
 
   Raises:
-    OSError: names the file and the reason.
+    UserError: names the file and the reason.
   """
   import safetensors.numpy
 
@@ -121,4 +123,4 @@ def write_safetensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray], met
   except (OSError, safetensors.SafetensorError) as error:  # the library's own error where the disk is full
     if draft is not None:
       pathlib.Path(draft).unlink(missing_ok=True)
-    raise OSError(f"cannot write {path}: {error}") from error
+    raise UserError(f"cannot write {path}: {error}") from error

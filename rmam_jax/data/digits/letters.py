@@ -1,6 +1,6 @@
 """What source scenes are made of: printed letters on a photograph, nothing of which is in a scene of digits.
 
-They stand in for another data set with boxes, on which a localisation layer learns before it is used where there are
+They stand in for another data set with boxes, on which a region proposal network learns before it is used where there are
 none (`rmam_jax.ops.rpn`). The letters are drawn with fonts that matplotlib ships (DejaVu, STIX), in the 8x8 grey
 pixels of the handwritten digits; the photograph, which it ships as well, is Grace Hopper's portrait by James S. Davis of
 the US Navy, in the public domain.

@@ -1,10 +1,10 @@
-"""How many objects of the run's own data a trained localiser finds with its K surest regions, and how fast.
+"""How many objects of the run's own data a trained region proposal network finds with its K surest regions, and how fast.
 
-    python -m benchmarks.localizer runs/digits-easy-rlsd runs/digits-easy-rlsd_ft_rpn
-    python -m benchmarks.localizer --regions=4,6,10 --split=validation runs/digits-easy-rlsd
+    python -m benchmarks.rpn runs/digits-easy-rlsd runs/digits-easy-rlsd_ft_rpn
+    python -m benchmarks.rpn --regions=4,6,10 --split=validation runs/digits-easy-rlsd
 
 Recall: the share of the objects with which some region has an IoU of at least 0.5. The boxes are only measured against,
-but those of training scenes by a localiser that has learned from them (`localizer.data` empty: RLSD+ft-RPN).
+but those of training scenes by a region proposal network that has learned from them (`rpn.data` empty: RLSD+ft-RPN).
 """
 
 import argparse
@@ -15,8 +15,8 @@ import time
 import jax
 
 from benchmarks import machine
-from rmam_jax import recognizer
 from rmam_jax.data.splits import open_split
+from rmam_jax.heads import rpn as rpn_lib
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.training import checkpoints, workdir
 from rmam_jax.training import rpn as rpn_training
@@ -24,26 +24,26 @@ from rmam_jax.training import step as step_lib
 
 
 def load(config, folder: pathlib.Path, mesh: jax.sharding.Mesh):
-  """The localiser's parameters in a workdir."""
-  init = functools.partial(step_lib.init_params, recognizer.build_localizer(config.model), size=config.data.crop_size)
+  """The region proposal network's parameters in a workdir."""
+  init = functools.partial(step_lib.init_params, rpn_lib.build(config.model), size=config.data.crop_size)
   saved = checkpoints.StageCheckpoints(folder / "checkpoints" / rpn_training.NAME)
   restored = saved.restore_best(
     checkpoints.abstract(jax.eval_shape(init, jax.random.key(0)), mesh_lib.replicated(mesh))
   )
   saved.close()
   if restored is None:
-    raise FileNotFoundError(f"{folder} holds no localiser: train there with the head rlsd or rlsd_ft_rpn")
+    raise FileNotFoundError(f"{folder} holds no region proposal network: train there with the head rlsd or rlsd_ft_rpn")
   return restored[0]
 
 
 def measure(config, params, regions: int, split: str, mesh: jax.sharding.Mesh) -> tuple[float, float]:
   """The recall with so many regions on a split of the run's own data, and the milliseconds that an image takes."""
   own = config.copy_and_resolve_references()
-  own.localizer.data = ""
+  own.rpn.data = ""
   own.model.num_regions = regions
   own = rpn_training.config_of(own)
   records = open_split(own.data, split)
-  forward = rpn_training.make_forward(recognizer.build_localizer(own.model), mesh)
+  forward = rpn_training.make_forward(rpn_lib.build(own.model), mesh)
   find = functools.partial(
     rpn_training.recall, forward, params, records, data=own.data, batch_size=config.evaluation.batch_size
   )
@@ -65,11 +65,11 @@ def main() -> None:
   for folder in flags.folders:
     config = workdir.read_config(folder)
     with config.unlocked():
-      config.model.localizer.overlap = flags.overlap or config.model.localizer.overlap
+      config.model.rpn.overlap = flags.overlap or config.model.rpn.overlap
     params = load(config, folder, mesh)
     for regions in map(int, flags.regions.split(",")):
       share, milliseconds = measure(config, params, regions, flags.split, mesh)
-      source = config.localizer.data or f"{config.data.name} itself"
+      source = config.rpn.data or f"{config.data.name} itself"
       print(f"| {folder.name} | {source} | {regions} | {100 * share:.1f} | {milliseconds:.2f} |")
 
 

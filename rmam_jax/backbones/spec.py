@@ -1,0 +1,66 @@
+"""What a backbone says of itself, and how published files of weights name its tensors."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import numpy as np
+
+
+class Place(NamedTuple):
+  """Where one of our tensors comes from."""
+
+  source: str
+  shape: tuple[int, ...]  # there
+  convert: Callable[[np.ndarray], np.ndarray] = lambda array: array
+
+
+class Layout(NamedTuple):
+  """A published set of weights.
+
+  Attributes:
+    title: as people know it.
+    places: ours, LAYER/kernel and LAYER/bias, and where the set has them `fc6/kernel` [h*w*C, out] and `fc6/bias`, a
+      dense layer that reads `FC6_REGION` cells of the map.
+    unused: tensors of the set that are checked and not taken, with their shapes.
+    pixel_mean, pixel_std: the preprocessing that it was trained with, of red, green, blue in 0..255.
+    checksums: "md5:..." or "sha256:..." of the published file.
+  """
+
+  title: str
+  places: Mapping[str, Place]
+  unused: Mapping[str, tuple[int, ...]]
+  pixel_mean: tuple[float, float, float]
+  pixel_std: tuple[float, float, float]
+  checksums: tuple[str, ...] = ()
+
+  @property
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the set, by its own name."""
+    return {place.source: place.shape for place in self.places.values()} | dict(self.unused)
+
+
+FC6_REGION = (7, 7)
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneSpec:
+  """A network from normalised images [B, height, width, 3] to a feature map [B, H, W, C].
+
+  Attributes:
+    name: what `model.backbone` says.
+    build: the `model` section of a configuration, and `remat`, whether the backward pass computes its blocks again ->
+      the module, whose input may have any size that its stride divides.
+    stride: of the `model` section: pixels between neighbouring cells of the map.
+    defaults: its own sections of the configuration, by their dotted names.
+    layouts: published sets of weights that fill it.
+    published: in words, the files that users can get.
+  """
+
+  name: str
+  build: Callable[..., nn.Module]
+  stride: Callable[[Any], int]
+  defaults: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+  layouts: Sequence[Layout] = ()
+  published: str = ""

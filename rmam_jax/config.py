@@ -1,0 +1,126 @@
+"""Every field of a configuration, with the paper's value where the paper gives one. `configs/` changes a few.
+
+A backbone's and a head's own fields stand in its file below `backbones/` and `heads/`.
+"""
+
+import ml_collections
+
+from rmam_jax import backbones, heads
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """The fields that all configurations share, locked: an unknown field is refused."""
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+
+  # What the backbone begins with: a file or folder (docs/weights.md); "none": random weights; "": to be given. The run
+  # puts the preprocessing that belongs to it into model.pixel_mean and model.pixel_std, whatever they were.
+  config.weights = "none"
+  config.weights_digest = ""  # which file it was; filled in by the run
+
+  config.data = ml_collections.ConfigDict()
+  config.data.name = "voc/2007"  # see rmam_jax/data/splits.py; or "custom", your own images
+  config.data.root = ""  # folder of prepared data; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
+  config.data.train = "train"  # TFDS splits, or parts of them (rmam_jax/data/splits.py); of "custom", manifests
+  config.data.validation = "validation"  # for every choice; empty: nothing is chosen
+  config.data.test = "test"
+  config.data.final_train = ""  # if given, a second phase trains on it what the first has chosen; training/pipeline.py
+  config.data.images = ""  # of "custom": the folder that images are named relative to; empty: the manifest's
+  config.data.classes = ()  # of "custom": the classes in order; empty: the training labels, sorted
+  config.data.difficult = "ignore"  # labels that are neither: left out (VOC's rule), or "negative" or "positive"
+  config.data.expected = ()  # pairs (split, its number of annotated images), checked
+  config.data.proposals = ""  # for heads that look at proposals: "jittered" or "selective_search" (data/proposals.py)
+  config.data.num_proposals = 5  # as many as model.num_regions
+  config.data.corrupt = "error"  # an image that cannot be read; or "skip": listed, replaced in training, not counted
+  config.data.image_size = 512  # N: images are resized to N x N
+  config.data.crop_size = 448  # N - 64
+  config.data.flip = True  # mirror half of the training images
+  config.data.threads = 2  # that read ahead
+  config.data.workers = 0  # processes that read, each with so many threads; 0: none but the trainer's own
+
+  model = config.model = ml_collections.ConfigDict()
+  model.backbone = "vgg16"  # or another of `backbones.SPECS`
+  model.dtype = "float32"  # of the backbone; or "bfloat16"
+  model.pixel_mean = (123.68, 116.779, 103.939)  # red, green, blue in 0..255
+  model.pixel_std = (1.0, 1.0, 1.0)
+  model.head = "recurrent"  # or another of `heads.SPECS`
+  model.num_regions = 5  # K
+  model.region_size = (7, 7)
+  model.region_pool = 2  # samples per side for each of the region's cells, max-pooled
+  model.align_corners = True
+  model.x_width = 4096
+  model.lstm_width = 4096
+  model.z_width = 4096
+  model.squash_cell = False  # h = o * tanh(c) instead of the printed h = o * c
+  model.forget_bias = 0.0
+
+  loss = config.loss = ml_collections.ConfigDict()
+  loss.classification = "euclidean"  # Eq. 7-8; or "sigmoid"
+  loss.localization_weight = 0.1  # gamma
+  loss.scale_weight = 1.0
+  loss.anchor_weight = 0.01  # lambda_1
+  loss.positive_weight = 0.1  # lambda_2
+  loss.max_scale = 0.5  # alpha
+  loss.min_scale = 0.1  # beta
+
+  config.batch_size = 16
+  config.accumulate = 1  # parts of a batch, in turn, where memory is short; the same but for heads that sample
+  config.remat = False  # or the backward pass computes each block of the backbone again: less memory, a third more work
+  config.epoch_size = 0  # records in an epoch; 0: as many as the training split has
+
+  # Stage one fine-tunes the backbone under a control's head; stage two trains all of it with Eq. 14.
+  config.stage_one = _stage()
+  config.stage_one.head = "mean_pool"
+  config.stage_two = _stage()
+
+  # Heads to train beside, one after the other: both stages, as many steps on the same batches, for comparison.
+  config.controls = ()
+  config.controls_rate = 0.0  # of their stage two; 0: stage_two.learning_rate, as the run's
+
+  # These may be changed after training: python eval.py --workdir=DIR --evaluation.FIELD=VALUE
+  evaluation = config.evaluation = ml_collections.ConfigDict()
+  evaluation.batch_size = 16  # images; a multiple of the usual numbers of devices
+  evaluation.views = "ten"  # the paper's, cut from the feature map; or "five", or "centre", cropped from the image
+  evaluation.mirror = "image"  # of the ten: "image" runs the backbone on the mirrored image too, "map" mirrors the map
+  evaluation.feature = "z"  # what feeds the SVMs; or "h", "x"
+  evaluation.ap_method = "all_point"  # or "interpolated", "eleven_point"
+  evaluation.top_k = 3  # labels an image for CP ... OF1
+  evaluation.svm_solver = "newton"  # all classes at once; or "liblinear", scikit-learn's; empty: no SVMs
+  evaluation.svm_images = 0  # training images for the SVMs; 0: all of them
+  evaluation.svm_normalize = True  # features scaled to length 1
+  evaluation.svm_c = (0.01, 0.1, 1.0, 10.0)  # the one of highest mAP on the validation split is taken
+  evaluation.thresholds = "per_class"  # chosen on the validation split; or "global"
+  evaluation.pictures = 24
+
+  for spec in (*backbones.SPECS.values(), *heads.SPECS.values()):
+    for name, fields in spec.defaults.items():
+      _add_section(config, name, fields)
+  return config.lock()
+
+
+def _add_section(config: ml_collections.ConfigDict, name: str, fields) -> None:
+  """A section by its dotted name; one without a dot is a training, which has a schedule."""
+  *path, last = name.split(".")
+  for part in path:
+    config = config[part]
+  config[last] = ml_collections.ConfigDict({**({} if path else _schedule()), **fields})
+
+
+def _schedule() -> ml_collections.ConfigDict:
+  stage = ml_collections.ConfigDict()
+  stage.epochs = 45  # 0 leaves stage one out
+  stage.learning_rate = 1e-5
+  stage.schedule = "step"  # or "cosine"
+  stage.warmup_steps = 0
+  stage.stop_epoch = 0  # ends the stage after so many epochs of its schedule; 0: after all
+  stage.drop_epoch = 30  # of "step": from here on the rate is divided by ten
+  stage.beta_1 = 0.9  # Adam
+  stage.beta_2 = 0.999
+  return stage
+
+
+def _stage() -> ml_collections.ConfigDict:
+  stage = _schedule()
+  stage.classification = ""  # empty: loss.classification
+  stage.auxiliary_weight = 0.0  # in stage two, of stage one's head, kept as a dense auxiliary loss; the paper has none
+  return stage

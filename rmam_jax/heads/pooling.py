@@ -1,0 +1,70 @@
+"""Controls that pool the map: the mean or the maximum of its features, or the highest of the scores at every place."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rmam_jax.heads.spec import HeadSpec
+from rmam_jax.heads.whole_image import one_region
+from rmam_jax.ops.attention import Attention
+
+
+class Pooled(nn.Module):
+  """The map's mean or maximum over all places, then linear.
+
+  Attributes:
+    num_classes: L.
+    reduce: `jnp.mean` or `jnp.max`.
+  """
+
+  num_classes: int
+  reduce: Callable[..., jax.Array] = jnp.mean
+
+  @nn.compact
+  def __call__(self, feature_map: jax.Array) -> Attention:
+    features = self.reduce(feature_map.astype(jnp.float32), axis=(1, 2))
+    return one_region(nn.Dense(self.num_classes, name="scores")(features), features)
+
+
+class ScoreMap(nn.Module):
+  """Linear scores at every place, pooled over the highest of them; also the guide of `ops.next_region.saliency`.
+
+  With one place it is the maximum (Oquab et al., CVPR 2015). The mean of about as many places as the smallest object
+  has cells (as in WELDON, Durand et al., CVPR 2016, without its lowest ones) makes the scores high all over an object
+  and so centred on it; a maximum is as well served by any one cell that sees the object, and drifts to its edge.
+
+  Attributes:
+    num_classes: L.
+    places: how many of the highest, for each class.
+    bias: the first score; negative, since most places show no object of most classes.
+  """
+
+  num_classes: int
+  places: int = 1
+  bias: float = -2.0
+
+  @nn.compact
+  def __call__(self, feature_map: jax.Array) -> Attention:
+    """[B, H, W, C] -> one region; its memory holds the dense scores, [B, H, W, L]."""
+    feature_map = feature_map.astype(jnp.float32)
+    bias = nn.initializers.constant(self.bias)
+    dense_scores = nn.Dense(self.num_classes, bias_init=bias, name="scores")(feature_map)
+    every_BLP = dense_scores.reshape(len(feature_map), -1, self.num_classes).swapaxes(1, 2)
+    highest, _ = jax.lax.top_k(every_BLP, min(self.places, every_BLP.shape[-1]))
+    return one_region(highest.mean(axis=-1), feature_map.max(axis=(1, 2)), dense_scores)
+
+
+SPECS = (
+  HeadSpec("mean_pool", lambda model, num_classes: Pooled(num_classes, jnp.mean), looks=False),
+  HeadSpec("max_pool", lambda model, num_classes: Pooled(num_classes, jnp.max), looks=False),
+  HeadSpec(
+    "score_map",
+    lambda model, num_classes: ScoreMap(num_classes, places=model.score_map.places),
+    looks=False,
+    gives_dense_scores=True,
+    # whose mean is a class's score; about as many as the smallest object has cells
+    defaults={"model.score_map": {"places": 1}},
+  ),
+)

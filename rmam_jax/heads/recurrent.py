@@ -1,0 +1,30 @@
+"""The paper's head: the update rule of Eq. 5."""
+
+import functools
+from typing import Any
+
+from rmam_jax.heads.attending import attending_spec
+from rmam_jax.ops import next_region
+
+
+def _rule(model: Any) -> Any:
+  origins = next_region.grid_thetas(model.num_regions)[:, 2:] if model.recurrent.anchored else None
+  return functools.partial(next_region.recurrent, origins=origins)
+
+
+def _init(model: Any) -> Any:
+  section = model.recurrent
+  return functools.partial(next_region.init_recurrent, bias=tuple(section.bias), weight_scale=section.weight_scale)
+
+
+SPEC = attending_spec(
+  "recurrent",
+  _rule,
+  _init,
+  defaults={
+    "bias": (1.0, 1.0, 0.0, 0.0),  # the first M: the identity
+    "weight_scale": 0.01,  # variance, relative to Xavier's
+    "anchored": False,  # M corrects the centre and the anchor points, which the paper only draws it to
+  },
+  most_regions=lambda model: model.num_regions if model.recurrent.anchored else None,
+)
