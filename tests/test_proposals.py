@@ -9,8 +9,8 @@ from rmam_jax.data import batches
 from rmam_jax.data import proposals as proposals_lib
 from rmam_jax.data.record import Record
 from rmam_jax.data.splits import open_split
-from rmam_jax.evaluation import metrics
 from rmam_jax.inference import predictor
+from rmam_jax.ops import boxes as boxes_lib
 from rmam_jax.ops import spatial_transformer
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import pipeline
@@ -18,8 +18,8 @@ from rmam_jax.training import pipeline
 
 def test_suppression_by_hand():
   boxes = np.array([[0, 0, 1, 1], [0, 0, 1, 0.8], [0, 0, 1, 0.6], [0, 0.6, 1, 1]])  # IoU with the first 0.8, 0.6, 0.4
-  np.testing.assert_array_equal(proposals_lib.suppress(boxes, 3), boxes[[0, 2, 3]].astype(np.float32))
-  np.testing.assert_array_equal(proposals_lib.suppress(boxes, 2), boxes[[0, 2]].astype(np.float32))
+  np.testing.assert_array_equal(proposals_lib._first(boxes, 3), boxes[[0, 2, 3]].astype(np.float32))
+  np.testing.assert_array_equal(proposals_lib._first(boxes, 2), boxes[[0, 2]].astype(np.float32))
 
 
 def record(name, boxes):
@@ -33,12 +33,12 @@ def test_jittered_proposals_reach_their_recall_and_depend_on_the_id_alone():
   assert found.shape == (600, 5, 4)
   assert found.min() >= 0
   assert found.max() <= 1
-  recall = (metrics.box_iou(found, boxes[None]).max(axis=1) >= 0.5).mean()
+  recall = (boxes_lib.box_iou(found, boxes[None]).max(axis=1) >= 0.5).mean()
   assert abs(recall - proposals_lib.RECALL) < 0.06  # 1,200 objects; boxes of nothing hit a few more
   np.testing.assert_array_equal(found[7], proposals_lib.jittered(record("7", boxes), 5))
   assert not np.array_equal(found[7], found[8])
   for each in found[:20]:
-    overlaps = metrics.box_iou(each, each)[np.triu_indices(5, 1)]
+    overlaps = boxes_lib.box_iou(each, each)[np.triu_indices(5, 1)]
     assert overlaps.max() <= proposals_lib.OVERLAP + 1e-6
 
 
@@ -80,7 +80,10 @@ def test_a_run_looks_at_its_proposals(data_root, tmp_path):
   assert results["coverage"] > 0.75  # the grid and the untrained rules are below
   test = open_split(config.data, "test")
   wanted = np.mean(
-    [(metrics.box_iou(r.proposals, r.boxes).max(axis=0) >= 0.5).mean() for r in map(test.__getitem__, range(len(test)))]
+    [
+      (boxes_lib.box_iou(r.proposals, r.boxes).max(axis=0) >= 0.5).mean()
+      for r in map(test.__getitem__, range(len(test)))
+    ]
   )
   assert wanted > 0.6
   with pytest.raises(UserError, match="proposals are seen from the centre view alone"):
@@ -138,4 +141,4 @@ def test_selective_search_finds_a_square():
   found = proposals_lib.selective_search(image, 5)
   assert found.shape == (5, 4)
   square = np.array([[60 / 240, 100 / 320, 140 / 240, 220 / 320]])
-  assert metrics.box_iou(found, square).max() > 0.9
+  assert boxes_lib.box_iou(found, square).max() > 0.9

@@ -13,9 +13,9 @@ import pytest
 from configs import coco, common, custom, digits, voc
 from rmam_jax import recognizer
 from rmam_jax.data.splits import open_split
-from rmam_jax.evaluation import metrics
 from rmam_jax.heads import rpn as rpn_lib
 from rmam_jax.inference import predictor
+from rmam_jax.ops import boxes as boxes_lib
 from rmam_jax.ops import rlsd, rpn
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError
@@ -54,7 +54,9 @@ def test_iou_equals_that_of_the_metrics():
   rng = np.random.default_rng(0)
   a, b = random_boxes(rng, 30), random_boxes(rng, 20)
   b[3] = b[4] = 0.5  # empty
-  np.testing.assert_allclose(rpn.box_iou(a, b), metrics.box_iou(a, b), atol=1e-6)
+  np.testing.assert_allclose(
+    boxes_lib.box_iou(jnp.asarray(a), jnp.asarray(b)), boxes_lib.box_iou(np.asarray(a), np.asarray(b)), atol=1e-6
+  )
 
 
 def test_matching_by_hand():
@@ -114,14 +116,14 @@ def plain_suppression(boxes, confidence, count, overlap):
   """The oracle: the textbook's loop."""
   order, kept = np.argsort(-confidence, kind="stable"), []
   for index in order:
-    if len(kept) < count and all(metrics.box_iou(boxes[index][None], boxes[k][None])[0, 0] <= overlap for k in kept):
+    if len(kept) < count and all(boxes_lib.box_iou(boxes[index][None], boxes[k][None])[0, 0] <= overlap for k in kept):
       kept.append(index)
   return kept
 
 
 @pytest.mark.parametrize("overlap", [0.7, 0.3])
 def test_suppression_equals_a_plain_loop(overlap):
-  suppress = jax.jit(functools.partial(rpn.suppress, count=12, overlap=overlap))
+  suppress = jax.jit(functools.partial(boxes_lib.suppress, count=12, overlap=overlap))
   for seed in range(20):
     rng = np.random.default_rng(seed)
     boxes, confidence = random_boxes(rng, 200), rng.normal(size=200).astype(np.float32)
@@ -139,14 +141,14 @@ def test_suppression_equals_opencv_s():
   boxes, confidence = random_boxes(rng, 200), rng.random(200).astype(np.float32)
   wide = np.concatenate([boxes[:, 1::-1], boxes[:, :1:-1] - boxes[:, 1::-1]], axis=1)  # left, top, width, height
   kept = cv2.dnn.NMSBoxes((1_000 * wide.astype(float)).tolist(), confidence.tolist(), 0.0, 0.5)[:12]
-  found, _ = rpn.suppress(boxes, confidence, count=12, overlap=0.5)
+  found, _ = boxes_lib.suppress(boxes, confidence, count=12, overlap=0.5)
   np.testing.assert_array_equal(found, boxes[np.asarray(kept).ravel()])
 
 
 def test_where_too_few_regions_are_left_the_whole_image_stands():
   boxes = jnp.array([[0.0, 0, 0.5, 0.5], [0.0, 0, 0.5, 0.49], [0.6, 0.6, 1, 1], [0.2, 0.2, 0.3, 0.3]])
   confidence = jnp.array([1.0, 2, 0.5, -jnp.inf])
-  found, sure = rpn.suppress(boxes, confidence, count=4, overlap=0.7)
+  found, sure = boxes_lib.suppress(boxes, confidence, count=4, overlap=0.7)
   np.testing.assert_allclose(found, [boxes[1], boxes[2], WHOLE, WHOLE])
   np.testing.assert_array_equal(sure, [2, 0.5, -np.inf, -np.inf])
 
@@ -158,7 +160,7 @@ def test_proposals_lie_within_the_image():
   boxes, _ = propose(jnp.zeros((16, 2)), offsets, anchors)
   assert boxes.min() >= 0
   assert boxes.max() <= 1
-  assert (rpn.box_area(boxes) > 0).all()
+  assert (boxes_lib.box_area(boxes) > 0).all()
 
 
 def test_the_layer_s_loss_by_hand():

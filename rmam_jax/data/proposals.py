@@ -21,7 +21,7 @@ import numpy as np
 
 from rmam_jax.data.images import decode_image
 from rmam_jax.data.record import Record
-from rmam_jax.evaluation import metrics
+from rmam_jax.ops.boxes import box_iou, clip_boxes, suppress
 from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError
 
@@ -32,21 +32,9 @@ _KEPT = 1_000  # images of selective search, after which what is found is saved
 _SIDE = 256  # pixels of the longer side that selective search sees
 
 
-def suppress(boxes: np.ndarray, count: int) -> np.ndarray:
-  """Non-maximum suppression: the first `count` of the boxes [n, 4] that overlap no kept one by more than `OVERLAP`."""
-  kept: list[np.ndarray] = []
-  for box in boxes:
-    if len(kept) == count:
-      break
-    if not kept or metrics.box_iou(box[None], np.array(kept)).max() <= OVERLAP:
-      kept.append(box)
-  return np.array(kept, np.float32).reshape(-1, 4)
-
-
-def _filled(boxes: np.ndarray, count: int) -> np.ndarray:
-  """Exactly `count` boxes: where there are fewer, the whole image in their place."""
-  missing = np.tile(np.array([[0, 0, 1, 1]], np.float32), (count - len(boxes), 1))
-  return np.concatenate([boxes, missing])
+def _first(proposed: np.ndarray, count: int) -> np.ndarray:
+  """The first `count` of the boxes [n, 4] that overlap no kept one by more than `OVERLAP`: float32 [count, 4]."""
+  return suppress(proposed, -np.arange(len(proposed), dtype=float), count=count, overlap=OVERLAP)[0].astype(np.float32)
 
 
 def jittered(record: Record, count: int) -> np.ndarray:
@@ -65,11 +53,11 @@ def jittered(record: Record, count: int) -> np.ndarray:
     if rng.random() < RECALL:
       sides = np.tile(box[2:] - box[:2], 2)
       near = box + rng.normal(0, 0.15, (_TRIES, 4)) * sides
-      fits = metrics.box_iou(near, box[None])[:, 0] >= 0.5
+      fits = box_iou(near, box[None])[:, 0] >= 0.5
       found.append(near[fits.argmax()] if fits.any() else box)
   corners = np.sort(rng.random((_TRIES, 2, 2)), axis=1).reshape(_TRIES, 4)
   every = np.concatenate([np.array(found).reshape(-1, 4), corners])
-  return _filled(suppress(metrics.clip_boxes(every), count), count)
+  return _first(clip_boxes(every), count)
 
 
 def objects(record: Record, count: int) -> np.ndarray:
@@ -106,7 +94,7 @@ def selective_search(image: np.ndarray, count: int) -> np.ndarray:
   search.switchToSelectiveSearchFast()
   left, top, wide, tall = search.process().astype(np.float32).T
   boxes = np.stack([top / height, left / width, (top + tall) / height, (left + wide) / width], axis=1)
-  return _filled(suppress(boxes, count), count)
+  return _first(boxes, count)
 
 
 def _stored(path: pathlib.Path, made_by: str, records: Any, count: int) -> dict[str, np.ndarray]:

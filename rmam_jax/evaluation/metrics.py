@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rmam_jax.ops.boxes import box_iou, clip_boxes
 from rmam_jax.runtime.errors import check_name
 
 AP_METHODS = ("all_point", "interpolated", "eleven_point")
@@ -237,33 +238,6 @@ def _inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
   points = points[..., None, :]
   rounding = 1e-6  # whole pixels as shares are not exact, and a grid's points fall on edges
   return ((boxes[:, :2] - rounding <= points) & (points <= boxes[:, 2:] + rounding)).all(axis=-1)
-
-
-def clip_boxes(boxes: np.ndarray) -> np.ndarray:
-  """The part inside the image of boxes [..., 4] of (top, left, bottom, right) as shares; mirrored ones turned round."""
-  sides = np.stack([boxes[..., :2], boxes[..., 2:]])
-  return np.clip(np.concatenate([sides.min(axis=0), sides.max(axis=0)], axis=-1), 0, 1)
-
-
-def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """Intersection over union of every box of one set with every box of another; 0 where both are empty.
-
-  Args:
-    a: [..., m, 4] of (top, left, bottom, right).
-    b: [..., n, 4].
-
-  Returns:
-    [..., m, n] in [0, 1].
-  """
-
-  def area(boxes):
-    return np.prod(np.maximum(boxes[..., 2:] - boxes[..., :2], 0), axis=-1)
-
-  a, b = a[..., :, None, :], b[..., None, :, :]
-  corners = [np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])]
-  shared = area(np.concatenate(corners, axis=-1))
-  union = area(a) + area(b) - shared
-  return np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
 
 
 def _share(part: float, whole: float) -> float:

@@ -13,9 +13,9 @@ import numpy as np
 
 from rmam_jax import heads
 from rmam_jax.data import batches
-from rmam_jax.evaluation import metrics
 from rmam_jax.evaluation import regions as regions_lib
 from rmam_jax.evaluation import thresholds as thresholds_lib
+from rmam_jax.ops import boxes as boxes_lib
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import exported, stages
@@ -198,7 +198,7 @@ class Predictor:
     pooled_BL = scores_KBL.max(axis=0)
     probabilities_BL, chosen_BL = self.decision.probabilities(pooled_BL), self.decision.chosen(pooled_BL)
     each_KBL = self.decision.probabilities(scores_KBL)
-    boxes_KB4 = metrics.clip_boxes(regions_lib.region_boxes(thetas_KB4, self.config))
+    boxes_KB4 = boxes_lib.clip_boxes(regions_lib.region_boxes(thetas_KB4, self.config))
     winners_BL = scores_KBL.argmax(axis=0)
     for b, view in enumerate(batch):
       if isinstance(view, _View):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0)
+from rmam_jax.ops.boxes import box_area, box_iou, suppress
 
 
 def anchor_boxes(cells: tuple[int, int], sizes: Sequence[tuple[float, float]], stride: int) -> np.ndarray:
@@ -37,20 +37,6 @@ def anchor_boxes(cells: tuple[int, int], sizes: Sequence[tuple[float, float]], s
   half_w, half_h = np.array(sizes, float).T / (2 * stride)  # in cells
   edges = [(y - half_h) / height, (x - half_w) / width, (y + half_h) / height, (x + half_w) / width]
   return np.stack(edges, axis=-1).reshape(-1, 4).astype(np.float32)
-
-
-def box_area(boxes: jax.Array) -> jax.Array:
-  """[..., 4] -> [...]; 0 for a box whose edges are out of order."""
-  return jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0).prod(axis=-1)
-
-
-def box_iou(a: jax.Array, b: jax.Array) -> jax.Array:
-  """Intersection over union of every box of one set [m, 4] with every box of another [n, 4]: [m, n], 0 if both are empty."""
-  a, b = a[:, None], b[None]
-  corners = [jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:])]
-  shared = box_area(jnp.concatenate(corners, axis=-1))
-  union = box_area(a) + box_area(b) - shared
-  return shared / jnp.where(union > 0, union, 1)
 
 
 def _centre_and_size(boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -151,32 +137,6 @@ def layer_loss(
   distance = optax.huber_loss(offsets, wanted).sum(axis=1)
   confidence = (entropy * drawn).sum() / jnp.maximum(drawn.sum(), 1)
   return confidence, (distance * positives).sum() / jnp.maximum(positives.sum(), 1)
-
-
-def suppress(boxes: jax.Array, confidence: jax.Array, *, count: int, overlap: float) -> tuple[jax.Array, jax.Array]:
-  """Greedy non-maximum suppression in one image: the surest boxes that overlap no surer one that is kept.
-
-  Args:
-    boxes: [N, 4].
-    confidence: [N]; boxes at minus infinity are never kept.
-    count: K.
-    overlap: the IoU above which of two boxes only the surer one is kept.
-
-  Returns:
-    [K, 4] and their confidence [K], the surest first. Where fewer are left the whole image stands in their place, at
-    minus infinity.
-  """
-
-  boxes = jnp.asarray(boxes)
-
-  def keep(left, _):
-    best = left.argmax()
-    found = left[best] > -jnp.inf
-    box = jnp.where(found, boxes[best], jnp.asarray(WHOLE_IMAGE, boxes.dtype))
-    near = (box_iou(boxes[best][None], boxes)[0] > overlap).at[best].set(True)
-    return jnp.where(near, -jnp.inf, left), (box, left[best])
-
-  return jax.lax.scan(keep, jnp.asarray(confidence), length=count)[1]
 
 
 def propose(

@@ -11,8 +11,8 @@ import numpy as np
 from rmam_jax import heads
 from rmam_jax.data import batches
 from rmam_jax.data.splits import Split
-from rmam_jax.evaluation import metrics
 from rmam_jax.heads.rpn import Proposed, RegionProposalNetwork
+from rmam_jax.ops import boxes as boxes_lib
 from rmam_jax.ops import losses, rpn
 from rmam_jax.runtime import mesh as mesh_lib
 
@@ -120,8 +120,8 @@ def recall(forward: Forward, params: Any, split: Split, *, data: Any, batch_size
     offset = batches.centre_offset(data.image_size, data.crop_size)
     for record, each in zip(records, regions, strict=False):  # the last batch is padded
       shown = batches.view_boxes(record.boxes, data.image_size, data.crop_size, offset, offset, False)
-      shown = metrics.clip_boxes(shown)
+      shown = boxes_lib.clip_boxes(shown)
       shown = shown[np.prod(shown[:, 2:] - shown[:, :2], axis=1) > 0]
-      found += (metrics.box_iou(shown, each).max(axis=1) >= FOUND).sum()
+      found += (boxes_lib.box_iou(shown, each).max(axis=1) >= FOUND).sum()
       objects += len(shown)
   return float(found / max(objects, 1))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rmam_jax.evaluation import metrics
+from rmam_jax.ops import boxes as boxes_lib
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.visual import pictures
 
@@ -73,7 +74,7 @@ def _card(panel: pictures.Panel, class_names: Sequence[str]) -> dict[str, Any]:
     "source": source,
     "width": width,
     "height": height,
-    "boxes": (100 * metrics.clip_boxes(panel.boxes)).round(2).tolist(),
+    "boxes": (100 * boxes_lib.clip_boxes(panel.boxes)).round(2).tolist(),
     "labels": [
       {
         "name": verdict.label,

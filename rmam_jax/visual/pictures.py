@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rmam_jax.evaluation import metrics
+from rmam_jax.ops import boxes as boxes_lib
 
 # Okabe and Ito's colours, told apart by most colour-blind readers; one for each step, again from the start after eight.
 STEP_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#ffffff")
@@ -98,7 +98,7 @@ def draw_regions(axes, boxes: np.ndarray, colours: Sequence[str], *, numbers: Se
   """The part inside the image of boxes [K, 4], each in its colour on a dark rim; with its number, if they have any."""
   from matplotlib.patches import Rectangle
 
-  for index, (box, each) in enumerate(zip(metrics.clip_boxes(boxes), colours, strict=True)):
+  for index, (box, each) in enumerate(zip(boxes_lib.clip_boxes(boxes), colours, strict=True)):
     top, left, bottom, right = box
     for edge, line in (("black", 3.5), (each, 2)):
       axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=edge, lw=line))
