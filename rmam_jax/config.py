@@ -3,9 +3,14 @@
 A backbone's and a head's own fields stand in its file below `backbones/` and `heads/`.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import ml_collections
 
 from rmam_jax import backbones, heads
+from rmam_jax.runtime.errors import UserError
+from rmam_jax.version import __version__
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -124,3 +129,35 @@ def _stage() -> ml_collections.ConfigDict:
   stage.classification = ""  # empty: loss.classification
   stage.auxiliary_weight = 0.0  # in stage two, of stage one's head, kept as a dense auxiliary loss; the paper has none
   return stage
+
+
+def from_fields(content: Mapping[str, Any], where: str) -> ml_collections.ConfigDict:
+  """The configuration that a JSON file holds, locked; a field that it does not have is as in `get_config`.
+
+  Args:
+    content: nested, as JSON has it: lists become tuples.
+    where: the file, in words, for errors.
+
+  Raises:
+    UserError: names the file and the field that this version does not know or whose value is of the wrong type.
+  """
+  config = get_config()
+  _fill(config, content, where, "")
+  return config
+
+
+def _fill(section: ml_collections.ConfigDict, content: Mapping[str, Any], where: str, prefix: str) -> None:
+  for name, value in content.items():
+    if name not in section:
+      raise UserError(f"{where}: rmam_jax {__version__} knows no field {prefix}{name}")
+    kind = type(section[name])
+    if kind is ml_collections.ConfigDict and isinstance(value, dict):
+      _fill(section[name], value, where, f"{prefix}{name}.")
+    elif type(value) not in {float: (float, int), tuple: (list, tuple)}.get(kind, (kind,)):
+      raise UserError(f"{where}: {prefix}{name} must be of type {kind.__name__}, got {value!r}")
+    else:
+      section[name] = _tuples(value)
+
+
+def _tuples(value: Any) -> Any:
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -20,21 +20,15 @@ FORMAT = "rmam_jax weights 1"  # of the safetensors files that are written here
 
 
 class Weights(NamedTuple):
-  """A backbone's first parameters in the inner form.
+  """A backbone's first parameters in the inner form."""
 
-  Attributes:
-    title: where they come from.
-    tensors: block1_conv1/kernel (HWIO, for red green blue), block1_conv1/bias, ...; fc6/kernel [h*w*C, out] and fc6/bias
-      where the set has them. All float32.
-    pixel_mean, pixel_std: of red, green, blue in 0..255.
-    digest: SHA-256 of the file that was published or given, before any conversion.
-  """
-
-  title: str
+  title: str  # where they come from
+  # block1_conv1/kernel (HWIO, for red green blue), block1_conv1/bias, ...; fc6/kernel [h*w*C, out] and fc6/bias where the
+  # set has them. All float32.
   tensors: dict[str, np.ndarray]
-  pixel_mean: tuple[float, ...]
+  pixel_mean: tuple[float, ...]  # of red, green, blue in 0..255
   pixel_std: tuple[float, ...]
-  digest: str
+  digest: str  # SHA-256 of the file that was published or given, before any conversion
 
 
 def cache_folder() -> pathlib.Path:
@@ -42,8 +36,7 @@ def cache_folder() -> pathlib.Path:
   return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rmam_jax"
 
 
-def cached_path(sha256: str) -> pathlib.Path:
-  """Where the conversion of a file of this SHA-256 is kept."""
+def _cached_path(sha256: str) -> pathlib.Path:
   return cache_folder() / f"{sha256}.safetensors"
 
 
@@ -58,35 +51,31 @@ def checksum(path: pathlib.Path, kind: str = "sha256") -> str:
 
 @contextlib.contextmanager
 def open_weights(path: pathlib.Path) -> Iterator[tuple[dict[str, Entry], dict[str, str]]]:
-  """The tensors of a file by their own names, unread, and its metadata; the format is told by the first bytes.
+  """The tensors of a file by their own names, unread, and its metadata; the first bytes tell the format.
 
-  Raises:
-    UserError: damaged, or of no known format.
-    UserError: it cannot be read.
+  A `UserError` names the file if it is damaged or of no known format.
   """
-  with path.open("rb") as file:
-    first = file.read(9)
-  if first.startswith(b"\x89HDF\r\n\x1a\n"):
-    with h5.open_h5(path) as entries:
-      yield entries, {}
-  elif first[8:] == b"{":
-    with tensors.open_safetensors(path) as opened:
-      yield opened
-  else:
-    with pth.open_pth(path) as entries:
-      yield entries, {}
+  with contextlib.ExitStack() as stack:
+    with tensors.reported_damage(path):
+      with path.open("rb") as file:
+        first = file.read(9)
+      if first[8:] == b"{":
+        opened = stack.enter_context(tensors.open_safetensors(path))
+      else:
+        opener = h5.open_h5 if first.startswith(b"\x89HDF\r\n\x1a\n") else pth.open_pth
+        opened = stack.enter_context(opener(path)), {}
+    yield opened
 
 
 def read(path: pathlib.Path) -> Weights:
   """A file of weights, converted unless it is of the inner form already or its conversion is in the cache.
 
   Raises:
-    UserError: names the file and the tensor that is missing, unexpected, misshapen, not finite or truncated.
-    UserError: it cannot be read.
+    UserError: it cannot be read; names the file and the tensor that is missing, unexpected, misshapen, not finite or
+      truncated.
   """
   sha256 = checksum(path)
-  found = read_cached(sha256)
-  if found is not None:
+  if found := read_cached(sha256):
     return found
   with open_weights(path) as (entries, metadata):
     if metadata.get("format") == FORMAT:
@@ -98,15 +87,15 @@ def read(path: pathlib.Path) -> Weights:
   weights = Weights(layout.title, converted, layout.pixel_mean, layout.pixel_std, sha256)
   try:
     cache_folder().mkdir(parents=True, exist_ok=True)
-    write(cached_path(sha256), weights)
-  except OSError as error:
+    write(_cached_path(sha256), weights)
+  except (OSError, UserError) as error:
     print(f"the conversion of {path} is not kept: {error}")
   return weights
 
 
 def read_cached(sha256: str) -> Weights | None:
   """The conversion of a file of this SHA-256, checked, or None; a damaged one is removed."""
-  path = cached_path(sha256)
+  path = _cached_path(sha256)
   if not path.exists():
     return None
   try:
@@ -114,7 +103,7 @@ def read_cached(sha256: str) -> Weights | None:
       found = _inner(entries, metadata, path)
     if found.digest != sha256:
       raise UserError(f"{path} is the conversion of another file")
-  except ValueError as error:
+  except UserError as error:
     print(f"made again: {error}")
     path.unlink()
     return None
@@ -122,18 +111,9 @@ def read_cached(sha256: str) -> Weights | None:
 
 
 def write(path: pathlib.Path, weights: Weights) -> None:
-  """Writes the inner form as safetensors; `read` takes it back.
-
-  Raises:
-    UserError: names the file and the reason.
-  """
-  metadata = {
-    "format": FORMAT,
-    "title": weights.title,
-    "pixel_mean": json.dumps(weights.pixel_mean),
-    "pixel_std": json.dumps(weights.pixel_std),
-    "source_sha256": weights.digest,
-  }
+  """Writes the inner form as safetensors; `read` takes it back. A `UserError` names the file that cannot be written."""
+  metadata = {"format": FORMAT, "title": weights.title, "source_sha256": weights.digest}
+  metadata |= {"pixel_mean": json.dumps(weights.pixel_mean), "pixel_std": json.dumps(weights.pixel_std)}
   metadata["digest"] = tensors.digest(weights.tensors, metadata)
   tensors.write_safetensors(path, weights.tensors, metadata)
 
@@ -156,5 +136,5 @@ def _inner(entries: Mapping[str, Entry], metadata: Mapping[str, str], path: path
 def recognize(names: Iterable[str]) -> Layout:
   """The published set whose names are nearest to these; `tensors.check_shapes` then says what differs."""
   names = set(names)
-  layouts = [layout for spec in backbones.SPECS.values() for layout in spec.layouts]
+  layouts = (layout for spec in backbones.SPECS.values() for layout in spec.layouts)
   return min(layouts, key=lambda layout: len(names ^ set(layout.shapes)))
