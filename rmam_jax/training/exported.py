@@ -103,7 +103,7 @@ def _load_exported(folder: pathlib.Path) -> TrainedModel:
   config = from_fields(about["config"], written)
   try:
     like = param_shapes(config, len(class_names))
-  except (AttributeError, KeyError, TypeError) as error:
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise UserError(f"{written}: its config describes no model of rmam_jax {__version__} ({error})") from error
   shapes = {name: leaf.shape for name, leaf in tensors.flatten(like).items()}
   if not path.exists():

@@ -123,7 +123,7 @@ def _inner(entries: Mapping[str, Entry], metadata: Mapping[str, str], path: path
   try:
     title, source, wanted = (metadata[field] for field in ("title", "source_sha256", "digest"))
     mean, std = (tuple(map(float, json.loads(metadata[field]))) for field in ("pixel_mean", "pixel_std"))
-  except (KeyError, TypeError, ValueError) as error:
+  except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
     raise UserError(f"{path}: its metadata are not whole ({error!r})") from error
   if len(mean) != 3 or len(std) != 3 or not np.isfinite([mean, std]).all() or min(std) <= 0:
     raise UserError(f"{path}: pixel_mean and pixel_std must be three numbers each, pixel_std above 0")
