@@ -3,9 +3,13 @@
 A backbone's and a head's own fields stand in its file below `backbones/` and `heads/`.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import ml_collections
 
 from rmam_jax import backbones, heads
+from rmam_jax.runtime.errors import UserError
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -96,6 +100,26 @@ def get_config() -> ml_collections.ConfigDict:
     for name, fields in spec.defaults.items():
       _add_section(config, name, fields)
   return config.lock()
+
+
+def from_fields(content: Mapping[str, Any], where: str) -> ml_collections.ConfigDict:
+  """A configuration from what JSON kept of one; fields that are missing take their defaults."""
+  config = get_config()
+
+  def frozen(value: Any) -> Any:
+    return tuple(map(frozen, value)) if isinstance(value, list) else value
+
+  def fill(section: ml_collections.ConfigDict, fields: Mapping[str, Any], prefix: str) -> None:
+    for name, value in fields.items():
+      if name not in section:
+        raise UserError(f"{where}: this version of rmam_jax knows no field {prefix}{name}")
+      if isinstance(section[name], ml_collections.ConfigDict):
+        fill(section[name], value, f"{prefix}{name}.")
+      else:
+        section[name] = frozen(value)
+
+  fill(config, content, "")
+  return config
 
 
 def _add_section(config: ml_collections.ConfigDict, name: str, fields) -> None:

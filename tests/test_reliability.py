@@ -20,9 +20,10 @@ from test_training import best_params, lines, tiny_config
 from benchmarks import crash
 from rmam_jax.data import batches
 from rmam_jax.data.splits import open_split
-from rmam_jax.runtime import commands, files
+from rmam_jax import commands
+from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError
-from rmam_jax.training import checkpoints, loop, pipeline, workdir
+from rmam_jax.training import checkpoints, evaluate, loop, workdir
 from rmam_jax.training import step as step_lib
 
 HOLD = """
@@ -186,7 +187,7 @@ def test_a_run_that_is_killed_ends_bit_for_bit_where_an_uninterrupted_one_does(t
     assert found[name] == wanted[name], name
   results = json.loads((whole / "run" / "results.json").read_text())
   with workdir.locked(whole / "run"):  # as while it is being trained
-    assert pipeline.evaluate(whole / "run")["AP"] == results["AP"]
+    assert evaluate.evaluate(whole / "run")["AP"] == results["AP"]
 
 
 def state(number, dtype=jnp.float32):

@@ -7,7 +7,7 @@ from absl import app
 
 from configs import common
 from rmam_jax.data import batches, splits
-from rmam_jax.runtime import commands
+from rmam_jax import commands
 
 
 class Damaged:

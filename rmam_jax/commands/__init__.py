@@ -90,7 +90,7 @@ def _reported_flags() -> Iterator[None]:
     if "ml_collections" not in traceback.extract_tb(error.__traceback__)[-1].filename:
       raise
     field = re.search(r"'(\w+)\\?'", str(error))[1]
-    flag = next((each.partition("=")[0] for each in sys.argv if field in each), field)
+    flag = next((each.partition("=")[0] for each in sys.argv[1:] if re.search(rf"\.{field}\b", each)), field)
     near = re.search(r'Did you mean "(\w+)"', str(error))
     sys.exit(f"error: {flag}: there is no field {field!r}" + (f"; did you mean {near[1]!r}?" if near else ""))
 

@@ -38,7 +38,7 @@ _joined = commands.define_processes()
 
 
 def main(argv: list[str]) -> None:
-  from rmam_jax.training import pipeline
+  from rmam_jax.training import evaluate
 
   commands.no_arguments(argv)
   folders = list(map(pathlib.Path, _WORKDIR.value))
@@ -49,9 +49,9 @@ def main(argv: list[str]) -> None:
   with commands.reported_errors(), _joined():
     if _PROTOCOL.value or len(folders) > 1:
       names = [name for name in _PROTOCOL.value or () if name != "all"]
-      pipeline.print_protocols(folders, names, fusion=_FUSION.value, changes=changes)
+      evaluate.print_protocols(folders, names, fusion=_FUSION.value, changes=changes)
     else:
-      pipeline.evaluate_and_print(
+      evaluate.evaluate_and_print(
         folders[0],
         changes,
         gallery_page=_GALLERY.value and pathlib.Path(_GALLERY.value),
