@@ -18,9 +18,9 @@ import pytest
 from test_training import best_params, lines, tiny_config
 
 from benchmarks import crash
+from rmam_jax import commands
 from rmam_jax.data import batches
 from rmam_jax.data.splits import open_split
-from rmam_jax import commands
 from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import checkpoints, evaluate, loop, workdir
