@@ -5,10 +5,10 @@
     python train.py --config=configs/voc.py:640 --config.weights=FILE --workdir=runs/voc-640     N = 640
     python eval.py --workdir=runs/voc-512,runs/voc-640                                           both scales
     python train.py --config=configs/voc.py:512:saliency --config.weights=FILE                   another head
-    python train.py --config=configs/voc.py:512:rlsd --config.weights=FILE                       its region proposal network from COCO
+    python train.py --config=configs/voc.py:512:rlsd --config.weights=FILE                       its boxes from COCO
 
-FILE holds ImageNet weights; docs/weights.md says where to get them. The first phase, in WORKDIR/choose, trains on `train`
-and chooses epochs, C and thresholds on `val`; the second carries them to `trainval` and is evaluated on `test`.
+FILE holds ImageNet weights; docs/weights.md says where to get them. The first phase, in WORKDIR/choose, trains on
+`train` and chooses epochs, C and thresholds on `val`; the second carries them to `trainval` and is evaluated on `test`.
 
 The paper, 11-point mAP with ten views and SVMs: 91.3 at 512, 91.3 at 640, 91.9 for both. None of these has been
 reproduced: neither the data nor the weights could be had.
