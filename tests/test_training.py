@@ -362,7 +362,7 @@ def test_stage_two_begins_with_what_stage_one_learned(finished, data_root, monke
   assert taken["backbone"] is trained["backbone"]
   assert taken["auxiliary"] is trained["head"]
   assert taken["head"] is fresh["head"]
-  with pytest.raises(UserError, match="stage one's auxiliary does not fit"):
+  with pytest.raises(ValueError, match="stage one's auxiliary does not fit"):
     stages.take_over({**fresh, "auxiliary": {}}, trained, "auxiliary")
 
 

@@ -35,9 +35,10 @@ class Stage:
     return self.epochs * self.steps_per_epoch
 
 
-def head_of(config: ml_collections.ConfigDict, name: str) -> str:
-  """The name of the head that a stage trains."""
-  return (config.stage_one.head if name == "stage_one" else "") or config.model.head
+def head_of(config: ml_collections.ConfigDict, name: str) -> heads.HeadSpec:
+  """The head that a stage trains; raises UserError if there is none of its name."""
+  own = config.stage_one.head if name == "stage_one" else ""
+  return heads.get(own, "stage_one.head") if own else heads.get(config.model.head)
 
 
 def classification_of(config: ml_collections.ConfigDict, name: str) -> str:
@@ -48,12 +49,12 @@ def classification_of(config: ml_collections.ConfigDict, name: str) -> str:
 def _auxiliary_of(config: ml_collections.ConfigDict, name: str) -> str:
   """Stage one's head, where a stage keeps it beside its own; else ""."""
   head, weight = head_of(config, name), config[name].auxiliary_weight
-  if not weight and heads.get(head).guide != heads.DENSE_SCORES:
+  if not weight and head.guide != heads.DENSE_SCORES:
     return ""
   if not config.stage_one.head:
     raise UserError(
-      f"{name}.auxiliary_weight is {weight} for the head {head!r}, but stage_one.head is empty: name the auxiliary head"
-      " there, or set the weight to 0"
+      f"stage_one.head is empty, but {name} trains an auxiliary head beside {head.name!r}, which it names: set it (and"
+      f" {name}.auxiliary_weight, {weight}, the weight of its loss)"
     )
   return config.stage_one.head
 
@@ -61,7 +62,7 @@ def _auxiliary_of(config: ml_collections.ConfigDict, name: str) -> str:
 def build_model(config: ml_collections.ConfigDict, name: str, num_classes: int) -> recognizer.Recognizer:
   """The recognizer of a stage; raises UserError for a head that does not exist or lacks what it looks by."""
   head, auxiliary = head_of(config, name), _auxiliary_of(config, name)
-  return recognizer.build(config.model, num_classes, head=head, auxiliary=auxiliary, remat=config.remat)
+  return recognizer.build(config.model, num_classes, head=head.name, auxiliary=auxiliary, remat=config.remat)
 
 
 def _timetable(
@@ -106,10 +107,9 @@ def build_rpn(config: ml_collections.ConfigDict, num_records: int) -> Stage:
 
 def build(config: ml_collections.ConfigDict, name: str, *, num_classes: int, num_records: int) -> Stage:
   """A stage as `config` describes it; raises UserError for a value that no stage can have and names its field."""
-  loss, kind, head = config.loss, classification_of(config, name), head_of(config, name)
+  loss, kind, spec = config.loss, classification_of(config, name), head_of(config, name)
   optimizer, *times = _timetable(config, name, num_records)
   check_name(f"{name}.classification", kind, losses.CLASSIFICATION_LOSSES)
-  spec = heads.get(head)
   spec.check(config)
   head_loss = spec.loss(config, kind) if spec.loss else None
   weights = ("scale_weight", "anchor_weight", "positive_weight", "max_scale", "min_scale")
@@ -121,7 +121,7 @@ def build(config: ml_collections.ConfigDict, name: str, *, num_classes: int, num
     head_loss=head_loss,
   )
   model = build_model(config, name, num_classes)
-  return Stage(name, head, model, optimizer if model.rpn is None else _freeze_rpn(optimizer), objective, *times)
+  return Stage(name, spec.name, model, optimizer if model.rpn is None else _freeze_rpn(optimizer), objective, *times)
 
 
 def _freeze_rpn(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
