@@ -1,64 +1,6 @@
-"""Evaluates the best epoch of a trained workdir: writes its results.json and pictures/ and prints the summary.
+"""Evaluates a trained workdir; the same as `rmam-jax eval`. rmam_jax/commands/eval.py has its flags."""
 
-    python eval.py --workdir=runs/digits-easy-saliency
-    python eval.py --workdir=runs/voc-512 --evaluation.views=five       any field of the configuration's `evaluation`
-    python eval.py --workdir=runs/voc-512 --protocol=all                what others' code would print of the saved scores
-    python eval.py --workdir=runs/voc-512,runs/voc-640                  two scales fused, by every protocol
-    python eval.py --workdir=runs/voc-512 --gallery=gallery.html --figures=figures
-    python eval.py --workdir=runs/coco-512 --coordinator=host0:7654 --num_processes=2 --process_id=0   1 on the other
-
-Features and scores stay in the workdir: what has not changed is not computed again.
-"""
-
-import pathlib
-
-from absl import app, flags
-from ml_collections import config_flags
-
-from configs import common
-from rmam_jax.runtime import commands
-
-_WORKDIR = flags.DEFINE_list("workdir", None, "Folder of a finished train.py run, or several to fuse.", required=True)
-config_flags.DEFINE_config_dict(
-  "evaluation", common.get_config().evaluation, "Changes to the evaluation: --evaluation.FIELD=VALUE."
-)
-_PROTOCOL = flags.DEFINE_list(
-  "protocol",
-  None,
-  "Print a table of these protocols, or all, from saved scores; rmam_jax/evaluation/metrics.py lists them.",
-)
-_FUSION = flags.DEFINE_string("fusion", "mean", "How the scores of several workdirs become one: mean, max or rank.")
-_GALLERY = flags.DEFINE_string("gallery", None, "HTML file to write: one page with every image, label and figure.")
-_GALLERY_IMAGES = flags.DEFINE_integer(
-  "gallery_images", 1000, "Show the first so many test images there; 0 shows all.", lower_bound=0
-)
-_FIGURES = flags.DEFINE_string("figures", None, "Folder to make, with figures like the paper's 1 and 5.")
-_joined = commands.define_processes()
-
-
-def main(argv: list[str]) -> None:
-  from rmam_jax.training import pipeline
-
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}")
-  folders = list(map(pathlib.Path, _WORKDIR.value))
-  if (_PROTOCOL.value or len(folders) > 1) and (_GALLERY.value or _FIGURES.value):
-    raise app.UsageError("--gallery and --figures show one --workdir and no --protocol")
-  changes = config_flags.get_override_values(flags.FLAGS["evaluation"])
-  commands.keep_compiled()
-  with commands.reported_errors(), _joined():
-    if _PROTOCOL.value or len(folders) > 1:
-      names = [name for name in _PROTOCOL.value or () if name != "all"]
-      pipeline.print_protocols(folders, names, fusion=_FUSION.value, changes=changes)
-    else:
-      pipeline.evaluate_and_print(
-        folders[0],
-        changes,
-        gallery_page=_GALLERY.value and pathlib.Path(_GALLERY.value),
-        gallery_images=_GALLERY_IMAGES.value,
-        figure_folder=_FIGURES.value and pathlib.Path(_FIGURES.value),
-      )
-
+from rmam_jax import commands
 
 if __name__ == "__main__":
-  app.run(main)
+  commands.run("eval")

@@ -1,43 +1,6 @@
-"""Trains a recogniser on image-level labels, evaluates it and draws where it looked.
+"""Trains a recognizer; the same as `rmam-jax train`. rmam_jax/commands/train.py has its flags."""
 
-    python train.py                                    digit scenes, made on the spot
-    python train.py --config=configs/voc.py --config.weights=FILE --workdir=runs/voc
-    python train.py --config.model.num_regions=8 --workdir=runs/k8
-    python train.py --coordinator=host0:7654 --num_processes=2 --process_id=0      and 1 on the other machine
-
-The same command again goes on where it stopped. configs/common.py lists every field with its meaning.
-"""
-
-import pathlib
-
-from absl import app, flags
-from ml_collections import config_flags
-
-from rmam_jax.runtime import commands
-
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", "configs/digits.py", "Configuration; any field can be set with --config.FIELD=VALUE."
-)
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Folder for checkpoints, metrics, results and pictures; by default runs/DATA-HEAD."
-)
-_PROFILE = flags.DEFINE_string("profile", None, "Folder for a trace of ten training steps, see docs/scaling.md.")
-_joined = commands.define_processes()
-
-
-def main(argv: list[str]) -> None:
-  from rmam_jax.training import pipeline
-
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}")
-  config = _CONFIG.value
-  workdir = _WORKDIR.value or pipeline.default_workdir(config)
-  commands.keep_compiled()
-  with commands.reported_errors(), _joined():
-    pipeline.train_and_evaluate(
-      config, pathlib.Path(workdir), profile_folder=_PROFILE.value and pathlib.Path(_PROFILE.value)
-    )
-
+from rmam_jax import commands
 
 if __name__ == "__main__":
-  app.run(main)
+  commands.run("train")

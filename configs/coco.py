@@ -1,15 +1,15 @@
 """MS-COCO 2014 as the paper trains on it: VGG-16, its own update rule (Eq. 5) and loss (Eq. 7-14).
 
-    python -m rmam_jax.data.prepare coco/2014
+    rmam-jax prepare coco/2014
     python train.py --config=configs/coco.py --config.weights=FILE --workdir=runs/coco-512        N = 512
     python train.py --config=configs/coco.py:640 --config.weights=FILE --workdir=runs/coco-640    N = 640
     python eval.py --workdir=runs/coco-512,runs/coco-640 --protocol=paper                         both scales
     python train.py --config=configs/coco.py:512:saliency --config.weights=FILE                   another head
-    python train.py --config=configs/coco.py:512:rlsd --config.weights=FILE                       its region proposal network from VOC
+    python train.py --config=configs/coco.py:512:rlsd --config.weights=FILE                       its boxes from VOC
 
-FILE holds ImageNet weights; the README says where to get them. Trains on the 82,081 labelled images of `train2014` less
-4,000, the smallest by a hash of their names, on which epoch, C and thresholds are chosen; evaluated on the 40,137 of
-`val2014`.
+FILE holds ImageNet weights; docs/weights.md says where to get them. Trains on the 82,081 labelled images of `train2014`
+less 4,000, the smallest by a hash of their names, on which epoch, C and thresholds are chosen; evaluated on the 40,137
+of `val2014`.
 
 The paper, ten views and SVMs: mAP 72.2 at 512, 72.3 at 640, 73.4 for both; top 3, both scales: CF1 67.4, OF1 72.0. None
 of these has been reproduced: neither the data nor the weights could be had.

@@ -2,14 +2,14 @@
 
     FLAGS="--config=configs/custom.py --config.data.train=train.csv --config.data.validation=val.csv
            --config.data.test=test.csv"
-    python -m rmam_jax.data.validate $FLAGS                                     checks every line and every image
+    rmam-jax validate $FLAGS                                                    checks every line and every image
     python train.py $FLAGS --config.weights=FILE --workdir=runs/mine
     python train.py $FLAGS --config.weights=runs/voc-512 --workdir=runs/mine    begins with a model trained here
 
-FILE holds ImageNet weights; the README says where to get them, and how manifests look. `configs/custom.py:640` takes
+FILE holds ImageNet weights (docs/weights.md). docs/data.md says how manifests look. `configs/custom.py:640` takes
 larger images, `configs/custom.py:512:recurrent` the paper's rule; a head after the scale chooses it, the default being
-the saliency rule. Nothing is known of the score on your images. The time is that of configs/voc.py, by the number
-of images; --config.stage_one.epochs and --config.stage_two.epochs shorten it. `configs/custom.py:thin` is a small network
+the saliency rule. Nothing is known of the score on your images. The time is that of configs/voc.py, by the number of
+images; --config.stage_one.epochs and --config.stage_two.epochs shorten it. `configs/custom.py:thin` is a small network
 on images of 144 pixels that begins with random weights: a first try without a GPU.
 """
 

@@ -10,7 +10,7 @@ python train.py --config=configs/digits.py:long --workdir=runs/long      three t
 python train.py --config=configs/digits.py:1.25x --workdir=runs/larger   larger images
 
 Expected of the default on two cores of an EPYC: about five minutes with the mean-pool control, 1.1 GB; test mAP 0.980,
-coverage 0.996 (means of three seeds); mean pool 0.95. The README's results table has the other heads; `long` 0.990.
+coverage 0.996 (means of three seeds); mean pool 0.95; `long` 0.990. docs/results/README.md has the other heads.
 """
 
 from configs import common

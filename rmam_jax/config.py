@@ -103,6 +103,33 @@ def get_config() -> ml_collections.ConfigDict:
   return config.lock()
 
 
+def from_fields(content: Mapping[str, Any], where: str) -> ml_collections.ConfigDict:
+  """The configuration that a JSON file holds, locked; lists become tuples, and missing fields take their defaults.
+
+  Raises:
+    UserError: this version does not know a field, or its value is of a wrong type; names it and `where`, the file.
+  """
+  config = get_config()
+
+  def frozen(value: Any) -> Any:
+    return tuple(map(frozen, value)) if isinstance(value, list) else value
+
+  def fill(section: ml_collections.ConfigDict, fields: Mapping[str, Any], prefix: str) -> None:
+    for name, value in fields.items():
+      if name not in section:
+        raise UserError(f"{where}: rmam_jax {__version__} knows no field {prefix}{name}")
+      kind = type(section[name])
+      if kind is ml_collections.ConfigDict and isinstance(value, dict):
+        fill(section[name], value, f"{prefix}{name}.")
+      elif type(value) not in {float: (float, int), tuple: (list, tuple)}.get(kind, (kind,)):
+        raise UserError(f"{where}: {prefix}{name} must be of type {kind.__name__}, got {value!r}")
+      else:
+        section[name] = frozen(value)
+
+  fill(config, content, "")
+  return config
+
+
 def _add_section(config: ml_collections.ConfigDict, name: str, fields) -> None:
   """A section by its dotted name; one without a dot is a training, which has a schedule."""
   *path, last = name.split(".")
@@ -129,35 +156,3 @@ def _stage() -> ml_collections.ConfigDict:
   stage.classification = ""  # empty: loss.classification
   stage.auxiliary_weight = 0.0  # in stage two, of stage one's head, kept as a dense auxiliary loss; the paper has none
   return stage
-
-
-def from_fields(content: Mapping[str, Any], where: str) -> ml_collections.ConfigDict:
-  """The configuration that a JSON file holds, locked; a field that it does not have is as in `get_config`.
-
-  Args:
-    content: nested, as JSON has it: lists become tuples.
-    where: the file, in words, for errors.
-
-  Raises:
-    UserError: names the file and the field that this version does not know or whose value is of the wrong type.
-  """
-  config = get_config()
-  _fill(config, content, where, "")
-  return config
-
-
-def _fill(section: ml_collections.ConfigDict, content: Mapping[str, Any], where: str, prefix: str) -> None:
-  for name, value in content.items():
-    if name not in section:
-      raise UserError(f"{where}: rmam_jax {__version__} knows no field {prefix}{name}")
-    kind = type(section[name])
-    if kind is ml_collections.ConfigDict and isinstance(value, dict):
-      _fill(section[name], value, where, f"{prefix}{name}.")
-    elif type(value) not in {float: (float, int), tuple: (list, tuple)}.get(kind, (kind,)):
-      raise UserError(f"{where}: {prefix}{name} must be of type {kind.__name__}, got {value!r}")
-    else:
-      section[name] = _tuples(value)
-
-
-def _tuples(value: Any) -> Any:
-  return tuple(map(_tuples, value)) if isinstance(value, list) else value

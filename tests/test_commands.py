@@ -11,14 +11,17 @@ from configs import common, digits, voc
 from rmam_jax.runtime.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
+COMMANDS = ("train.py", "eval.py", "predict.py", "reproduce.py")
 
 
-def call(*arguments, **changes):
+def call(*arguments, cwd=ROOT, **changes):
   """Runs Python; `changes` to the environment: None takes a variable out."""
   environment = {name: value for name, value in (os.environ | changes).items() if value is not None}
+  if arguments[0] in COMMANDS:
+    arguments = (str(ROOT / arguments[0]), *arguments[1:])
   return subprocess.run(
     [sys.executable, *arguments],
-    cwd=ROOT,
+    cwd=cwd,
     env=environment,
     capture_output=True,
     text=True,
@@ -51,11 +54,61 @@ def test_everything_in_all_is_there():
   assert all(getattr(rmam_jax, name).__doc__ for name in rmam_jax.__all__ if name != "__version__")
 
 
-def test_unknown_fields_are_refused_on_the_command_line(tmp_path):
-  found = call("train.py", "--config.model.num_region=3", f"--workdir={tmp_path / 'run'}")
-  assert found.returncode != 0
-  assert "num_region" in found.stderr
-  assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (
+      ["train.py", "--config.model.num_region=3"],
+      "--config.model.num_region: there is no field 'num_region'; did you mean 'num_regions'?",
+    ),
+    (
+      ["train.py", "--config.modl.num_regions=3"],
+      "--config.modl.num_regions: there is no field 'modl'; did you mean 'model'?",
+    ),
+    (["train.py", "--config.model.num_regions=x"], "flag --config.model.num_regions=x: invalid literal for int()"),
+    (["train.py", "--workdr=x"], "Unknown command line flag 'workdr'. Did you mean: workdir ?"),
+    (["train.py", "--config=configs/vok.py"], "--config: there is no file configs/vok.py"),
+    (["train.py", "--config=configs/digits.py:medium"], "configs/digits.py: 'medium' is none of easy, hard"),
+    (["train.py", "stray"], "unexpected argument 'stray'"),
+    (
+      ["eval.py", "--workdir=x", "--evaluation.view=ten"],
+      "--evaluation.view: there is no field 'view'; did you mean 'views'?",
+    ),
+    (["-m", "rmam_jax", "trian"], "the command must be one of train, eval,"),
+  ],
+)
+def test_what_is_misspelt_is_told_in_one_line(tmp_path, arguments, message):
+  found = call(*arguments, cwd=tmp_path)
+  assert found.returncode == 1
+  assert found.stderr.startswith(f"error: {message}")
+  assert len(found.stderr.strip().splitlines()) == 1
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_bug_keeps_its_traceback(tmp_path):
+  (tmp_path / "configs").mkdir()
+  (tmp_path / "configs" / "mine.py").write_text("def get_config():\n  return 1 / 0\n")
+  found = call("train.py", "--config=configs/mine.py", cwd=tmp_path)
+  assert "ZeroDivisionError" in found.stderr
+  assert "Traceback" in found.stderr
+
+
+def test_a_configuration_of_one_s_own_may_import_others_beside_it(tmp_path):
+  (tmp_path / "mine").mkdir()
+  (tmp_path / "mine" / "a.py").write_text("from mine import b\n\nget_config = b.get_config\n")
+  (tmp_path / "mine" / "b.py").write_text(
+    "from rmam_jax.runtime.errors import UserError\n\ndef get_config():\n  raise UserError('b was read')\n"
+  )
+  assert call("train.py", "--config=mine/a.py", cwd=tmp_path).stderr == "error: b was read\n"
+
+
+def test_every_command_is_listed_with_its_help():
+  found = call("-m", "rmam_jax")
+  for name in ("train", "eval", "predict", "reproduce", "validate", "prepare", "weights"):
+    assert f"\n  {name} " in found.stdout
+    assert call("-m", "rmam_jax", name, "--help").stdout.startswith(
+      found.stdout.split(f"\n  {name} ")[1].splitlines()[0].strip()
+    )
 
 
 def test_unknown_fields_are_refused_in_python():
@@ -77,7 +130,7 @@ def test_errors_are_one_sentence_without_a_traceback(tmp_path):
 def test_help_says_what_it_does(command):
   found = call(command, "--help")
   assert "--workdir" in found.stdout
-  assert (ROOT / command).read_text().split('"""')[1].splitlines()[0] in found.stdout
+  assert (ROOT / "rmam_jax" / "commands" / command).read_text().split('"""')[1].splitlines()[0] in found.stdout
 
 
 def test_the_paper_s_values_are_the_default():
@@ -127,7 +180,9 @@ def test_compiled_programs_are_kept_and_a_damaged_one_is_compiled_again(tmp_path
 
 
 def test_a_cache_folder_of_the_user_s_own_stands(tmp_path):
-  code = "from rmam_jax.runtime import commands; commands.keep_compiled(); import jax; print(jax.config.jax_compilation_cache_dir)"
+  code = (
+    "from rmam_jax import commands; commands.keep_compiled(); import jax; print(jax.config.jax_compilation_cache_dir)"
+  )
   mine = str(tmp_path / "mine")
   assert call("-c", code, JAX_COMPILATION_CACHE_DIR=mine).stdout.strip() == mine
   assert call("-c", code, XDG_CACHE_HOME=mine, JAX_COMPILATION_CACHE_DIR=None).stdout.strip() == f"{mine}/rmam_jax/jit"

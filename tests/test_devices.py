@@ -19,7 +19,7 @@ from test_training import assert_trees_close, tiny_config
 from configs import voc
 from examples import pmap_training
 from rmam_jax.runtime import mesh as mesh_lib
-from rmam_jax.training import checkpoints, loop, pipeline, stages
+from rmam_jax.training import checkpoints, evaluate, loop, pipeline, stages
 from rmam_jax.training import step as step_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -163,7 +163,7 @@ def test_two_processes_agree_with_one_and_only_the_first_speaks(alone, data_root
   assert (first, second) == (0, 0), said + nothing
   assert "wrote" in said
   assert [line for line in nothing.splitlines() if not line.startswith("[Gloo]")] == []
-  wanted = pipeline.evaluate(alone, {"feature": "h"})
+  wanted = evaluate.evaluate(alone, {"feature": "h"})
   found = json.loads((tmp_path / "two" / "results.json").read_text())
   assert found["svm_feature"] == "h"
   np.testing.assert_allclose(found["svm_mAP"], wanted["svm_mAP"], atol=1e-3)

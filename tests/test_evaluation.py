@@ -20,7 +20,7 @@ from rmam_jax.ops import spatial_transformer
 from rmam_jax.runtime import files
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError
-from rmam_jax.training import loop, pipeline
+from rmam_jax.training import evaluate, loop
 from rmam_jax.training import step as step_lib
 
 SIZE, CROP, STRIDE = 24, 16, 2
@@ -145,7 +145,7 @@ def trained(data_root, tmp_path_factory):
   folder = tmp_path_factory.mktemp("trained") / "run"
   changes = {"stage_one.epochs": 0, "stage_two.epochs": 1, "evaluation.svm_c": (0.1, 10.0), "evaluation.pictures": 0}
   loop.train(tiny_config(data_root, **changes), folder)
-  pipeline.evaluate(folder)
+  evaluate.evaluate(folder)
   return folder
 
 
@@ -278,13 +278,13 @@ def test_an_evaluation_chooses_before_it_sees_the_test_split(workdir, monkeypatc
 
   monkeypatch.setattr(output_cache, "extract", blind)
   with pytest.raises(KeyboardInterrupt):
-    pipeline.evaluate(workdir)
+    evaluate.evaluate(workdir)
   monkeypatch.setattr(output_cache, "extract", extract)
   chosen = json.loads((workdir / "selection.json").read_text())
   assert chosen["chosen_on"] == "digits/tiny validation"
   assert chosen["svm_c"] == float(max(sorted(chosen["svm_mAP"], key=float), key=chosen["svm_mAP"].get))
   assert set(chosen["svm_mAP"]) == {"0.1", "10.0"}
-  results = pipeline.evaluate(workdir)
+  results = evaluate.evaluate(workdir)
   assert json.loads((workdir / "selection.json").read_text()) == chosen
   assert (results["svm_c"], results["calibration"]["temperature"]) == (chosen["svm_c"], chosen["temperature"])
   assert list(results["thresholded"]["thresholds"].values()) == chosen["thresholds"]
@@ -295,7 +295,7 @@ def test_an_evaluation_chooses_before_it_sees_the_test_split(workdir, monkeypatc
 def test_prediction_s_thresholds_are_chosen_on_what_it_sees(workdir):
   of_one_view = json.loads((workdir / "selection.json").read_text())
   assert of_one_view["prediction"] == {name: of_one_view[name] for name in ("temperature", "thresholds")}
-  pipeline.evaluate(workdir, {"views": "five"})
+  evaluate.evaluate(workdir, {"views": "five"})
   of_five = json.loads((workdir / "selection.json").read_text())
   assert of_five["prediction"] == of_one_view["prediction"]
   assert of_five["thresholds"] != of_one_view["thresholds"]
@@ -308,20 +308,20 @@ def test_without_a_validation_split_the_choices_of_another_run_are_used(workdir,
   (workdir / "config.json").write_text(json.dumps(config))
   (workdir / "selection.json").unlink()
   with pytest.raises(UserError, match=r"data\.validation is empty and .* holds no selection\.json: copy the one"):
-    pipeline.evaluate(workdir)
+    evaluate.evaluate(workdir)
   names = [str(digit) for digit in range(10)]
   seen = {"views": "centre", "mirror": "", "feature": "z"}
   calibrated = {"temperature": 2.0, "thresholds": [0.25] * 10}
   there = selection_lib.Selection("elsewhere", names, "per_class", seen, 0.5, {}, **calibrated, prediction=calibrated)
   (workdir / "selection.json").write_text(json.dumps(there._asdict()))
-  results = pipeline.evaluate(workdir)
+  results = evaluate.evaluate(workdir)
   assert (results["svm_c"], results["calibration"]["temperature"]) == (0.5, 2.0)
   assert results["thresholded"]["thresholds"] == dict.fromkeys(names, 0.25)
   (workdir / "selection.json").write_text(json.dumps(there._replace(svm_c=None)._asdict()))
   with pytest.raises(UserError, match=r"selection\.json has no C, as no SVMs were fitted where it was chosen"):
-    pipeline.evaluate(workdir)
+    evaluate.evaluate(workdir)
   capsys.readouterr()
-  results = pipeline.evaluate(workdir, {"views": "five", "thresholds": "global", "svm_solver": ""})
+  results = evaluate.evaluate(workdir, {"views": "five", "thresholds": "global", "svm_solver": ""})
   assert results["thresholded"]["rule"] == "per_class"
   assert (
     "were chosen on elsewhere with views centre (now five), thresholds per_class (now global)"
@@ -330,29 +330,29 @@ def test_without_a_validation_split_the_choices_of_another_run_are_used(workdir,
   assert not (workdir / "svm.npz").exists()  # that of the evaluation before
   (workdir / "selection.json").write_text(json.dumps(there._replace(class_names=["cat"])._asdict()))
   with pytest.raises(UserError, match=r"selection\.json was made for other classes \(cat"):
-    pipeline.evaluate(workdir)
+    evaluate.evaluate(workdir)
   config["data"]["validation"] = config["data"]["test"]
   (workdir / "config.json").write_text(json.dumps(config))
   with pytest.raises(UserError, match="nothing may be chosen on the test split"):
-    pipeline.evaluate(workdir)
+    evaluate.evaluate(workdir)
 
 
 def test_tables_come_from_saved_scores(workdir, monkeypatch, capsys):
-  results = pipeline.evaluate(workdir, {"views": "five"})
+  results = evaluate.evaluate(workdir, {"views": "five"})
   assert results["views"] == results["config"]["evaluation"]["views"] == "five"
   seen = count_forwards(monkeypatch)
-  found = pipeline.print_protocols([workdir])[str(workdir)]
+  found = evaluate.print_protocols([workdir])[str(workdir)]
   assert seen == []
   assert found["csra"]["mAP"] == pytest.approx(results["mAP"])
   out = capsys.readouterr().out
   assert len(out.splitlines()) >= 2 + len(found)
   assert out.endswith(f"{workdir}: five views; SVMs (newton) on features z\n")
   with pytest.raises(UserError, match=r"--protocol must be all or some of paper, .*, got 'imagenet'"):
-    pipeline.print_protocols([workdir], ["imagenet"])
-  pipeline.evaluate(workdir, {"svm_solver": ""})
-  assert "paper" not in pipeline.print_protocols([workdir])[str(workdir)]
+    evaluate.print_protocols([workdir], ["imagenet"])
+  evaluate.evaluate(workdir, {"svm_solver": ""})
+  assert "paper" not in evaluate.print_protocols([workdir])[str(workdir)]
   with pytest.raises(UserError, match="--protocol=paper measures SVMs and there are none"):
-    pipeline.print_protocols([workdir], ["paper"])
+    evaluate.print_protocols([workdir], ["paper"])
 
 
 def test_scores_of_another_checkpoint_are_measured_again(workdir, monkeypatch):
@@ -360,19 +360,19 @@ def test_scores_of_another_checkpoint_are_measured_again(workdir, monkeypatch):
   about = json.loads(str(stale.made_by)) | {"checkpoint": "another"}
   files.write_npz(workdir / "scores.npz", stale._replace(made_by=np.array(json.dumps(about)))._asdict())
   seen = count_forwards(monkeypatch)
-  pipeline.print_protocols([workdir], ["csra"])
+  evaluate.print_protocols([workdir], ["csra"])
   assert seen == []  # the features are those of the right one
   assert json.loads(str(scores_lib.load(workdir).made_by))["checkpoint"] == json.loads(str(stale.made_by))["checkpoint"]
 
 
 def test_two_runs_are_fused(workdir, tmp_path):
   other = shutil.copytree(workdir, tmp_path / "other")
-  pipeline.evaluate(other, {"views": "five"})
+  evaluate.evaluate(other, {"views": "five"})
   with pytest.raises(UserError, match=r"evaluated with another views, centre and five: evaluate both alike"):
-    pipeline.print_protocols([workdir, other])
-  pipeline.evaluate(other, {"svm_c": (10.0,) if pipeline.evaluate(workdir)["svm_c"] == 0.1 else (0.1,)})
+    evaluate.print_protocols([workdir, other])
+  evaluate.evaluate(other, {"svm_c": (10.0,) if evaluate.evaluate(workdir)["svm_c"] == 0.1 else (0.1,)})
   (workdir / "scores.npz").unlink()
-  found = pipeline.print_protocols([workdir, other], ["paper", "csra"])  # evaluates the first again
+  found = evaluate.print_protocols([workdir, other], ["paper", "csra"])  # evaluates the first again
   runs = [scores_lib.load(folder) for folder in (workdir, other)]
   fused = scores_lib.fuse(dict(zip("ab", runs, strict=True)))
   np.testing.assert_allclose(fused.svm, (runs[0].svm + runs[1].svm) / 2)

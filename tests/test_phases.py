@@ -65,7 +65,7 @@ def test_a_folder_of_another_configuration_is_refused_before_the_first_phase(tra
   [
     ({"data.test": "tset"}, "tset"),
     ({"data.test": "validation"}, "nothing may be chosen on the test split"),
-    ({"controls": ("mean_poool",)}, "controls must be some of .*, got 'mean_poool'"),
+    ({"controls": ("mean_poool",)}, "controls must be one of .*, got 'mean_poool'; did you mean 'mean_pool'"),
     ({"data.validation": "", "controls": ("max_pool",)}, "holds no selection"),
     ({"evaluation.feature": "y"}, r"evaluation\.feature must be one of z, h, x, got 'y'"),
     ({"evaluation.svm_solver": "sgd"}, r"evaluation\.svm_solver must be one of , newton, liblinear, got 'sgd'"),
@@ -75,6 +75,17 @@ def test_a_folder_of_another_configuration_is_refused_before_the_first_phase(tra
     ({"evaluation.views": "two"}, r"evaluation\.views must be one of"),
     ({"data.crop_size": 80}, r"data\.crop_size must be between 1 and data\.image_size 72, got 80"),
     ({"seed": -1}, "seed must be 0 or more, got -1"),
+    ({"controls": ("max_pool", "saliency")}, "control saliency cannot be trained: head 'saliency' looks by the dense"),
+    ({"controls": ("proposals",)}, "control proposals cannot be trained: .* looks at proposals: set data.proposals"),
+    ({"stage_one.head": ""}, r"stage_one\.head is empty, but stage_one trains an auxiliary head beside 'saliency'"),
+    (
+      {"stage_one.head": "max_pool"},
+      "'saliency' looks by the dense scores of an auxiliary 'score_map'.*, got 'max_pool'",
+    ),
+    ({"stage_one.head": "max_poool"}, r"stage_one\.head must be one of .*did you mean 'max_pool'"),
+    ({"model.head": "rlsd"}, r"learns from another data set's boxes: name it in rpn\.data"),
+    ({"model.region_size": (3,)}, r"model\.region_size must be \(height, width\) in samples, got \(3,\)"),
+    ({"model.backbone": "vgg17"}, r"model\.backbone must be one of .*'vgg17'; did you mean 'vgg16'"),
   ],
 )
 def test_what_cannot_be_evaluated_is_not_trained(data_root, tmp_path, changes, message):

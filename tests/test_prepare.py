@@ -35,7 +35,7 @@ def frozen(value):
   return tuple(map(frozen, value)) if isinstance(value, list) else value
 config = ml_collections.ConfigDict(frozen(json.loads(pathlib.Path(sys.argv[1]).read_text()))).lock()
 pipeline.train_and_evaluate(config, pathlib.Path(sys.argv[2]))
-pipeline.evaluate_and_print(pathlib.Path(sys.argv[2]))
+evaluate.evaluate_and_print(pathlib.Path(sys.argv[2]))
 """
 
 PREPARE = """

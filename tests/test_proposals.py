@@ -13,7 +13,7 @@ from rmam_jax.inference import predictor
 from rmam_jax.ops import boxes as boxes_lib
 from rmam_jax.ops import spatial_transformer
 from rmam_jax.runtime.errors import UserError
-from rmam_jax.training import pipeline
+from rmam_jax.training import evaluate, pipeline
 
 
 def test_suppression_by_hand():
@@ -87,7 +87,7 @@ def test_a_run_looks_at_its_proposals(data_root, tmp_path):
   )
   assert wanted > 0.6
   with pytest.raises(UserError, match="proposals are seen from the centre view alone"):
-    pipeline.evaluate(tmp_path, {"views": "ten"})
+    evaluate.evaluate(tmp_path, {"views": "ten"})
   with pytest.raises(UserError, match="looks at proposals, which images alone do not have"):
     predictor.load(tmp_path)
 

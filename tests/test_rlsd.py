@@ -19,7 +19,7 @@ from rmam_jax.ops import boxes as boxes_lib
 from rmam_jax.ops import rlsd, rpn
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError
-from rmam_jax.training import best_checkpoint, checkpoints, exported, loop, pipeline, stages, workdir
+from rmam_jax.training import best_checkpoint, checkpoints, evaluate, exported, loop, pipeline, stages, workdir
 from rmam_jax.training import rpn as rpn_training
 from rmam_jax.training import step as step_lib
 
@@ -425,7 +425,7 @@ def test_predictions_and_an_exported_model_find_the_same_regions(finished, data_
 
 
 def test_ten_views_have_regions_of_their_own(finished):
-  results = pipeline.evaluate(finished, {"views": "ten"})
+  results = evaluate.evaluate(finished, {"views": "ten"})
   assert (results["views"], results["mirror"]) == ("ten", "image")
   assert 0 <= results["mAP"] <= 1
 

@@ -536,7 +536,7 @@ def test_an_export_holds_no_path_of_this_machine(trained, data_root, tmp_path):
   assert exported.load(tmp_path / "out").config.weights == "w.safetensors"
   image = np.full((64, 64, 3), 90, np.uint8)
   before, after = (rmam_jax.load(folder).predict([image])[0] for folder in (run, tmp_path / "out"))
-  np.testing.assert_array_equal(before.scores, after.scores)
+  np.testing.assert_array_equal(before.probabilities, after.probabilities)
 
 
 def test_fields_that_a_file_lacks_are_as_in_the_defaults_and_unknown_ones_are_named():

@@ -6,8 +6,8 @@ python -m tests.worker_faults DATA_ROOT [RECORD]      RECORD's image is damaged
 from absl import app
 
 from configs import common
+from rmam_jax import commands
 from rmam_jax.data import batches, splits
-from rmam_jax.runtime import commands
 
 
 class Damaged:

@@ -11,7 +11,7 @@ import pathlib
 
 from absl import app, flags
 
-from rmam_jax.runtime import commands
+from rmam_jax import commands
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import exported
 from rmam_jax.weights import files as weight_files

@@ -1,9 +1,11 @@
 """Files that are whole or not there, and errors that name them."""
 
+import contextlib
 import json
+import os
 import pathlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,22 +15,35 @@ from rmam_jax.runtime.errors import UserError
 GO_ON = "What is there stays: free or open the folder and run the same command again."
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes beside the file and renames, so that no reader ever sees half of it.
+def cache_folder() -> pathlib.Path:
+  """$XDG_CACHE_HOME/rmam_jax, or ~/.cache/rmam_jax."""
+  return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rmam_jax"
+
+
+@contextlib.contextmanager
+def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A draft beside `path` to write into; at the end it takes its place, so that no reader ever sees half of it.
 
   Raises:
-    UserError: names the file.
+    UserError: it cannot be written; names the file.
   """
   draft = path.with_name(path.name + ".draft")
   try:
-    draft.write_text(text)
+    yield draft
     draft.replace(path)
   except OSError as error:  # a full disk's names no file
+    draft.unlink(missing_ok=True)
     raise UserError(f"cannot write {path}: {error.strerror or error}. {GO_ON}") from error
 
 
+def write_text(path: pathlib.Path, text: str) -> None:
+  """See `whole_file`."""
+  with whole_file(path) as draft:
+    draft.write_text(text)
+
+
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """A value as JSON; see `write_text`."""
+  """A value as JSON; see `whole_file`."""
   write_text(path, json.dumps(value, indent=2) + "\n")
 
 
@@ -36,32 +51,20 @@ def read_json(path: pathlib.Path) -> Any:
   """A JSON file's value.
 
   Raises:
-    UserError: names the file.
+    UserError: it is no JSON, or cannot be read; names the file.
   """
   try:
     return json.loads(path.read_text())
+  except OSError as error:
+    raise UserError(f"cannot read {path}: {error.strerror or error}") from error
   except ValueError as error:
     raise UserError(f"{path} is not JSON ({error})") from error
 
 
 def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray], *, compressed: bool = False) -> None:
-  """Writes beside the file and renames, so that no reader ever sees half of it.
-
-  Args:
-    path: of the .npz.
-    arrays: by name.
-    compressed: smaller and slower.
-
-  Raises:
-    UserError: names the file.
-  """
-  draft = path.with_name(path.name + ".draft")
-  try:
-    with draft.open("wb") as file:
-      (np.savez_compressed if compressed else np.savez)(file, **arrays)
-    draft.replace(path)
-  except OSError as error:  # a full disk's names no file
-    raise UserError(f"cannot write {path}: {error.strerror or error}. {GO_ON}") from error
+  """Arrays by name as .npz, compressed or not; see `whole_file`."""
+  with whole_file(path) as draft, draft.open("wb") as file:
+    (np.savez_compressed if compressed else np.savez)(file, **arrays)
 
 
 def read_npz(path: pathlib.Path, remedy: str) -> dict[str, np.ndarray]:
@@ -73,7 +76,7 @@ def read_npz(path: pathlib.Path, remedy: str) -> dict[str, np.ndarray]:
 
   Raises:
     UserError: it is damaged; names the file.
-    UserError: it is not there.
+    FileNotFoundError: it is not there.
   """
   try:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:

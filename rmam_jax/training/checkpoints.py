@@ -100,8 +100,7 @@ class StageCheckpoints:
     try:
       return manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.JsonRestore()}))[item]
     except Exception as error:  # as above
-      folder = manager.directory / str(step)
-      raise Damaged(f"{folder} is damaged: {item} cannot be read ({_brief(error)})") from error
+      raise Damaged(f"{manager.directory / str(step)} is damaged: {item} cannot be read ({_brief(error)})") from error
 
   def save_last(self, state: TrainState, progress: dict) -> None:
     """Saves what the stage needs to go on; the one but one before it is removed once this one is complete."""

@@ -1,4 +1,4 @@
-"""The training of a run: its region proposal network if it has one, stage one, stage two. It goes on where it stopped."""
+"""Training: a run's region proposal network if its head has one, then stage one and stage two; each goes on where it stopped."""
 
 import contextlib
 import functools
@@ -27,11 +27,17 @@ from rmam_jax.training import rpn as rpn_training
 from rmam_jax.training import step as step_lib
 
 SKIPPED = "skipped.jsonl"  # in a workdir: images that could not be read and were replaced
-STREAMS = (*stages.NAMES, rpn_training.NAME)  # of one run each has its own random numbers
+STREAMS = (*stages.NAMES, rpn_training.NAME)  # each has random numbers of its own
 
 
 class _Trainer:
-  """Runs stages over one mesh, one data set and one workdir."""
+  """Trains stages over one mesh, one data set and one workdir.
+
+  Attributes:
+    first: what the backbone begins with; None: random weights.
+    trace: of some steps.
+    train, validation: the splits; the second may be None.
+  """
 
   def __init__(
     self,
@@ -40,45 +46,37 @@ class _Trainer:
     first: initial_weights.InitialWeights | None,
     trace: profile.Trace,
   ):
-    self.config = config
-    self.trace = trace
-    self.first = first
-    self.folder = folder
-    data = config.data
+    self.config, self.folder, self.first, self.trace = config, folder, first, trace
+    data, self.mesh = config.data, mesh_lib.make_mesh()
     with processes.first_before_others("open"):  # digit scenes may have to be made
       self.train = open_split(data, data.train)
     self.validation = open_split(data, data.validation) if data.validation else None
-    for split in (self.train, self.validation):
-      if split is not None and split.dropped:
+    for split in filter(None, (self.train, self.validation)):
+      if split.dropped:
         print(f"{split.name}: {split.dropped} records without a positive label are left out")
-    self.num_classes = len(self.train.class_names)
-    self.mesh = mesh_lib.make_mesh()
-    if config.batch_size % self.mesh.size or config.evaluation.batch_size % self.mesh.size:
+    devices = self.mesh.size
+    if config.batch_size % devices or config.evaluation.batch_size % devices:
       raise UserError(
         f"batch_size {config.batch_size} and evaluation.batch_size {config.evaluation.batch_size} must be multiples of"
-        f" the {self.mesh.size} devices"
+        f" the {devices} devices"
       )
-    if config.accumulate < 1 or config.batch_size % (config.accumulate * self.mesh.size):
+    if config.accumulate < 1 or config.batch_size % (config.accumulate * devices):
       raise UserError(
         f"accumulate must be at least 1 and cut batch_size {config.batch_size} into equal parts, multiples of the"
-        f" {self.mesh.size} devices, got {config.accumulate}"
+        f" {devices} devices, got {config.accumulate}"
       )
 
   def batches(self, stage: stages.Stage, start: int):
+    """The stage's batches from a step on."""
     data = self.config.data
     return batches.train_batches(
       self.train,
       batch_size=self.config.batch_size,
-      image_size=data.image_size,
-      crop_size=data.crop_size,
-      flip=data.flip,
       seed=self.config.seed * len(stages.NAMES) + STREAMS.index(stage.name),
       start_step=start,
-      threads=data.threads,
-      workers=data.workers,
-      corrupt=data.corrupt,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
+      **{name: data[name] for name in ("image_size", "crop_size", "flip", "threads", "workers", "corrupt")},
     )
 
   def note_skipped(self, skipped: Iterable[str], stage: str, step: int, bar: tqdm.tqdm) -> None:
@@ -89,34 +87,26 @@ class _Trainer:
         file.write(json.dumps({"stage": stage, "step": step, "reason": str(reason)}) + "\n")
 
   def make_forward(self, stage: stages.Stage):
-    """What `validate` asks."""
+    """The program that `validate` runs."""
     return outputs_lib.make_forward(stage.model, self.mesh)
 
   def validate(self, stage: stages.Stage, forward, params) -> dict[str, float]:
     """The loss that the best epoch is chosen by, over the whole validation split at once, and its mAP.
 
     It is Eq. 14 with the stage's classification loss of the pooled scores, whatever else is trained beside: auxiliary
-    scores, a policy and its baseline, or a label sequence are not in it. Nothing without a validation split.
+    scores, a policy and its baseline, or a label sequence are not in it.
     """
-    if self.validation is None:
-      return {}
-    answers = outputs_lib.compute_outputs(
-      forward,
-      params,
-      self.validation,
-      data=self.config.data,
-      batch_size=self.config.evaluation.batch_size,
+    size = self.config.evaluation.batch_size
+    found = outputs_lib.compute_outputs(forward, params, self.validation, data=self.config.data, batch_size=size)
+    objective = stage.objective
+    loss = float(
+      losses.CLASSIFICATION_LOSSES[objective.classification](found.scores, found.labels, ignore=found.ignore)
     )
-    classification = losses.CLASSIFICATION_LOSSES[stage.objective.classification]
-    loss = float(classification(answers.scores, answers.labels, ignore=answers.ignore))
-    if stage.objective.localization_weight:
-      localization = losses.localization_loss(answers.thetas, **stage.objective.localization)
-      loss += stage.objective.localization_weight * float(localization)
-    precisions = metrics.average_precisions(answers.scores, answers.labels, ignore=answers.ignore)
-    return {
-      "validation_loss": loss,
-      "validation_mAP": metrics.mean_average_precision(precisions),
-    }
+    if objective.localization_weight:
+      localization = losses.localization_loss(found.thetas, **objective.localization)
+      loss += objective.localization_weight * float(localization)
+    precisions = metrics.average_precisions(found.scores, found.labels, ignore=found.ignore)
+    return {"validation_loss": loss, "validation_mAP": metrics.mean_average_precision(precisions)}
 
   def begin(self, stage: stages.Stage, params: step_lib.Params) -> step_lib.Params:
     """Fresh parameters with what `config.weights` has for them."""
@@ -138,7 +128,7 @@ class _Trainer:
       stage: what is trained.
       previous: the best parameters of the stage before, or None.
       kept: see `stages.take_over`.
-      rpn: the parameters of a region proposal network that the stage's recogniser has, or None.
+      rpn: the parameters of a region proposal network that the stage's recognizer has, or None.
     """
     replicated = mesh_lib.replicated(self.mesh)
     key = jax.random.fold_in(jax.random.key(self.config.seed), STREAMS.index(stage.name))
@@ -170,32 +160,31 @@ class _Trainer:
 
   def _train(self, stage: stages.Stage, state: step_lib.TrainState, progress: dict, saved) -> None:
     sharding, replicated = mesh_lib.by_example(self.mesh), mesh_lib.replicated(self.mesh)
+    options = {"accumulate": self.config.accumulate, "seed": self.config.seed}
     train_step = jax.jit(
-      step_lib.make_train_step(
-        stage.model, stage.optimizer, stage.objective, accumulate=self.config.accumulate, seed=self.config.seed
-      ),
+      step_lib.make_train_step(stage.model, stage.optimizer, stage.objective, **options),
       in_shardings=(replicated, sharding),
       out_shardings=replicated,
       donate_argnums=0,
     )
-    forward = self.make_forward(stage)
+    forward, first = self.make_forward(stage), processes.is_first()
     step, totals = int(state.step), list(progress.pop("unfinished", ()))  # metrics of the steps of an unfinished epoch
-    log = workdir.MetricsLog(self.folder, stage.name, step) if processes.is_first() else None
-    if processes.is_first():
+    if first:
       workdir.keep_until(self.folder / SKIPPED, stage.name, step)
     started = time.monotonic() - progress["seconds"]
     label = f"{stage.name} ({stage.trains})"
 
     def save_unfinished() -> None:
-      seconds = time.monotonic() - started
-      saved.save_last(state, {**progress, "unfinished": totals, "seconds": seconds})
+      saved.save_last(state, {**progress, "unfinished": totals, "seconds": time.monotonic() - started})
       bar.write(f"{label}: stopped after step {step} and saved")
 
     with (
       contextlib.closing(self.batches(stage, step)) as stream,
-      contextlib.closing(log) if log else contextlib.nullcontext(),
+      contextlib.closing(workdir.MetricsLog(self.folder, stage.name, step))
+      if first
+      else contextlib.nullcontext() as log,
       tqdm.tqdm(
-        total=stage.steps, initial=step, desc=label, unit=" steps", dynamic_ncols=True, disable=not processes.is_first()
+        total=stage.steps, initial=step, desc=label, unit=" steps", dynamic_ncols=True, disable=not first
       ) as bar,
       # Several processes cannot agree on a step: there, signals act at once and the last epoch's checkpoint counts.
       signals.Deferred(active=jax.process_count() == 1) as stop,
@@ -231,7 +220,7 @@ class _Trainer:
           return
         try:
           with stop.suspended():
-            found = self.validate(stage, forward, state.params)
+            found = self.validate(stage, forward, state.params) if self.validation else {}
         except KeyboardInterrupt:
           save_unfinished()
           raise
@@ -261,20 +250,13 @@ class _RpnTrainer(_Trainer):
 
   def validate(self, stage: stages.Stage, forward, params) -> dict[str, float]:
     """The share of the objects that no region finds, by which the best epoch is chosen, and of those that one does."""
-    if self.validation is None:
-      return {}
-    found = rpn_training.recall(
-      forward, params, self.validation, data=self.config.data, batch_size=self.config.evaluation.batch_size
-    )
+    size = self.config.evaluation.batch_size
+    found = rpn_training.recall(forward, params, self.validation, data=self.config.data, batch_size=size)
     return {"validation_loss": 1 - found, "validation_recall": found}
 
 
 def _settle(place: str, step_metrics: step_lib.Metrics, ids: Sequence[str]) -> dict[str, float]:
-  """A step's metrics on the host.
-
-  Raises:
-    UserError: one is not finite; names the step, the terms and the records.
-  """
+  """A step's metrics on the host; refuses those that are not finite and names the step, the terms and the records."""
   values = {name: float(value) for name, value in step_metrics.items()}
   broken = [name for name, value in values.items() if not math.isfinite(value)]
   if broken:
@@ -289,10 +271,10 @@ def _settle(place: str, step_metrics: step_lib.Metrics, ids: Sequence[str]) -> d
 def train(
   config: ml_collections.ConfigDict, folder: pathlib.Path, *, profile_folder: pathlib.Path | None = None
 ) -> step_lib.Params:
-  """Runs both stages, and the training of the region proposal network before them if the head has one, or what is left of them.
+  """Trains both stages, and before them a region proposal network if the head has one, or what is left of them.
 
   Args:
-    config: see `configs/common.py`.
+    config: see `rmam_jax.config`.
     folder: the workdir; made, or gone on with if it belongs to the same configuration.
     profile_folder: for a trace of the first steps after warming up; None writes none.
 
@@ -302,27 +284,26 @@ def train(
   Raises:
     UserError: with what to do about it.
   """
-  # Preprocessing travels with the weights: from here on the configuration has theirs, and so has all that reads it,
-  # config.json, the checkpoints' owner, evaluation and prediction.
+  # Preprocessing belongs to the weights: from here on the configuration has theirs, and so has all that reads it,
+  # config.json, evaluation and prediction.
   with processes.first_before_others("weights"):  # the first one leaves their conversion in the cache
     config, first = initial_weights.resolve(config, folder)
   workdir.check(folder, config)
   trace = profile.Trace(profile_folder if processes.is_first() else None)
   trainer = _Trainer(config, folder, first, trace)
-  planned = [
-    stages.build(config, name, num_classes=trainer.num_classes, num_records=len(trainer.train)) for name in stages.NAMES
-  ]
-  rpn_trainer = rpn_stage = None
+  counts = {"num_classes": len(trainer.train.class_names), "num_records": len(trainer.train)}
+  planned = [stages.build(config, name, **counts) for name in stages.NAMES]
+  trainers = [trainer]
   if any(stage.model.rpn is not None for stage in planned):
     rpn_trainer = _RpnTrainer(rpn_training.config_of(config), folder, first, profile.Trace(None))
     rpn_stage = stages.build_rpn(rpn_trainer.config, len(rpn_trainer.train))
-  trainers = filter(None, (trainer, rpn_trainer))
+    trainers.append(rpn_trainer)
   records = {split.name: split.digest() for each in trainers for split in (each.train, each.validation) if split}
   # Only now: a configuration that cannot run leaves nothing behind.
   with processes.first_before_others("claim"):
     workdir.claim(folder, config, trainer.train.class_names, records)
   params, kept = None, ""
-  rpn = rpn_trainer.run(rpn_stage) if rpn_trainer else None
+  rpn = rpn_trainer.run(rpn_stage) if len(trainers) > 1 else None
   with contextlib.closing(trace):
     for stage in planned:
       if stage.epochs:

@@ -1,4 +1,4 @@
-"""What trains a region proposal network: the data with boxes that it learns from, its objective, and how well it finds objects."""
+"""How a region proposal network is trained: on which data with boxes, by what loss, and how many objects it then finds."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,23 +16,20 @@ from rmam_jax.ops import boxes as boxes_lib
 from rmam_jax.ops import losses, rpn
 from rmam_jax.runtime import mesh as mesh_lib
 
-NAME = "rpn"  # of the stage, of its checkpoints, and of its part of a recogniser's parameters
+NAME = "rpn"  # of the stage, of its checkpoints, and of its part of a recognizer's parameters
 FOUND = 0.5  # IoU from which on a region has found an object
 
 
 def config_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """The run's configuration with the data that its region proposal network learns from: another set's, or its own, with boxes.
+  """The run's configuration with the data that its network learns from, boxes included: another set's, or its own.
 
   Raises:
-    UserError: own images without another set beside them; or a head that is named by where it learns, and learns
-      elsewhere.
+    UserError: the head cannot learn from these.
   """
   heads.get(config.model.head).check(config)
-  section = config.rpn
-  own = config.copy_and_resolve_references()
+  section, own = config.rpn, config.copy_and_resolve_references()
   if section.data:
-    own.data.name, own.data.train, own.data.validation = section.data, section.train, section.validation
-    own.data.expected = ()
+    own.data.update(name=section.data, train=section.train, validation=section.validation, expected=())
   own.data.proposals, own.data.num_proposals = "objects", section.num_boxes
   own.epoch_size = section.epoch_size
   return own
@@ -56,21 +53,12 @@ class Objective(NamedTuple):
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss and its terms; the labels are not looked at."""
     del labels, ignore
-    boxes = jnp.clip(found.boxes, 0, 1)
+    limits = {"positive": self.positive, "negative": self.negative, "samples": self.samples}
 
     def each(scores, offsets, boxes, noise):
-      return rpn.layer_loss(
-        scores,
-        offsets,
-        found.anchors,
-        boxes,
-        noise,
-        positive=self.positive,
-        negative=self.negative,
-        samples=self.samples,
-      )
+      return rpn.layer_loss(scores, offsets, found.anchors, boxes, noise, **limits)
 
-    terms = jax.vmap(each)(found.scores, found.offsets, boxes, found.noise)
+    terms = jax.vmap(each)(found.scores, found.offsets, jnp.clip(found.boxes, 0, 1), found.noise)
     confidence, box = (losses.batch_mean(term, mask) for term in terms)
     loss = confidence + self.box_weight * box
     return loss, {"loss": loss, "confidence": confidence, "box": box}

@@ -12,57 +12,52 @@ from typing import Any
 
 import ml_collections
 
+from rmam_jax import config as config_lib
 from rmam_jax import heads
 from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.version import __version__
 
-FORMAT = 3  # of a workdir: one more when a field of the configuration comes or goes or a parameter changes its shape
-# Fields that change where and how fast, never what: a run may go on with others. (What lies at `weights` is told by
-# `weights_digest`.)
-FREE_FIELDS = ("data.root", "data.threads", "data.workers", "remat", "weights")
+FORMAT = 4  # of a workdir; a new field of the configuration takes its default, and needs no other format
+# Fields that change nothing that is learned: a run may go on with others, and so with another `evaluation` section. (What
+# lies at `weights` is told by `weights_digest`.)
+FREE_FIELDS = ("data.root", "data.images", "data.corrupt", "data.threads", "data.workers", "remat", "weights")
+_SPLITS = ("data.train", "data.validation", "data.test", "data.final_train")
 
 
-def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   """A nested configuration's values by their dotted names."""
   flat = {}
   for name, value in config.items():
-    if isinstance(value, dict):
-      flat |= flatten(value, f"{prefix}{name}.")
-    else:
-      flat[prefix + name] = value
+    flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
   return flat
 
 
-def determining(fields: dict[str, Any], config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Of a configuration's values by their dotted names, those that can change what a run finds.
+def determining(fields: Mapping[str, Any], config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Of a configuration's values by their dotted names, those that can change what a run learns.
 
-  Left out are `FREE_FIELDS`, `accumulate` unless a head samples where it looks, and the sections that only other heads
-  read than those which `config` trains (`heads.unused_sections`), so that such a head changes nothing for the others.
+  Left out are `FREE_FIELDS`, `evaluation`, `accumulate` unless a head of `config` samples, the sections of heads that it
+  does not train, so that a new head changes nothing for the others, and where own data lie: a digest tells what they are.
   """
   used = {config.model.head, *filter(None, [config.stage_one.head]), *config.controls}
-  unused = heads.unused_sections(used)
+  left_out = ("evaluation.", *heads.unused_sections(used))
   free = FREE_FIELDS if any(heads.get(name).samples for name in used) else ("accumulate", *FREE_FIELDS)
-  return {name: value for name, value in fields.items() if name not in free and not name.startswith(unused)}
+  found = {name: value for name, value in fields.items() if name not in free and not name.startswith(left_out)}
+  return found | ({name: bool(found[name]) for name in _SPLITS} if config.data.name == "custom" else {})
 
 
 def check(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
   """Refuses a folder that belongs to another configuration; changes nothing.
 
   Raises:
-    UserError: names the fields that differ.
-    UserError: the folder cannot be read.
+    UserError: names the fields that differ; or the folder cannot be read.
   """
-  path = folder / "config.json"
   try:
-    theirs = determining(flatten(json.loads(path.read_text())), config)
-  except FileNotFoundError:
-    return
+    if not (folder / "config.json").exists():
+      return
   except OSError as error:
     raise _unusable(folder, error) from error
-  except json.JSONDecodeError as error:
-    raise UserError(f"{path} is not JSON ({error}). Name another folder with --workdir=DIR.") from error
-  mine = determining(flatten({"format": FORMAT, **json.loads(config.to_json())}), config)
+  theirs, mine = (determining(flatten(json.loads(each.to_json())), config) for each in (read_config(folder), config))
   differing = [
     f"{name} ({theirs.get(name, 'absent')} there, {mine.get(name, 'absent')} now)"
     for name in sorted(mine | theirs)
@@ -76,25 +71,22 @@ def check(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
 
 
 def claim(
-  folder: pathlib.Path,
-  config: ml_collections.ConfigDict,
-  class_names: Sequence[str],
-  records: Mapping[str, str],
+  folder: pathlib.Path, config: ml_collections.ConfigDict, class_names: Sequence[str], records: Mapping[str, str]
 ) -> None:
   """Makes the folder and leaves in it the configuration, the classes and what tells the data from others.
 
   Args:
     folder: the workdir.
-    config: the run's; must agree with what is there already, as all below.
+    config: the run's; must agree with what is there already, as all below. Fields that change nothing learned may
+      differ: from now on they are these.
     class_names: L names.
     records: the digest of each split that the run trains on or chooses by, by its name.
 
   Raises:
-    UserError: see `check`; or the data are no longer those that the run began with.
-    UserError: the folder cannot be made or written.
+    UserError: see `check`; the data are no longer those that the run began with; or the folder cannot be written.
   """
   check(folder, config)
-  path, classes, data = (folder / name for name in ("config.json", "classes.json", "data.json"))
+  classes, data = folder / "classes.json", folder / "data.json"
   if classes.exists() and read_class_names(folder) != tuple(class_names):
     raise UserError(
       f"{classes} names other classes than {config.data.name} has now. Name another folder with --workdir=DIR."
@@ -107,14 +99,12 @@ def claim(
     )
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-      files.write_json(path, {"format": FORMAT, **json.loads(config.to_json())})
-    if not classes.exists():
-      files.write_json(classes, list(class_names))
-    if not data.exists():
-      files.write_json(data, dict(records))
   except OSError as error:
     raise _unusable(folder, error) from error
+  files.write_json(folder / "config.json", {"format": FORMAT, **json.loads(config.to_json())})
+  files.write_json(classes, list(class_names))
+  if not data.exists():
+    files.write_json(data, dict(records))
 
 
 @contextlib.contextmanager
@@ -163,11 +153,10 @@ def _unusable(folder: pathlib.Path, error: OSError) -> OSError:
 
 
 def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
-  """The configuration that a workdir belongs to.
+  """The configuration that a workdir belongs to; fields that it did not know yet have their defaults.
 
   Raises:
-    UserError: the folder holds none.
-    UserError: it is no JSON, or another version's.
+    UserError: the folder holds none; it is no JSON, or of another format.
   """
   path = folder / "config.json"
   if not path.exists():
@@ -178,7 +167,7 @@ def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
       f"{path} is of format {found}, of another version of rmam_jax, and this one, {__version__}, reads format"
       f" {FORMAT}: train again into another folder, or use the version that made it"
     )
-  return ml_collections.ConfigDict(content).lock()
+  return config_lib.from_fields(content, str(path))
 
 
 def read_class_names(folder: pathlib.Path) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 
 from rmam_jax import backbones
 from rmam_jax.backbones.spec import Layout
+from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.weights import h5, pth, tensors
 from rmam_jax.weights.tensors import Entry
@@ -31,13 +31,8 @@ class Weights(NamedTuple):
   digest: str  # SHA-256 of the file that was published or given, before any conversion
 
 
-def cache_folder() -> pathlib.Path:
-  """$XDG_CACHE_HOME/rmam_jax, or ~/.cache/rmam_jax."""
-  return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rmam_jax"
-
-
 def _cached_path(sha256: str) -> pathlib.Path:
-  return cache_folder() / f"{sha256}.safetensors"
+  return files.cache_folder() / f"{sha256}.safetensors"
 
 
 def checksum(path: pathlib.Path, kind: str = "sha256") -> str:
@@ -86,7 +81,7 @@ def read(path: pathlib.Path) -> Weights:
   converted = {name: np.ascontiguousarray(place.convert(arrays[place.source])) for name, place in layout.places.items()}
   weights = Weights(layout.title, converted, layout.pixel_mean, layout.pixel_std, sha256)
   try:
-    cache_folder().mkdir(parents=True, exist_ok=True)
+    files.cache_folder().mkdir(parents=True, exist_ok=True)
     write(_cached_path(sha256), weights)
   except (OSError, UserError) as error:
     print(f"the conversion of {path} is not kept: {error}")

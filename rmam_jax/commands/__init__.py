@@ -1,0 +1,187 @@
+"""The commands, one module each, and what they have in common. `rmam-jax NAME` and `python NAME.py` run the same.
+
+A module has the help as its docstring, its flags, and `main(argv)`.
+"""
+
+import ast
+import contextlib
+import importlib
+import pathlib
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
+
+from absl import app, flags, logging
+
+from rmam_jax.runtime import files, processes
+from rmam_jax.runtime.errors import UserError, check_name
+
+NAMES = ("train", "eval", "predict", "reproduce", "validate", "prepare", "weights")
+KEPT_BYTES = 2**30
+KEPT_SECONDS = 0.1  # what compiles faster is compiled again
+# Exit statuses, as shells have them.
+INTERRUPTED = 130  # Ctrl-C
+TERMINATED = 143  # SIGTERM
+
+
+def main() -> NoReturn:
+  """What `rmam-jax` and `python -m rmam_jax` call: the first argument is a command's name."""
+  name, *arguments = sys.argv[1:] or ["--help"]
+  if name in ("-h", "--help", "--helpshort", "--helpfull"):
+    print("usage: rmam-jax NAME [--FLAG=VALUE ...]; rmam-jax NAME --help lists a command's flags\n")
+    for each in NAMES:
+      help_text = ast.get_docstring(ast.parse(pathlib.Path(__file__).with_name(f"{each}.py").read_text()))
+      print(f"  {each:<10} {help_text.splitlines()[0]}")
+    sys.exit()
+  try:
+    check_name("the command", name, NAMES)
+  except UserError as error:
+    sys.exit(f"error: {error}")
+  run(name, arguments)
+
+
+def run(name: str, arguments: Sequence[str] | None = None) -> NoReturn:
+  """Runs a command.
+
+  Args:
+    name: of `NAMES`.
+    arguments: without the program's name; None takes the process's.
+  """
+  with _reported_flags():
+    # ml_collections reads the process's own arguments, already where a module defines its flags.
+    sys.argv[1:] = map(_with_config, sys.argv[1:] if arguments is None else arguments)
+    module = importlib.import_module(f"rmam_jax.commands.{name}")
+  sys.modules["__main__"].__doc__ = module.__doc__  # which --help shows, with the flags of these modules
+  for defining in (module.__name__, __name__):
+    for flag in flags.FLAGS.get_flags_for_module(defining):
+      flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+  app.run(module.main, flags_parser=_parse_flags)
+
+
+def _with_config(argument: str) -> str:
+  flag, _, value = argument.partition("=")
+  return f"{flag}={find_config(value)}" if flag == "--config" else argument
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  """The arguments that are no flags."""
+  with _reported_flags():
+    return flags.FLAGS(argv)
+
+
+@contextlib.contextmanager
+def _reported_flags() -> Iterator[None]:
+  """Within, a flag or a field that does not exist or has a wrong value ends the process with one line."""
+  try:
+    yield
+  except UserError as error:
+    sys.exit(f"error: {error}")
+  except flags.Error as error:
+    text = str(error).strip()
+    if "Traceback" in text:  # of the user's own configuration file
+      if (found := re.search(r"UserError: (.*)", text)) is None:
+        raise
+      text = found[1]
+    sys.exit(f"error: {text}")
+  except (AttributeError, KeyError) as error:
+    if "ml_collections" not in traceback.extract_tb(error.__traceback__)[-1].filename:
+      raise
+    field = re.search(r"'(\w+)\\?'", str(error))[1]
+    flag = next((each.partition("=")[0] for each in sys.argv[1:] if re.search(rf"\.{field}\b", each)), field)
+    near = re.search(r'Did you mean "(\w+)"', str(error))
+    sys.exit(f"error: {flag}: there is no field {field!r}" + (f"; did you mean {near[1]!r}?" if near else ""))
+
+
+def find_config(name: str) -> str:
+  """FILE or FILE:VARIANT of a configuration: as it is, or of this name among those that come with the package.
+
+  Raises:
+    UserError: there is none.
+  """
+  path, colon, variant = name.partition(":")
+  package = pathlib.Path(__file__).parent.parent
+  for folder in (pathlib.Path(), package, package.parent):
+    if (folder / path).is_file():
+      sys.path.append(str((folder / path).absolute().parent.parent))  # a configuration imports others beside it
+      return f"{folder / path}{colon}{variant}"
+  raise UserError(f"--config: there is no file {path}")
+
+
+class Terminated(KeyboardInterrupt):
+  """SIGTERM; otherwise as Ctrl-C."""
+
+
+def _terminate(*_) -> NoReturn:
+  raise Terminated
+
+
+@contextlib.contextmanager
+def reported_errors(*, interrupted: str = "the same command goes on from there") -> Iterator[None]:
+  """Within, a `UserError` ends the process with its sentence and status 1; `--verbosity=1` adds the traceback.
+
+  Any other error is a bug and keeps its traceback. Ctrl-C and SIGTERM end the process with `INTERRUPTED` and
+  `TERMINATED`; training finishes its step and saves it first.
+
+  Args:
+    interrupted: what to say after Ctrl-C and SIGTERM.
+  """
+  verbose = logging.get_verbosity() >= logging.DEBUG
+  if not verbose:
+    logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
+  before = signal.signal(signal.SIGTERM, _terminate)
+  try:
+    yield
+  except UserError as error:
+    if verbose:
+      raise
+    sys.exit(f"error: {error}")
+  except KeyboardInterrupt as error:
+    terminated = isinstance(error, Terminated)
+    print(f"{'terminated' if terminated else 'interrupted'}: {interrupted}", file=sys.stderr)
+    sys.exit(TERMINATED if terminated else INTERRUPTED)
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def no_arguments(argv: Sequence[str]) -> None:
+  """Refuses arguments that are no flags."""
+  if len(argv) > 1:
+    sys.exit(f"error: unexpected argument {argv[1]!r}; --help lists the flags")
+
+
+def define_processes() -> Callable[[], contextlib.AbstractContextManager[None]]:
+  """Defines the flags of several processes that work as one.
+
+  Returns:
+    What, called once the flags are parsed, gives `processes.joined` their values.
+  """
+  coordinator = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of the first process, where several work together; or auto: ask the cluster."
+  )
+  num_processes = flags.DEFINE_integer("num_processes", None, "How many they are.", lower_bound=1)
+  process_id = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+  heartbeat_seconds = flags.DEFINE_integer(
+    "heartbeat_seconds", 60, "A process not heard of for so long is taken for dead, and all others end.", lower_bound=1
+  )
+  return lambda: processes.joined(
+    coordinator.value,
+    num_processes=num_processes.value,
+    process_id=process_id.value,
+    heartbeat_seconds=heartbeat_seconds.value,
+  )
+
+
+def keep_compiled() -> None:
+  """Keeps compiled programs in the user's cache folder, up to a gigabyte, so that the next command need not compile.
+
+  A folder that the user has given JAX, JAX_COMPILATION_CACHE_DIR, stands; JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
+  """
+  import jax
+
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update("jax_compilation_cache_dir", str(files.cache_folder() / "jit"))
+    jax.config.update("jax_compilation_cache_max_size", KEPT_BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", KEPT_SECONDS)

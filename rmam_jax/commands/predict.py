@@ -1,0 +1,60 @@
+"""Says which labels images have, how sure it is and where it looked: a line of JSON for each image.
+
+    python predict.py photo.jpg                                      by the digit recognizer that ships with the package
+    python predict.py --workdir=runs/voc photo.jpg more/ 'a/*.png'   files, folders with all below them, patterns
+    python predict.py --format=csv --out=found.csv --regions --pictures=drawn more/
+
+Boxes are (left, top, right, bottom) in pixels of the original image. A file that cannot be read is told of on stderr, the
+others go on, and the exit status is 1.
+"""
+
+import os
+import pathlib
+import sys
+
+from absl import flags
+
+from rmam_jax import commands
+
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder of a finished train.py run, or an exported model; by default the shipped digit recognizer."
+)
+_FORMAT = flags.DEFINE_enum("format", "jsonl", ["jsonl", "csv"], "JSON lines, or CSV with a header.")
+_OUT = flags.DEFINE_string("out", None, "File to write; by default stdout.")
+_REGIONS = flags.DEFINE_bool("regions", False, "Write all K regions of each image, not only those that won a label.")
+_PICTURES = flags.DEFINE_string("pictures", None, "Folder to draw each image into, with its regions and labels.")
+_TOP = flags.DEFINE_integer("top", None, "At most so many labels an image; 0 is no limit.", lower_bound=0)
+_THRESHOLD = flags.DEFINE_float(
+  "threshold",
+  None,
+  "Least probability of a label; by default the thresholds chosen in training, else 0.5, and for a softmax head none but"
+  " the configuration's evaluation.top_k labels.",
+  lower_bound=0,
+  upper_bound=1,
+)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images in one pass through the network.", lower_bound=1)
+
+
+def main(argv: list[str]) -> None:
+  from rmam_jax.inference import predict_files, predictor
+
+  if len(argv) < 2:
+    sys.exit("error: name an image, a folder or a pattern")
+  commands.keep_compiled()
+  with commands.reported_errors(interrupted="what was written before is whole"):
+    recognizer = predictor.load(
+      _WORKDIR.value, top=_TOP.value, threshold=_THRESHOLD.value, batch_size=_BATCH_SIZE.value
+    )
+    try:
+      failed = predict_files.predict_files(
+        recognizer,
+        argv[1:],
+        format=_FORMAT.value,
+        out=_OUT.value and pathlib.Path(_OUT.value),
+        with_regions=_REGIONS.value,
+        picture_folder=_PICTURES.value and pathlib.Path(_PICTURES.value),
+      )
+    except BrokenPipeError:  # the reader has seen enough
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      failed = 0
+  sys.exit(1 if failed else 0)

@@ -1,0 +1,273 @@
+"""The evaluation that ends a run, and what `eval.py` calls."""
+
+import functools
+import json
+import pathlib
+import time
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+import rmam_jax
+from rmam_jax import heads
+from rmam_jax.data.splits import Split, open_split
+from rmam_jax.evaluation import calibration, metrics, output_cache, report, svm
+from rmam_jax.evaluation import outputs as outputs_lib
+from rmam_jax.evaluation import scores as scores_lib
+from rmam_jax.evaluation import selection as selection_lib
+from rmam_jax.evaluation import thresholds as thresholds_lib
+from rmam_jax.evaluation import views as views_lib
+from rmam_jax.runtime import files, processes
+from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.runtime.errors import UserError, check_name
+from rmam_jax.training import best_checkpoint, stages, workdir
+from rmam_jax.training import rpn as rpn_training
+from rmam_jax.visual import panels
+
+_NOTHING: Mapping[str, Any] = types.MappingProxyType({})
+
+
+def check_evaluation(config: ml_collections.ConfigDict) -> None:
+  """Refuses a configuration that cannot be evaluated."""
+  data, section = config.data, config.evaluation
+  for field, known in (
+    ("feature", outputs_lib.FEATURES),
+    ("ap_method", metrics.AP_METHODS),
+    ("thresholds", calibration.RULES),
+    ("svm_solver", ("", *svm.SOLVERS)),
+  ):
+    check_name(f"evaluation.{field}", section[field], known)
+  if section.top_k < 1:
+    raise UserError(f"evaluation.top_k must be at least 1, got {section.top_k}")
+  views = views_lib.from_config(config)
+  if heads.get(config.model.head).guide == heads.BOXES and views != views_lib.CENTRE:
+    raise UserError("proposals are seen from the centre view alone: set evaluation.views=centre")
+  if data.validation == data.test:
+    raise UserError(f"data.validation and data.test are both {data.test!r}: nothing may be chosen on the test split")
+
+
+def evaluate(
+  folder: pathlib.Path,
+  changes: Mapping[str, Any] = _NOTHING,
+  *,
+  gallery_page: pathlib.Path | None = None,
+  gallery_images: int = 0,
+  figure_folder: pathlib.Path | None = None,
+) -> dict[str, Any]:
+  """Evaluates the best epoch of a workdir on its test split, or on the validation split if it has no other.
+
+  Writes there: `results.json`, `pictures/`, `features/`, `selection.json` (what was chosen on the validation split),
+  `svm.npz` (the machines) and `scores.npz`.
+
+  Args:
+    folder: the workdir.
+    changes: fields of `config.evaluation` that shall differ from the workdir's configuration.
+    gallery_page: an HTML file to write, see `visual.gallery`; None writes none.
+    gallery_images: show the first so many test images there; 0 shows all.
+    figure_folder: a folder to make, with figures like the paper's; None draws none.
+
+  Returns:
+    What `results.json` holds; in another process than the first, nothing.
+
+  Raises:
+    UserError: with what to do about it.
+  """
+  for path, flag in ((gallery_page, "--gallery=OUT.html"), (figure_folder, "--figures=OUT")):
+    if path is not None and path.exists():
+      raise UserError(f"{path} exists: remove it or name another with {flag}")
+    if path is not None and not path.absolute().parent.is_dir():
+      raise UserError(f"{path.parent} is no folder: make it or name another with {flag}")
+  started = time.monotonic()
+  config = workdir.read_config(folder)
+  with config.evaluation.unlocked():
+    config.evaluation.update_from_flattened_dict(dict(changes))
+  data, section = config.data, config.evaluation
+  check_evaluation(config)
+  views = views_lib.from_config(config)
+  mesh = mesh_lib.make_mesh()
+  if section.batch_size % mesh.size:
+    raise UserError(f"evaluation.batch_size {section.batch_size} must be a multiple of the {mesh.size} devices")
+  test = open_split(data, data.test or data.validation)
+  names = test.class_names
+  model, params, progress = best_checkpoint.load(config, folder, len(names), mesh)
+  digest = output_cache.digest_params(params)
+
+  @functools.cache
+  def forward(views: views_lib.Views) -> outputs_lib.Forward:
+    return outputs_lib.make_forward(model, mesh, views, feature=section.feature)
+
+  def outputs(split: Split, label: str, views: views_lib.Views = views, beside: str = "") -> outputs_lib.Outputs:
+    found = output_cache.extract(
+      output_cache.folder_of(folder, split.name + beside),
+      output_cache.make_key(config, split, digest, views),
+      forward(views),
+      params,
+      split,
+      data=data,
+      batch_size=section.batch_size,
+      progress=label,
+    )
+    for reason in found.skipped:
+      print(f"{label}: skipped: {reason}")
+    return found
+
+  train = (
+    outputs(open_split(data, data.train, section.svm_images), "images for the SVMs") if section.svm_solver else None
+  )
+  head, kind = config.model.head, stages.classification_of(config, "stage_two")
+  if data.validation:
+    split = open_split(data, data.validation)
+    validation = one_view = outputs(split, "validation images")
+    if views != views_lib.CENTRE:  # what prediction sees
+      one_view = outputs(split, "validation images, one view", views_lib.CENTRE, beside=" one view")
+    if processes.is_first():  # what follows from outputs takes the devices of one process
+      selection = selection_lib.select(config, kind, names, split.name, train, validation, one_view)
+      files.write_json(folder / selection_lib.FILE, selection._asdict())
+  else:
+    selection = selection_lib.read(folder, names)
+    if processes.is_first() and (note := selection_lib.differing(selection, config)):
+      print(note)
+
+  test_outputs = outputs(test, "test images")
+  about = scores_lib.made_by(config, best_checkpoint.digest(folder))
+  if not processes.is_first():
+    return {}
+  margins = None
+  if train is None:
+    (folder / svm.FILE).unlink(missing_ok=True)  # of an evaluation before
+  else:
+    machines = _fit_svms(config, folder, names, train, selection.svm_c)
+    margins = machines.margins(selection_lib.svm_features(test_outputs, config))
+  scores_lib.save(folder, test_outputs, names, margins, about)
+  results = report.evaluate(config, (head, kind), names, test_outputs, margins, selection)
+  results |= {
+    "data": test.name,
+    "head": head,
+    "seed": config.seed,
+    "best_epoch": progress["best_epoch"],
+    "dropped_test_records": test.dropped,
+    "version": rmam_jax.__version__,
+    "wall_seconds": sum(_stage_seconds(folder)) + time.monotonic() - started,
+    "config": json.loads(config.to_json()),
+  }
+  if train is not None:
+    results["svm_images"] = len(train.readable)
+  results["controls"] = controls_beside(config, folder, results)
+  thresholds = thresholds_lib.make_thresholds(kind, selection._asdict(), top_k=section.top_k)
+  shown = panels.EvaluatedSplit(config, head, thresholds, test, test_outputs)
+  panels.draw_pictures(folder / "pictures", shown)
+  files.write_json(folder / "results.json", results)
+  if gallery_page is not None:
+    panels.write_gallery(gallery_page, shown, results, limit=gallery_images)
+  if figure_folder is not None:
+    panels.draw_figures(figure_folder, shown)
+  return results
+
+
+def _fit_svms(
+  config: ml_collections.ConfigDict,
+  folder: pathlib.Path,
+  names: Sequence[str],
+  train: outputs_lib.Outputs,
+  c: float | None,
+) -> svm.Machines:
+  """The machines, saved in the workdir."""
+  if c is None:
+    raise UserError(
+      f"{folder / selection_lib.FILE} has no C, as no SVMs were fitted where it was chosen: evaluate that run with"
+      " --evaluation.svm_solver first, and copy the file again"
+    )
+  options = {"ignore": train.ignore, "solver": config.evaluation.svm_solver, "class_names": names, "seed": config.seed}
+  (machines,) = svm.fit(selection_lib.svm_features(train, config), train.labels, [c], **options)
+  unfitted = [names[index] for index in machines.unfitted]
+  if unfitted:
+    print(f"no SVM for {', '.join(unfitted)}: the training images hold only one kind; their margins are 0")
+  svm.save(folder / svm.FILE, machines)
+  return machines
+
+
+def _stage_seconds(folder: pathlib.Path):
+  """The wall time that each stage took, over all the runs it took."""
+  lines = workdir.read_lines(folder / "metrics.jsonl")
+  for stage in (rpn_training.NAME, *stages.NAMES):
+    yield max((line["seconds"] for line in lines if line["stage"] == stage), default=0.0)
+
+
+def controls_beside(
+  config: ml_collections.ConfigDict, folder: pathlib.Path, results: Mapping[str, Any]
+) -> dict[str, float]:
+  """The mAP of each control that has been trained beside a run and was evaluated in the same way."""
+  paths = {control: folder / "controls" / control / "results.json" for control in config.controls}
+  found = {control: files.read_json(path) for control, path in paths.items() if path.exists()}
+  alike = ("views", "mirror", "AP_method")
+  return {
+    control: theirs["mAP"]
+    for control, theirs in found.items()
+    if all(theirs[field] == results[field] for field in alike)
+  }
+
+
+def print_results(results: dict[str, Any], folder: pathlib.Path) -> None:
+  """A summary of one screen."""
+  print(report.summary(results))
+  print(f"\nwrote {folder / 'results.json'} and {folder / 'pictures'}")
+
+
+def evaluate_and_print(folder: pathlib.Path, changes: Mapping[str, Any] = _NOTHING, **beside: Any) -> dict[str, Any]:
+  """`evaluate`, and its summary; in another process than the first, nothing."""
+  results = evaluate(folder, changes, **beside)
+  if processes.is_first():
+    print_results(results, folder)
+    for path in beside.values():
+      if isinstance(path, pathlib.Path):
+        print(f"wrote {path}")
+  return results
+
+
+def print_protocols(
+  folders: Sequence[pathlib.Path],
+  names: Sequence[str] = (),
+  *,
+  fusion: str = "mean",
+  changes: Mapping[str, Any] = _NOTHING,
+) -> dict[str, dict[str, Any]]:
+  """Prints what other protocols make of the saved scores of some runs and, if more than one, of their fusion.
+
+  Runs that were not evaluated since their last training, and all of them if there are `changes`, are evaluated first.
+
+  Args:
+    folders: the workdirs.
+    names: of `metrics.PROTOCOLS`; none: all whose scores are there.
+    fusion: of `scores.FUSIONS`.
+    changes: see `evaluate`.
+
+  Returns:
+    The figures, by run and protocol; in another process than the first, nothing.
+
+  Raises:
+    UserError: an unknown protocol or fusion, a protocol whose scores are not there, or runs that do not fit together.
+  """
+  for name in names:
+    scores_lib.protocol(name)
+  for folder in folders:
+    if changes or not _is_evaluated(folder):
+      evaluate(folder, changes)
+  if not processes.is_first():
+    return {}
+  runs = {str(folder): scores_lib.load(folder) for folder in folders}
+  if len(runs) > 1:
+    runs[f"{fusion} of {len(folders)}"] = scores_lib.fuse(runs, fusion)
+  found = {run: scores_lib.measure(scores, names) for run, scores in runs.items()}
+  print(report.protocol_table(found, next(iter(runs.values())).class_names.tolist()))
+  print("\n".join(["", *(f"{name}: {scores_lib.describe(scores)}" for name, scores in runs.items())]))
+  return found
+
+
+def _is_evaluated(folder: pathlib.Path) -> bool:
+  """Whether the saved scores are those of the best epoch."""
+  workdir.read_config(folder)  # refuses what is no workdir
+  if not (folder / scores_lib.FILE).exists():
+    return False
+  return scores_lib.about(scores_lib.load(folder))["checkpoint"] == best_checkpoint.digest(folder)
