@@ -87,7 +87,7 @@ def resolve(
     " get one); or train from random weights: --config.weights=none"
   )
   if not config.weights:
-    raise UserError(f"config.weights is empty and {config.data.name} is trained from given weights. {how}")
+    raise UserError(f"config.weights is empty and {config.data.name} is trained from ImageNet weights. {how}")
   path = pathlib.Path(config.weights).expanduser()
   if path.is_dir():
     first = _from_model(path)
