@@ -14,6 +14,11 @@ from rmam_jax.runtime.errors import check_name
 SPECS: dict[str, BackboneSpec] = {spec.name: spec for spec in vgg.SPECS}
 
 
+def register(spec: BackboneSpec) -> None:
+  """Makes a backbone known under its name."""
+  SPECS[spec.name] = spec
+
+
 def get(name: str) -> BackboneSpec:
   """The backbone of this name; raises UserError if there is none."""
   check_name("model.backbone", name, SPECS)
