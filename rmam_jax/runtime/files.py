@@ -12,7 +12,7 @@ import numpy as np
 
 from rmam_jax.runtime.errors import UserError
 
-GO_ON = "What is there stays: free or open the folder and run the same command again."
+GO_ON = "Nothing that was there is lost: free or open the folder and run the same command again."
 
 
 def cache_folder() -> pathlib.Path:
