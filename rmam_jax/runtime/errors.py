@@ -15,7 +15,9 @@ def os_errors(what: str, remedy: str = "") -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    reason = f"{error.strerror} ({error.filename})" if error.strerror and error.filename else error.strerror or error
+    reason = error.strerror or error
+    if error.filename and str(error.filename) not in what:
+      reason = f"{reason} ({error.filename})"
     raise UserError(f"{what}: {reason}" + (f". {remedy}" if remedy else "")) from error
 
 
