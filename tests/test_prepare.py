@@ -148,8 +148,8 @@ def test_trains_and_evaluates_without_tensorflow(prepared, tmp_path, name):
   assert choices["chosen_on"] == ("voc/2007 validation" if name == "voc" else "coco/2014 train:held-6")
   if name == "voc":
     assert results["config"]["data"]["train"] == "train+validation"
-    chosen = pipeline.best_checkpoint.epochs(tmp_path / "run" / "choose")
-    assert pipeline.best_checkpoint.epochs(tmp_path / "run") == chosen
+    chosen = pipeline.checkpoints.best_epochs(tmp_path / "run" / "choose")
+    assert pipeline.checkpoints.best_epochs(tmp_path / "run") == chosen
 
 
 @pytest.mark.oracle

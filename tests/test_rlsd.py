@@ -19,7 +19,7 @@ from rmam_jax.ops import boxes as boxes_lib
 from rmam_jax.ops import rlsd, rpn
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError
-from rmam_jax.training import best_checkpoint, checkpoints, evaluate, exported, loop, pipeline, stages, workdir
+from rmam_jax.training import checkpoints, evaluate, exported, loop, pipeline, stages, workdir
 from rmam_jax.training import rpn as rpn_training
 from rmam_jax.training import step as step_lib
 
@@ -352,7 +352,7 @@ def lines(folder):
 
 def best_of(config, folder):
   """Stage two's best parameters and the region proposal network's own."""
-  _, params, _ = best_checkpoint.load(config, folder, 10, mesh_lib.make_mesh())
+  _, params, _ = checkpoints.load_best(config, folder, 10, mesh_lib.make_mesh())
   saved = checkpoints.StageCheckpoints(folder / "checkpoints" / "rpn")
   like = checkpoints.abstract(params["rpn"], mesh_lib.replicated(mesh_lib.make_mesh()))
   rpn, _ = saved.restore_best(like)
@@ -540,7 +540,7 @@ def test_in_two_phases_the_localiser_is_that_of_the_first_or_learns_as_long(head
   config = small_config(data_root, **{"model.head": head, "rpn.data": source, "stage_two.epochs": 1})
   config.data.final_train = "train+validation"
   pipeline.train_and_evaluate(config, tmp_path)
-  chosen = best_checkpoint.epochs(tmp_path / "choose")
+  chosen = checkpoints.best_epochs(tmp_path / "choose")
   assert chosen.keys() == {"rpn", "stage_two"}
   raw = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (tmp_path, tmp_path / "choose")]
   log = [[line for line in map(json.loads, each) if line["stage"] == "rpn"] for each in raw]

@@ -10,7 +10,7 @@ from rmam_jax.evaluation import metrics
 from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.evaluation import regions as regions_lib
 from rmam_jax.runtime import mesh as mesh_lib
-from rmam_jax.training import best_checkpoint, workdir
+from rmam_jax.training import checkpoints, workdir
 
 MOST = 10
 
@@ -36,7 +36,7 @@ def by_looks(folder: pathlib.Path, most: int = MOST) -> ByLooks:
     config.model.num_regions = most
   test = open_split(config.data, config.data.test)
   mesh = mesh_lib.make_mesh()
-  model, params, _ = best_checkpoint.load(config, folder, len(test.class_names), mesh)
+  model, params, _ = checkpoints.load_best(config, folder, len(test.class_names), mesh)
   forward = outputs_lib.make_forward(model, mesh)
   found = outputs_lib.compute_outputs(forward, params, test, data=config.data, batch_size=config.evaluation.batch_size)
   boxes = regions_lib.region_boxes(found.thetas, config).transpose(1, 0, 2)

@@ -8,7 +8,7 @@ import numpy as np
 
 from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.runtime import mesh as mesh_lib
-from rmam_jax.training import best_checkpoint, workdir
+from rmam_jax.training import checkpoints, workdir
 
 _TIMES = 15  # batches; their median counts
 
@@ -21,7 +21,7 @@ def milliseconds_per_image(folder: pathlib.Path) -> float:
   """
   config, names = workdir.read_config(folder), workdir.read_class_names(folder)
   mesh = mesh_lib.make_mesh()
-  model, params, _ = best_checkpoint.load(config, folder, len(names), mesh)
+  model, params, _ = checkpoints.load_best(config, folder, len(names), mesh)
   forward = outputs_lib.make_forward(model, mesh)
   batch, side = config.evaluation.batch_size, config.data.crop_size
   images = jax.device_put(np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), np.uint8), forward.sharding)

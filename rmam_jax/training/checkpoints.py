@@ -4,6 +4,7 @@ Orbax commits a checkpoint by renaming it, so that there is no half of one, but 
 bit is restored in silence and another type cast. So each holds the digests of its leaves, which are compared.
 """
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -11,12 +12,16 @@ import shutil
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
+from rmam_jax.recognizer import Recognizer
 from rmam_jax.runtime import files
+from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError
-from rmam_jax.training.step import Params, TrainState
+from rmam_jax.training import stages
+from rmam_jax.training.step import Params, TrainState, init_params
 from rmam_jax.weights import tensors
 
 KEPT = {"last": 2, "best": 1}  # steps of each kind
@@ -145,6 +150,44 @@ class StageCheckpoints:
   def close(self) -> None:
     for manager in self._managers.values():
       manager.close()
+
+
+def _saved(folder: pathlib.Path, stage: str) -> contextlib.closing[StageCheckpoints]:
+  return contextlib.closing(StageCheckpoints(folder / "checkpoints" / stage))
+
+
+def best_epochs(folder: pathlib.Path) -> dict[str, int]:
+  """The best epoch of each training of a workdir that has one, by its name."""
+  found = {}
+  for name in (stages.RPN, *stages.NAMES):
+    if (folder / "checkpoints" / name).is_dir():
+      with _saved(folder, name) as saved:
+        if progress := saved.best_progress():
+          found[name] = progress["best_epoch"]
+  return found
+
+
+def best_digest(folder: pathlib.Path) -> str | None:
+  """A digest of all that was saved at stage two's best epoch, or None."""
+  with _saved(folder, "stage_two") as saved:
+    return saved.best_digest()
+
+
+def load_best(
+  config: ml_collections.ConfigDict, folder: pathlib.Path, num_classes: int, mesh: jax.sharding.Mesh
+) -> tuple[Recognizer, Params, dict]:
+  """Stage two's recognizer, the parameters of its best epoch, and what the host knew then.
+
+  Raises:
+    UserError: stage two has not finished an epoch there; or the checkpoint is damaged, or of another model.
+  """
+  model = stages.build_model(config, "stage_two", num_classes)
+  like = jax.eval_shape(lambda key: init_params(model, key, config.data.crop_size), jax.random.key(0))
+  with _saved(folder, "stage_two") as saved:
+    restored = saved.restore_best(abstract(like, mesh_lib.replicated(mesh)))
+  if restored is None:
+    raise UserError(f"{folder} holds no checkpoint of stage two: run train.py --workdir={folder} to its end")
+  return model, *restored
 
 
 def take_over(stage: str, source: pathlib.Path, folder: pathlib.Path) -> None:
