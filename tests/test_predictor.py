@@ -19,6 +19,7 @@ from configs import digits
 from rmam_jax.data import splits
 from rmam_jax.evaluation import metrics
 from rmam_jax.evaluation import outputs as outputs_lib
+from rmam_jax.evaluation import regions as regions_lib
 from rmam_jax.evaluation import thresholds as thresholds_lib
 from rmam_jax.inference import predict_files, predictor
 from rmam_jax.runtime import mesh as mesh_lib
@@ -91,7 +92,7 @@ def test_predictions_are_the_evaluation_s(small, scenes, data_root):
     for k, region in enumerate(found.regions):
       assert (region.step, region.label) == (k + 1, NAMES[theirs.region_scores[k, index].argmax()])
       s, t = theirs.thetas[k, index, :2], theirs.thetas[k, index, 2:]
-      corners = outputs_lib.view_to_image(np.stack([t - s, t + s]), image_size=72, crop_size=64, stride=4)
+      corners = regions_lib.view_to_image(np.stack([t - s, t + s]), image_size=72, crop_size=64, stride=4)
       np.testing.assert_allclose(np.array(region.box) / 72, np.clip(corners, 0, 1).ravel(), atol=1e-5)
 
 

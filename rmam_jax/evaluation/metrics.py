@@ -16,17 +16,11 @@ AP_METHODS = ("all_point", "interpolated", "eleven_point")
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray, method: str = "all_point") -> float:
-  """Average precision of one class.
+  """Average precision of one class, in [0, 1], or nan without positives: scores [N], labels [N].
 
-  Args:
-    scores: [N], higher is surer. Equal scores count as one threshold, as in scikit-learn.
-    labels: [N] of 0 and 1.
-    method: "all_point", the mean of the precision at each positive (scikit-learn's); "interpolated", with the
-      precision made non-increasing first (VOC from 2010); "eleven_point", the mean of the interpolated precision at
-      recalls 0, 0.1, ... 1 (VOC 2007).
-
-  Returns:
-    In [0, 1], or nan without positives.
+  Equal scores count as one threshold, as in scikit-learn. The methods: "all_point", the mean of the precision at each
+  positive (scikit-learn's); "interpolated", with the precision made non-increasing first (VOC from 2010);
+  "eleven_point", the mean of the interpolated precision at recalls 0, 0.1, ... 1 (VOC 2007).
   """
   if method not in AP_METHODS:
     raise ValueError(f"method must be one of {', '.join(AP_METHODS)}, got {method!r}")
@@ -57,14 +51,9 @@ def _by_threshold(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, n
 
 
 def precision_recall_curve(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Recall and precision of one class at each of its T distinct scores, the highest first.
+  """Recall and precision of one class, scores [N] and labels [N], at each of its T distinct scores, the highest first.
 
-  Args:
-    scores: [N].
-    labels: [N] of 0 and 1.
-
-  Returns:
-    Recall and precision, each [T] in [0, 1]; empty without positives.
+  Each is [T], in [0, 1]; empty without positives.
   """
   scores, labels = np.asarray(scores), np.asarray(labels)
   if not labels.sum():
@@ -77,10 +66,13 @@ def average_precisions(
   scores: np.ndarray, labels: np.ndarray, *, ignore: np.ndarray | None = None, method: str = "all_point"
 ) -> np.ndarray:
   """The average precision of each class: [N, L], [N, L] -> [L]. Ignored labels are left out of their class."""
-  kept = np.ones(np.shape(labels), bool) if ignore is None else ~np.asarray(ignore, bool)
-  return np.array(
-    [average_precision(scores[kept[:, c], c], labels[kept[:, c], c], method) for c in range(labels.shape[1])]
-  )
+  kept = _kept(labels, ignore)
+  classes = range(labels.shape[1])
+  return np.array([average_precision(scores[kept[:, c], c], labels[kept[:, c], c], method) for c in classes])
+
+
+def _kept(labels: np.ndarray, ignore: np.ndarray | None) -> np.ndarray:
+  return np.ones(labels.shape, bool) if ignore is None else ~np.asarray(ignore, bool)
 
 
 def mean_average_precision(precisions: np.ndarray) -> float:
@@ -105,14 +97,14 @@ def _f1(precision, recall):
 class Counts(NamedTuple):
   """What precision, recall and F1 are made of (Eq. 15), by class: int [L]."""
 
-  correct: np.ndarray  # predicted and there
+  correct: np.ndarray  # predicted and present
   predicted: np.ndarray
   actual: np.ndarray
 
 
 def count(predicted: np.ndarray, labels: np.ndarray, *, ignore: np.ndarray | None = None) -> Counts:
   """Counts predictions, bool [N, L], against labels [N, L]; ignored labels are left out of every count."""
-  kept = np.ones(labels.shape, bool) if ignore is None else ~np.asarray(ignore, bool)
+  kept = _kept(labels, ignore)
   predicted, actual = np.asarray(predicted, bool) & kept, np.asarray(labels, bool) & kept
   return Counts((predicted & actual).sum(0), predicted.sum(0), actual.sum(0))
 
@@ -120,15 +112,10 @@ def count(predicted: np.ndarray, labels: np.ndarray, *, ignore: np.ndarray | Non
 def precision_recall_f1(
   predicted: np.ndarray, labels: np.ndarray, *, ignore: np.ndarray | None = None
 ) -> dict[str, float]:
-  """Overall and per-class precision, recall and F1 (Eq. 15).
+  """Overall and per-class precision, recall and F1 (Eq. 15) of predictions, bool [N, L], against labels [N, L].
 
   A class that is never predicted has precision 0; one without positives has recall 0; F1 is 0 where both are. All
   classes count, as in the paper and in others' code; `count` tells which they are.
-
-  Args:
-    predicted: bool [N, L].
-    labels: [N, L] of 0 and 1.
-    ignore: [N, L]; left out of every count.
 
   Returns:
     CP, CR, CF1, OP, OR, OF1 and macro_F1, in [0, 1]. CF1 is the harmonic mean of CP and CR, as printed; macro_F1 the
@@ -137,8 +124,7 @@ def precision_recall_f1(
   correct, predicted, actual = count(predicted, labels, ignore=ignore)
   precision_L, recall_L = correct / np.maximum(predicted, 1), correct / np.maximum(actual, 1)
   cp, cr = precision_L.mean(), recall_L.mean()
-  op = correct.sum() / max(predicted.sum(), 1)
-  or_ = correct.sum() / max(actual.sum(), 1)
+  op, or_ = (correct.sum() / max(whole.sum(), 1) for whole in (predicted, actual))
   found = {"CP": cp, "CR": cr, "CF1": _f1(cp, cr), "OP": op, "OR": or_, "OF1": _f1(op, or_)}
   found["macro_F1"] = _f1(precision_L, recall_L).mean()
   return {name: float(value) for name, value in found.items()}
@@ -191,13 +177,7 @@ def resolve_difficult(labels: np.ndarray, ignore: np.ndarray, rule: str) -> tupl
 
 
 def measure(protocol: Protocol, scores: np.ndarray, labels: np.ndarray, ignore: np.ndarray) -> dict[str, Any]:
-  """All figures of a protocol.
-
-  Args:
-    protocol: one of `PROTOCOLS`, or another.
-    scores: [N, L]: the network's or the SVMs', as the protocol says.
-    labels: [N, L] of 0 and 1.
-    ignore: bool [N, L], labels that are neither.
+  """All figures of a protocol: scores [N, L], the network's or the SVMs' as it says, labels [N, L], ignore [N, L].
 
   Returns:
     mAP, CP, CR, CF1, OP, OR, OF1, shares in [0, 1]; "AP" [L], nan where undefined; and the classes, by index, that
@@ -233,56 +213,33 @@ class RegionMetrics(NamedTuple):
   astray: float  # of all regions, those that are mirrored or centred outside the image
 
 
-def _inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-  """[..., K, 2] of (y, x), [n, 4] of (top, left, bottom, right) -> bool [..., K, n]; the edges count as inside."""
-  points = points[..., None, :]
-  rounding = 1e-6  # whole pixels as shares are not exact, and a grid's points fall on edges
-  return ((boxes[:, :2] - rounding <= points) & (points <= boxes[:, 2:] + rounding)).all(axis=-1)
-
-
-def _share(part: float, whole: float) -> float:
-  return float(part / whole) if whole else float("nan")
-
-
 def _measure_regions(placed: Iterable[tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray]]) -> RegionMetrics:
   """Counts over images: regions [S, K, 4] of S trials, winners [L], boxes [n, 4], their classes [n]."""
-  on_object = looks = covered = objects = pointed = fit_30 = fit_50 = pairs = 0
-  overlap = couples = astray = regions_seen = 0
+  sums = {name: np.zeros(2) for name in RegionMetrics._fields}  # each share's part and whole
   for regions, winner, box, classes in placed:
     if not len(box):
       continue
     trials, count = regions.shape[:2]
     centres = (regions[..., :2] + regions[..., 2:]) / 2
     mirrored = (regions[..., :2] > regions[..., 2:]).any(axis=-1)
-    astray += (mirrored | ((centres < 0) | (centres > 1)).any(axis=-1)).sum()
-    regions_seen += trials * count
+    sums["astray"] += (mirrored | ((centres < 0) | (centres > 1)).any(axis=-1)).sum(), trials * count
     upright = clip_boxes(regions)
-    overlap += np.triu(box_iou(upright, upright), 1).sum()
-    couples += trials * count * (count - 1) / 2
+    sums["redundancy"] += np.triu(box_iou(upright, upright), 1).sum(), trials * count * (count - 1) / 2
 
-    inside = _inside(centres, box)
+    # [S, K, n]. An edge counts as inside: whole pixels as shares are not exact, and a grid's points fall on edges.
+    points, rounding = centres[..., None, :], 1e-6
+    inside = ((box[:, :2] - rounding <= points) & (points <= box[:, 2:] + rounding)).all(axis=-1)
     first = inside[:, : len(box)]
-    on_object += first.any(axis=-1).sum()
-    looks += trials * first.shape[1]
-    covered += inside.any(axis=1).sum()
-    objects += trials * len(box)
+    sums["r_precision"] += first.any(axis=-1).sum(), trials * first.shape[1]
+    sums["coverage"] += inside.any(axis=1).sum(), trials * len(box)
     fit = box_iou(upright, box)
     for label in np.unique(classes):
       chosen = slice(None) if winner is None else slice(winner[label], winner[label] + 1)
-      pointed += inside[:, chosen][..., classes == label].any(axis=(1, 2)).sum()
       best = fit[:, chosen][..., classes == label].max(axis=(1, 2))
-      fit_30 += (best >= 0.3).sum()
-      fit_50 += (best >= 0.5).sum()
-      pairs += trials
-  return RegionMetrics(
-    r_precision=_share(on_object, looks),
-    coverage=_share(covered, objects),
-    pointing=_share(pointed, pairs),
-    iou_30=_share(fit_30, pairs),
-    iou_50=_share(fit_50, pairs),
-    redundancy=_share(overlap, couples),
-    astray=_share(astray, regions_seen),
-  )
+      sums["pointing"] += inside[:, chosen][..., classes == label].any(axis=(1, 2)).sum(), trials
+      sums["iou_30"] += (best >= 0.3).sum(), trials
+      sums["iou_50"] += (best >= 0.5).sum(), trials
+  return RegionMetrics(**{name: float(part / whole) if whole else float("nan") for name, (part, whole) in sums.items()})
 
 
 def region_metrics(
@@ -312,19 +269,16 @@ def chance_region_metrics(
   samples: int = 64,
   seed: int = 0,
 ) -> RegionMetrics:
-  """What `region_metrics` gives for the same regions, upright, thrown at places drawn uniformly over the image.
+  """What `region_metrics` gives for the same regions, upright, moved to `samples` random places for each image.
 
-  Args:
-    regions, winners, boxes, box_classes: as in `region_metrics`.
-    samples: throws for each image.
-    seed: of the places.
+  The places are drawn uniformly over the image.
   """
   rng = np.random.default_rng(seed)
 
-  def thrown():
+  def moved():
     for each, *rest in zip(np.asarray(regions), winners, boxes, box_classes, strict=True):
       half = np.abs(each[:, 2:] - each[:, :2]) / 2
       centres = rng.random((samples, len(each), 2))
       yield np.concatenate([centres - half, centres + half], axis=-1), *rest
 
-  return _measure_regions(thrown())
+  return _measure_regions(moved())

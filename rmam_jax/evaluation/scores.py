@@ -1,4 +1,4 @@
-"""Saved scores: what tables are made from without another pass, and how the scores of two runs become one."""
+"""Saved scores: tables are made from them without another pass, and the scores of two runs become one."""
 
 import json
 import pathlib
@@ -11,7 +11,7 @@ from rmam_jax.evaluation import metrics
 from rmam_jax.evaluation import views as views_lib
 from rmam_jax.evaluation.outputs import Outputs
 from rmam_jax.runtime import files
-from rmam_jax.runtime.errors import UserError
+from rmam_jax.runtime.errors import UserError, check_name
 
 FILE = "scores.npz"
 
@@ -33,33 +33,23 @@ BY_SVMS = ("svm_solver", "svm_images", "svm_c")
 
 
 def made_by(config: Any, checkpoint: str) -> dict[str, Any]:
-  """What scores depend on.
-
-  Args:
-    config: the configuration of the evaluation.
-    checkpoint: the digest of the best epoch's.
-  """
+  """What scores depend on: the configuration of the evaluation, and the digest of the best epoch's checkpoint."""
   fields = {name: config.evaluation[name] for name in (*ALIKE, *BY_SVMS, "ap_method")}
   return {"checkpoint": checkpoint, **fields, **views_lib.names(config)}
 
 
 def save(
-  folder: pathlib.Path,
-  answers: Outputs,
-  class_names: Sequence[str],
-  svm: np.ndarray | None,
-  made: Mapping[str, Any],
+  folder: pathlib.Path, outputs: Outputs, class_names: Sequence[str], svm: np.ndarray | None, made: Mapping[str, Any]
 ) -> None:
-  """The scores of a split to WORKDIR/scores.npz; `made` is from `made_by`."""
-  margins = np.zeros((len(answers.labels), 0)) if svm is None else svm
+  """The scores of a split to WORKDIR/scores.npz; `svm` are the margins, `made` is from `made_by`."""
   scores = Scores(
-    np.array(answers.ids),
-    np.array(class_names),
-    answers.labels,
-    answers.ignore,
-    answers.scores,
-    margins,
-    np.array(json.dumps(made)),
+    ids=np.array(outputs.ids),
+    class_names=np.array(class_names),
+    labels=outputs.labels,
+    ignore=outputs.ignore,
+    network=outputs.scores,
+    svm=np.zeros((len(outputs.labels), 0)) if svm is None else svm,
+    made_by=np.array(json.dumps(made)),
   )
   files.write_npz(folder / FILE, scores._asdict())
 
@@ -68,8 +58,7 @@ def load(folder: pathlib.Path) -> Scores:
   """From WORKDIR/scores.npz; no pickle is read.
 
   Raises:
-    UserError: not evaluated yet.
-    UserError: a file that is damaged.
+    UserError: not evaluated yet, or a file that is damaged.
   """
   path = folder / FILE
   if not path.exists():
@@ -100,8 +89,7 @@ def fuse(runs: Mapping[str, Scores], fusion: str = "mean") -> Scores:
   Raises:
     UserError: an unknown fusion, or runs on different images, labels or classes.
   """
-  if fusion not in FUSIONS:
-    raise UserError(f"--fusion must be one of {', '.join(FUSIONS)}, got {fusion!r}")
+  check_name("--fusion", fusion, FUSIONS)
   (first_name, first), *others = runs.items()
   for name, other in others:
     for field in ("class_names", "ids", "labels", "ignore"):
@@ -110,12 +98,13 @@ def fuse(runs: Mapping[str, Scores], fusion: str = "mean") -> Scores:
     if first.svm.shape != other.svm.shape:
       raise UserError(f"of {first_name} and {name} one has no SVMs: evaluate both with evaluation.svm_solver")
     ours, theirs = about(first), about(other)
-    if differing := [field for field in ALIKE if ours[field] != theirs[field]]:
-      raise UserError(
-        f"{first_name} and {name} were evaluated with another {differing[0]}, {ours[differing[0]]} and"
-        f" {theirs[differing[0]]}: evaluate both alike, --evaluation.{differing[0]}={ours[differing[0]]}"
-      )
-  every = list(runs.values())
+    for field in ALIKE:
+      if ours[field] != theirs[field]:
+        raise UserError(
+          f"{first_name} and {name} were evaluated with another {field}, {ours[field]} and {theirs[field]}: evaluate"
+          f" both alike, --evaluation.{field}={ours[field]}"
+        )
+  every = runs.values()
   together = {name: FUSIONS[fusion](np.stack([getattr(run, name) for run in every])) for name in ("network", "svm")}
   return first._replace(**together)
 
@@ -133,11 +122,7 @@ def describe(scores: Scores) -> str:
 
 
 def protocol(name: str) -> metrics.Protocol:
-  """The protocol of this name.
-
-  Raises:
-    UserError: there is none.
-  """
+  """The protocol of this name; raises UserError if there is none."""
   if name not in metrics.PROTOCOLS:
     raise UserError(f"--protocol must be all or some of {', '.join(metrics.PROTOCOLS)}, got {name!r}")
   return metrics.PROTOCOLS[name]
