@@ -248,7 +248,7 @@ def mixed(tmp_path, scenes):
 def test_csv_has_a_row_for_each_label_and_region(small, mixed, tmp_path, capsys):
   out = tmp_path / "found.csv"
   strict = copy.copy(small)
-  strict.decision = small.decision._replace(scores_from=np.inf)
+  strict.thresholds = small.thresholds._replace(scores_from=np.inf)
   assert predict_files.predict_files(strict, [str(mixed)], format="csv", out=out, with_regions=True) == 2
   assert capsys.readouterr().err.count("error: ") == 2
   lines = out.read_text().splitlines()

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -105,6 +105,11 @@ def make_forward(
   return Forward(views, program, by_example)
 
 
+def one_ahead(items: Iterable) -> Iterator:
+  """The items, each only when the next one has been begun."""
+  return (item for item, _ in itertools.pairwise(itertools.chain(items, [None])))
+
+
 def _forward_batches(
   forward: Forward, params: Any, split: Split, positions: range, data: Any, batch_size: int
 ) -> Iterator[tuple[dict[str, jax.Array], list[Record]]]:
@@ -149,8 +154,7 @@ def compute_arrays(
   parts: list[dict[str, np.ndarray]] = []
   records: list[Record] = []
   begun = _forward_batches(forward, params, split, positions, data, batch_size)
-  # In pairs, so that the next batch is decoded and begun while the devices still work on this one.
-  for (arrays, of_batch), _ in itertools.pairwise(itertools.chain(begun, [None])):
+  for arrays, of_batch in one_ahead(begun):  # the next batch is decoded while the devices work on this one
     parts.append({name: array[: len(of_batch)] for name, array in jax.device_get(arrays).items()})
     records += of_batch
     advance(len(of_batch))
