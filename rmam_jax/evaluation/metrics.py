@@ -248,13 +248,11 @@ def region_metrics(
   """Scores the regions against boxes that were never trained on. Images without boxes do not count.
 
   Args:
-    regions: [N, K, 4] of (top, left, bottom, right) as shares of the image, in the order of looking; one that is
-      mirrored has its top below its bottom or its left to the right of its right. Overlaps are those of the part
-      inside the image.
+    regions: [N, K, 4] as shares of the image, in the order of looking; one that is mirrored has its top below its bottom
+      or its left to the right of its right. Overlaps are those of the part inside the image.
     winners: int [N, L], the region that won Eq. 6 for each class; None lets any region win, which gives the most that a
       choice among them could reach.
-    boxes: N arrays [n, 4] of (top, left, bottom, right), as shares of the image.
-    box_classes: N arrays [n] of class indices.
+    boxes, box_classes: N arrays [n, 4], as shares of the image, and [n], indices. All boxes are (top, left, bottom, right).
   """
   every = [None] * len(regions) if winners is None else winners
   return _measure_regions(zip(np.asarray(regions)[:, None], every, boxes, box_classes, strict=True))

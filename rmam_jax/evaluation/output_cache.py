@@ -82,13 +82,8 @@ def extract(
 ) -> Outputs:
   """The outputs for a split: read from disk as far as they are there, the rest computed and written there.
 
-  Args:
-    folder: from `folder_of`.
-    key: from `make_key`.
-    forward: from `outputs.make_forward`; only called where a chunk is missing.
-    params: the recognizer's.
-    split, data, batch_size: as in `outputs.compute_outputs`.
-    progress: the progress bar's label.
+  The folder is from `folder_of`, the key from `make_key`; `forward` is only called where a chunk is missing; `progress`
+  is the progress bar's label. For the others see `outputs.compute_outputs`.
 
   Raises:
     UserError: a chunk that cannot be read or written; and see `outputs.compute_arrays`.

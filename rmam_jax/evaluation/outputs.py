@@ -42,9 +42,8 @@ class Outputs(NamedTuple):
   def objects(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Boxes and their classes, without those of classes that an image shows only as `difficult`."""
     kept = [labels[classes] == 1 for labels, classes in zip(self.labels, self.box_classes, strict=True)]
-    return tuple(
-      [each[keep] for each, keep in zip(arrays, kept, strict=True)] for arrays in (self.boxes, self.box_classes)
-    )
+    both = self.boxes, self.box_classes
+    return tuple([each[keep] for each, keep in zip(arrays, kept, strict=True)] for arrays in both)
 
   @property
   def winners(self) -> np.ndarray:
@@ -61,12 +60,9 @@ class Forward:
   sharding: jax.sharding.NamedSharding  # of its images
 
   def __call__(self, params: Any, images: jax.Array, boxes: jax.Array | None = None) -> dict[str, jax.Array]:
-    """Scores, features, thetas, ... as `Outputs` names them.
+    """Arrays as `Outputs` names them, of images [B, side, side, 3], the side of `views.pixels`.
 
-    Args:
-      params: the recognizer's.
-      images: [B, side, side, 3] of `views.pixels`.
-      boxes: [B, K, 4] for a head that looks at proposals, from the centre view alone.
+    Boxes [B, K, 4] are for a head that looks at proposals, from the centre view alone.
     """
     if boxes is not None and self.views != views_lib.CENTRE:
       raise UserError("proposals are seen from the centre view alone: set evaluation.views=centre")
@@ -143,10 +139,8 @@ def compute_arrays(
 ) -> dict[str, np.ndarray]:
   """Runs the records at these positions of a split once; for the arguments see `compute_outputs`.
 
-  `advance` is told how many more images are done.
-
-  Returns:
-    `Outputs` as plain arrays, each with a leading dimension of images or boxes.
+  `advance` is told how many more images are done. The arrays are those of `Outputs`, each with a leading dimension of
+  images or boxes.
 
   Raises:
     UserError: a score that is not finite, with the first record it belongs to.
@@ -164,10 +158,8 @@ def compute_arrays(
     raise UserError(f"{split.name}, {records[wrong.argmax()].id}: its scores are not finite")
   return arrays | {
     "ids": np.array([record.id for record in records]),
-    "labels": np.stack([record.labels for record in records]),
-    "ignore": np.stack([record.ignore for record in records]),
-    "boxes": np.concatenate([record.boxes for record in records]),
-    "box_classes": np.concatenate([record.box_classes for record in records]),
+    **{field: np.stack([getattr(record, field) for record in records]) for field in ("labels", "ignore")},
+    **{field: np.concatenate([getattr(record, field) for record in records]) for field in ("boxes", "box_classes")},
     "box_counts": np.array([len(record.boxes) for record in records]),
   }
 
@@ -190,12 +182,8 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> Outputs:
 def compute_outputs(forward: Forward, params: Any, split: Split, *, data: Any, batch_size: int) -> Outputs:
   """Runs the views of every record of a split once.
 
-  Args:
-    forward: from `make_forward`.
-    params: the recognizer's.
-    split: the records.
-    data: that section of the configuration.
-    batch_size: a multiple of the number of devices; the last batch is padded, the padding left out.
+  `forward` is from `make_forward`, `params` the recognizer's, `data` that section of the configuration, `batch_size` a
+  multiple of the number of devices: the last batch is padded, and the padding left out.
 
   Raises:
     UserError: see `compute_arrays`.

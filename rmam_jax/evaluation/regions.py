@@ -27,13 +27,8 @@ def region_boxes(thetas: np.ndarray, config: Any) -> np.ndarray:
   A box runs between its region's coordinates -1 and 1, by the grid's own convention. That the image was resized to a
   square first changes nothing: shares are shares.
 
-  Args:
-    thetas: [..., 4] of (s_x, s_y, t_x, t_y).
-    config: the configuration; its `data` and `model` sections say how the view was made.
-
-  Returns:
-    [..., 4] of (top, left, bottom, right); a mirrored region has its top below its bottom or its left to the right of
-    its right.
+  Thetas [..., 4] of (s_x, s_y, t_x, t_y) -> [..., 4] of (top, left, bottom, right). A mirrored region has its top below
+  its bottom or its left to the right of its right. `config` says how the view was made, in `data` and `model`.
   """
   thetas = np.asarray(thetas, np.float64)
   shares = view_to_image(

@@ -32,11 +32,8 @@ def _all_region_metrics(test: Outputs, config: Any) -> dict[str, float]:
     metrics.region_metrics(np.broadcast_to(regions_lib.region_boxes(grid, config), ours.shape), None, *objects),
     metrics.chance_region_metrics(ours, test.winners, *objects),
   )
-  return {
-    prefix + name: value
-    for prefix, figures in zip(_PLACED, found, strict=True)
-    for name, value in figures._asdict().items()
-  }
+  named = zip(_PLACED, (figures._asdict() for figures in found), strict=True)
+  return {prefix + name: value for prefix, figures in named for name, value in figures.items()}
 
 
 def _by_class(class_names: Sequence[str], values: np.ndarray) -> dict[str, float]:
@@ -106,18 +103,10 @@ def evaluate(
   margins: np.ndarray | None,
   selection: Selection,
 ) -> dict[str, Any]:
-  """All figures for the test split.
+  """All figures for the test split: JSON-ready, as shares in [0, 1], undefined ones None.
 
-  Args:
-    config: the configuration.
-    trained: the name of the head, and of the classification loss that it was trained with.
-    class_names: L names.
-    test: the outputs on the test split.
-    margins: the SVMs', [N, L]; None without SVMs.
-    selection: what was chosen on the validation split.
-
-  Returns:
-    JSON-ready results; figures are shares in [0, 1], undefined ones None.
+  `trained` names the head and the classification loss that it was trained with; `test` are the outputs, `margins` those
+  of the SVMs, [N, L], or None without SVMs; `selection` was made on the validation split.
   """
   head, kind = trained
   results = _network(config, class_names, test)
@@ -148,9 +137,7 @@ def _without_nan(value: Any) -> Any:
 def protocol_table(found: Mapping[str, Mapping[str, dict[str, Any]]], class_names: Sequence[str]) -> str:
   """A Markdown table of what each protocol prints, in %.
 
-  Args:
-    found: by the name of what was measured and of the protocol, what `scores.measure` returns.
-    class_names: L names.
+  `found` has what `scores.measure` returns, by the name of what was measured.
   """
   names = ("mAP", *_F1_NAMES)
   lines = ["| | protocol | scores | " + " | ".join(names) + " |", "|-" * (3 + len(names)) + "|"]

@@ -79,15 +79,11 @@ FUSIONS = {
 
 
 def fuse(runs: Mapping[str, Scores], fusion: str = "mean") -> Scores:
-  """The scores of several runs on the same images as those of one, e.g. the paper's two scales.
+  """The scores of several runs, by name, on the same images as those of one, e.g. the paper's two scales.
 
-  Args:
-    runs: by name.
-    fusion: "mean" or "max" of the scores, or "rank", the mean place of an image among all by a class's score, which
-      ranks only: its scores lie in [0, 1].
-
-  Raises:
-    UserError: an unknown fusion, or runs on different images, labels or classes.
+  The fusion is "mean" or "max" of the scores, or "rank", the mean place of an image among all by a class's score: such
+  scores lie in [0, 1] and say nothing but the order. Raises a UserError for an unknown fusion, or for runs on different
+  images, labels or classes.
   """
   check_name("--fusion", fusion, FUSIONS)
   (first_name, first), *others = runs.items()

@@ -63,16 +63,10 @@ def select(
   validation: Outputs,
   one_view: Outputs,
 ) -> Selection:
-  """Chooses on a validation split.
+  """Chooses on the validation split of this name, for scores trained with the classification loss `kind`.
 
-  Args:
-    config: the configuration.
-    kind: the classification loss, "sigmoid" or "euclidean".
-    class_names: L names.
-    name: the validation split's.
-    train: on training images, for the SVMs; None without SVMs.
-    validation: on the validation split.
-    one_view: on the centre view alone of the same images.
+  `train` are outputs on training images, for the SVMs, or None without SVMs; `validation` those on the validation split;
+  `one_view` those on the centre view alone of the same images.
   """
 
   def calibrated(outputs: Outputs) -> dict[str, Any]:

@@ -68,18 +68,12 @@ def fit(
 ) -> Iterator[Machines]:
   """Fits the machines of every class for one value of C after the other; the values share the features.
 
-  Args:
-    features: float [N, F].
-    labels: [N, L] of 0 and 1.
-    cs: the values of C, positive.
-    ignore: bool [N, L]; labels to leave out of their class.
-    solver: "newton", all classes at once in JAX, or "liblinear", scikit-learn's `LinearSVC` at its own tolerance, one
-      class after the other.
-    class_names: L names, kept with the machines.
-    seed: of LIBLINEAR's shuffling.
+  Features are float [N, F], labels [N, L] of 0 and 1, `cs` the values of C, positive. Labels marked in `ignore`, bool
+  [N, L], are left out of their class. The solver "newton" fits all classes at once in JAX; "liblinear" is scikit-learn's
+  `LinearSVC` at its own tolerance, one class after the other, and `seed` is that of its shuffling.
 
   Yields:
-    Machines, float64. A class with only positives or only negatives cannot be fitted: see `Machines`.
+    Machines, float64, with the L class names. A class of only positives or only negatives cannot be fitted: see there.
 
   Raises:
     UserError: features that are not finite, a value of C that is not positive, or no convergence.
@@ -136,21 +130,16 @@ def _times(x_NF, w):
   def product(x):
     return _matmul(w[:-1].T, x.T).T + w[-1]
 
+  def body(out, block, start, _):
+    return jax.lax.dynamic_update_slice_in_dim(out, product(block), start, 0)
+
   if x_NF.dtype == w.dtype:
     return product(x_NF)
-  return _over_blocks(
-    x_NF,
-    w.dtype,
-    lambda out, block, start, _: jax.lax.dynamic_update_slice_in_dim(out, product(block), start, 0),
-    jnp.zeros((len(x_NF), w.shape[1]), w.dtype),
-  )
+  return _over_blocks(x_NF, w.dtype, body, jnp.zeros((len(x_NF), w.shape[1]), w.dtype))
 
 
 def _transposed_times(x_NF, r, power=1):
-  """[x, 1]^T r in r's type, with x raised to a power: [N, L] -> [F + 1, L].
-
-  In blocks, and as (r^T x)^T: on a CPU ten times as fast as x^T r.
-  """
+  """[x, 1]^T r in r's type, x raised to a power: [N, L] -> [F + 1, L]; as (r^T x)^T, on a CPU ten times as fast."""
 
   def body(total, block, start, new):
     rows = jax.lax.dynamic_slice_in_dim(r, start, len(block))
@@ -164,7 +153,6 @@ def _transposed_times(x_NF, r, power=1):
 class Directions(NamedTuple):
   """In which the images spread most once every column has mean 0 and deviation 1, and what preconditioning needs."""
 
-  mean: jax.Array  # [F]
   deviation: jax.Array  # [F]
   directions: jax.Array  # [F, R], orthonormal
   images: jax.Array  # [N, R], along them
@@ -183,7 +171,7 @@ def _spread(x_NF):
     directions, _ = jnp.linalg.qr(_matmul(_matmul(scaled, directions).T, scaled).T)
   weights = directions * inverse[:, None]
   bias = -_matmul(mean, weights)
-  return Directions(mean, deviation, directions, _times(x_NF, jnp.concatenate([weights, bias[None]])))
+  return Directions(deviation, directions, _times(x_NF, jnp.concatenate([weights, bias[None]])))
 
 
 def _preconditioner(x_NF, spread, active):
@@ -197,9 +185,7 @@ def _preconditioner(x_NF, spread, active):
   sums, squares = _transposed_times(x_NF, active), _transposed_times(x_NF, active, power=2)[:-1]
   total = sums[-1]
   mean = sums[:-1] / jnp.maximum(total, jnp.finfo(sums.dtype).tiny)
-  diagonal = 1 + mean**2 + jnp.maximum(squares - total * mean**2, 0)
-  scale = jax.lax.rsqrt(diagonal)
-
+  scale = jax.lax.rsqrt(1 + mean**2 + jnp.maximum(squares - total * mean**2, 0))
   first, second = _matmul(active.T, spread.images).T, _matmul(active.T, spread.images**2).T
   variance = jnp.maximum(second - first**2 / jnp.maximum(total, jnp.finfo(sums.dtype).tiny), 0)
   shares = spread.directions.T**2

@@ -46,11 +46,8 @@ def make_thresholds(
     classification: the loss that the scores were trained with.
     selection: what was chosen on validation images: `temperature` and `thresholds` [L] on the scores, or neither.
     top_k: `evaluation.top_k`.
-    top: how many labels an image is given at most; 0 is no limit.
-    threshold: a probability.
-
-  Raises:
-    UserError: a negative `top`, or a threshold that is no probability.
+    top: how many labels an image is given at most; 0 is no limit. A UserError if it is negative.
+    threshold: a probability; a UserError if it is none.
   """
   if top is not None and top < 0:
     raise UserError(f"top must be 0 (no limit) or more, got {top}")

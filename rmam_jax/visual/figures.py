@@ -12,10 +12,7 @@ OTHERS = "#1f77b4"
 
 
 def regions_and_labels(path: pathlib.Path, panels: Sequence[pictures.Panel]) -> None:
-  """Like Fig. 1: a PNG of each image with the regions that won its labels; below it the labels, in the same colours.
-
-  The labels are those that the image was given.
-  """
+  """Like Fig. 1: a PNG of images with the regions that won the labels given; below them the labels, in the same colours."""
   from matplotlib.figure import Figure
 
   labels = [[verdict for verdict in panel.verdicts if verdict.chosen] for panel in panels]

@@ -85,10 +85,9 @@ def write(
   class_curves: Sequence[Curve],
   num_shown: int,
 ) -> None:
-  """Writes a new page: `num_shown` panels, one at a time as they come, the content of results.json, and each class's curve.
+  """Writes a new page: `num_shown` panels, as they come, the content of results.json, and each class's curve.
 
-  Raises:
-    UserError: `path` exists or cannot be written.
+  Raises a UserError if `path` exists or cannot be written.
   """
   import jinja2
 

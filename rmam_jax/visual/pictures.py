@@ -36,15 +36,15 @@ class Panel(NamedTuple):
 
 
 def colour(step: int) -> str:
-  """The colour of a step, from 0."""
+  """Of a step, from 0."""
   return STEP_COLOURS[step % len(STEP_COLOURS)]
 
 
 def draw(path: pathlib.Path, panels: Sequence[Panel], *, columns: int = 1) -> None:
   """A PNG of panels in reading order: each image with its regions, coloured by step, and its labels beside it.
 
-  Of an image with more than `MOST_REGIONS` regions only those are shown that won a label. A label has the number and
-  colour of the step that won it; present labels are bold. The picture's size does not depend on the images'.
+  Of more than `MOST_REGIONS` regions only those are shown that won a label. Present labels are bold. The picture's size
+  does not depend on the images'.
   """
   from matplotlib.figure import Figure
 
