@@ -22,9 +22,9 @@ def probabilities(scores: np.ndarray, kind: str, temperature: float = 1.0) -> np
 
 
 def fit_temperature(scores: np.ndarray, labels: np.ndarray, ignore: np.ndarray, kind: str) -> float:
-  """The temperature T under which scores / T have the lowest classification loss (Guo et al., 2017).
+  """The temperature T under which scores / T have the lowest loss `kind`, of `losses` (Guo et al., 2017).
 
-  `kind` is the loss: "sigmoid", the likelihood, or "euclidean", Eq. 7-8, a Brier score.
+  That is the likelihood for "sigmoid", and a Brier score for "euclidean", Eq. 7-8.
   """
   scores = scores.astype(np.float32)
 

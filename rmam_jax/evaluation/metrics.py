@@ -51,9 +51,9 @@ def _by_threshold(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, n
 
 
 def precision_recall_curve(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Recall and precision of one class, scores [N] and labels [N], at each of its T distinct scores, the highest first.
+  """Recall and precision of one class at each distinct score, the highest first: [N], [N] -> [T], [T].
 
-  Each is [T], in [0, 1]; empty without positives.
+  Both are in [0, 1], and empty without positives.
   """
   scores, labels = np.asarray(scores), np.asarray(labels)
   if not labels.sum():
@@ -125,8 +125,8 @@ def precision_recall_f1(
   precision_L, recall_L = correct / np.maximum(predicted, 1), correct / np.maximum(actual, 1)
   cp, cr = precision_L.mean(), recall_L.mean()
   op, or_ = (correct.sum() / max(whole.sum(), 1) for whole in (predicted, actual))
-  found = {"CP": cp, "CR": cr, "CF1": _f1(cp, cr), "OP": op, "OR": or_, "OF1": _f1(op, or_)}
-  found["macro_F1"] = _f1(precision_L, recall_L).mean()
+  macro_f1 = _f1(precision_L, recall_L).mean()
+  found = {"CP": cp, "CR": cr, "CF1": _f1(cp, cr), "OP": op, "OR": or_, "OF1": _f1(op, or_), "macro_F1": macro_f1}
   return {name: float(value) for name, value in found.items()}
 
 

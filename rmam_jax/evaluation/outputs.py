@@ -88,12 +88,9 @@ def make_forward(
     def pooled(array_KVX):  # the maximum over the regions, the mean over the views
       return by_view(array_KVX).max(axis=0).mean(axis=1)
 
-    arrays = {
-      "scores": pooled(attention.scores),
-      "features": pooled(getattr(attention, feature)),
-      "region_scores": by_view(attention.scores)[:, :, 0].swapaxes(0, 1),
-      "thetas": by_view(attention.thetas)[:, :, 0].swapaxes(0, 1),
-    }
+    arrays = {"scores": pooled(attention.scores), "features": pooled(getattr(attention, feature))}
+    for name, array in (("region_scores", attention.scores), ("thetas", attention.thetas)):
+      arrays[name] = by_view(array)[:, :, 0].swapaxes(0, 1)
     return arrays if auxiliary is None else arrays | {"auxiliary": pooled(auxiliary.scores)}
 
   replicated, by_example = mesh_lib.replicated(mesh), mesh_lib.by_example(mesh)
@@ -102,7 +99,7 @@ def make_forward(
 
 
 def one_ahead(items: Iterable) -> Iterator:
-  """The items, each only when the next one has been begun."""
+  """The items, each only when the next one has been asked for, so that work on it has begun."""
   return (item for item, _ in itertools.pairwise(itertools.chain(items, [None])))
 
 
@@ -120,10 +117,7 @@ def _forward_batches(
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   ):
-    inputs = [
-      None if array is None else jax.make_array_from_process_local_data(forward.sharding, array)
-      for array in (images, boxes)
-    ]
+    inputs = jax.tree.map(lambda x: jax.make_array_from_process_local_data(forward.sharding, x), (images, boxes))
     yield {**forward(params, *inputs), "skipped": np.array(reasons)}, records
 
 
@@ -145,8 +139,7 @@ def compute_arrays(
   Raises:
     UserError: a score that is not finite, with the first record it belongs to.
   """
-  parts: list[dict[str, np.ndarray]] = []
-  records: list[Record] = []
+  parts, records = [], []
   begun = _forward_batches(forward, params, split, positions, data, batch_size)
   for arrays, of_batch in one_ahead(begun):  # the next batch is decoded while the devices work on this one
     parts.append({name: array[: len(of_batch)] for name, array in jax.device_get(arrays).items()})

@@ -36,6 +36,14 @@ def _all_region_metrics(test: Outputs, config: Any) -> dict[str, float]:
   return {prefix + name: value for prefix, figures in named for name, value in figures.items()}
 
 
+def _average_precisions(
+  prefix: str, config: Any, class_names: Sequence[str], scores: np.ndarray, test: Outputs
+) -> dict:
+  """The mAP and each class's average precision."""
+  every = metrics.average_precisions(scores, test.labels, ignore=test.ignore, method=config.evaluation.ap_method)
+  return {f"{prefix}mAP": metrics.mean_average_precision(every), f"{prefix}AP": _by_class(class_names, every)}
+
+
 def _by_class(class_names: Sequence[str], values: np.ndarray) -> dict[str, float]:
   return dict(zip(class_names, values.tolist(), strict=True))
 
@@ -43,16 +51,15 @@ def _by_class(class_names: Sequence[str], values: np.ndarray) -> dict[str, float
 def _network(config: Any, class_names: Sequence[str], test: Outputs) -> dict[str, Any]:
   """Figures of the network's own scores, and of the auxiliary head's."""
   section = config.evaluation
-  every = _precisions(config, test.scores, test)
+  found = _average_precisions("", config, class_names, test.scores, test)
   predicted = metrics.top_k_labels(test.scores, section.top_k)
   counts = metrics.count(predicted, test.labels, ignore=test.ignore)
   results = {
-    "mAP": metrics.mean_average_precision(every),
-    "AP": _by_class(class_names, every),
+    **found,
     "AP_method": section.ap_method,
     **metrics.precision_recall_f1(predicted, test.labels, ignore=test.ignore),
     "top_k": section.top_k,
-    "undefined_classes": [name for name, ap in zip(class_names, every, strict=True) if math.isnan(ap)],
+    "undefined_classes": [name for name, ap in found["AP"].items() if math.isnan(ap)],
     "never_predicted_classes": [name for name, n in zip(class_names, counts.predicted, strict=True) if n == 0],
     "test_images": len(test.readable),
     "skipped_images": test.skipped,
@@ -60,12 +67,8 @@ def _network(config: Any, class_names: Sequence[str], test: Outputs) -> dict[str
   }
   if test.auxiliary is not None:
     results["auxiliary_head"] = config.stage_one.head
-    results["auxiliary_mAP"] = metrics.mean_average_precision(_precisions(config, test.auxiliary, test))
+    results["auxiliary_mAP"] = _average_precisions("", config, class_names, test.auxiliary, test)["mAP"]
   return results
-
-
-def _precisions(config: Any, scores: np.ndarray, test: Outputs) -> np.ndarray:
-  return metrics.average_precisions(scores, test.labels, ignore=test.ignore, method=config.evaluation.ap_method)
 
 
 def _calibrated(kind: str, class_names: Sequence[str], test: Outputs, selection: Selection) -> dict[str, Any]:
@@ -111,10 +114,8 @@ def evaluate(
   head, kind = trained
   results = _network(config, class_names, test)
   if margins is not None:
-    every = _precisions(config, margins, test)
     results |= {
-      "svm_mAP": metrics.mean_average_precision(every),
-      "svm_AP": _by_class(class_names, every),
+      **_average_precisions("svm_", config, class_names, margins, test),
       "svm_c": selection.svm_c,
       "svm_feature": config.evaluation.feature,
       "svm_solver": config.evaluation.svm_solver,

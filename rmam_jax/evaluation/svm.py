@@ -150,17 +150,13 @@ def _transposed_times(x_NF, r, power=1):
   return jnp.concatenate([product.T, r.sum(0, keepdims=True)])
 
 
-class Directions(NamedTuple):
-  """In which the images spread most once every column has mean 0 and deviation 1, and what preconditioning needs."""
-
-  deviation: jax.Array  # [F]
-  directions: jax.Array  # [F, R], orthonormal
-  images: jax.Array  # [N, R], along them
-
-
 @jax.jit
 def _spread(x_NF):
-  """Directions from a sample of the images, by three rounds of subspace iteration."""
+  """The directions in which the images spread most once every column has mean 0 and deviation 1.
+
+  They come from a sample of the images, by three rounds of subspace iteration. Returns the columns' deviation [F], the
+  directions [F, R], orthonormal, and the images along them [N, R].
+  """
   sample = x_NF[:: -(-len(x_NF) // SAMPLE)]
   mean, deviation = sample.mean(0), sample.std(0)
   inverse = jnp.where(deviation > 0, 1 / jnp.where(deviation > 0, deviation, 1), 0)
@@ -171,7 +167,7 @@ def _spread(x_NF):
     directions, _ = jnp.linalg.qr(_matmul(_matmul(scaled, directions).T, scaled).T)
   weights = directions * inverse[:, None]
   bias = -_matmul(mean, weights)
-  return Directions(deviation, directions, _times(x_NF, jnp.concatenate([weights, bias[None]])))
+  return deviation, directions, _times(x_NF, jnp.concatenate([weights, bias[None]]))
 
 
 def _preconditioner(x_NF, spread, active):
@@ -182,19 +178,20 @@ def _preconditioner(x_NF, spread, active):
   diagonal is inverted, and on the scale that this sets the curvature along the directions in which images spread most,
   which are the same for all classes.
   """
+  deviation, directions, images = spread
   sums, squares = _transposed_times(x_NF, active), _transposed_times(x_NF, active, power=2)[:-1]
   total = sums[-1]
   mean = sums[:-1] / jnp.maximum(total, jnp.finfo(sums.dtype).tiny)
   scale = jax.lax.rsqrt(1 + mean**2 + jnp.maximum(squares - total * mean**2, 0))
-  first, second = _matmul(active.T, spread.images).T, _matmul(active.T, spread.images**2).T
+  first, second = _matmul(active.T, images).T, _matmul(active.T, images**2).T
   variance = jnp.maximum(second - first**2 / jnp.maximum(total, jnp.finfo(sums.dtype).tiny), 0)
-  shares = spread.directions.T**2
-  along = _matmul(shares, scale**2) + variance * _matmul(shares, spread.deviation[:, None] * scale) ** 2
+  shares = directions.T**2
+  along = _matmul(shares, scale**2) + variance * _matmul(shares, deviation[:, None] * scale) ** 2
   gain = 1 / jnp.maximum(along, jnp.finfo(sums.dtype).eps) - 1
 
   def apply(r):
     w = (r[:-1] - mean * r[-1]) * scale
-    w += _matmul(spread.directions, gain * _matmul(spread.directions.T, w))
+    w += _matmul(directions, gain * _matmul(directions.T, w))
     w *= scale
     b = r[-1] / (1 + total) - (mean * w).sum(0)
     return jnp.concatenate([w, b[None]])

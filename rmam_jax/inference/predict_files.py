@@ -90,22 +90,17 @@ def _writer(format: str, file: TextIO, with_regions: bool) -> Callable[[pathlib.
   return lambda path, found: table.writerows(_rows(path, found, with_regions))
 
 
-@contextlib.contextmanager
-def _opened(out: pathlib.Path | None) -> Iterator[TextIO]:
+def _open(out: pathlib.Path | None) -> contextlib.AbstractContextManager[TextIO]:
   """A new file, or stdout without one. File names pass through whatever bytes they are made of."""
   if out is None:
     sys.stdout.reconfigure(errors="surrogateescape")
-    yield sys.stdout
-    sys.stdout.flush()
-    return
+    return contextlib.nullcontext(sys.stdout)
   try:
-    file = out.open("x", encoding="utf-8", errors="surrogateescape", newline="")
+    return out.open("x", encoding="utf-8", errors="surrogateescape", newline="")
   except FileExistsError as error:
     raise UserError(f"{out} exists: remove it or name another file with --out=FILE") from error
   except OSError as error:
     raise UserError(f"cannot write {out}: {error.strerror}") from error
-  with file:
-    yield file
 
 
 def _make(folder: pathlib.Path) -> None:
@@ -130,11 +125,9 @@ def predict_files(
   with_regions: bool = False,
   picture_folder: pathlib.Path | None = None,
 ) -> int:
-  """Predicts for files, folders and patterns (see `find_images`) and writes what was found, in order.
+  """Predicts by a recognizer for files, folders and patterns (see `find_images`) and writes what was found, in order.
 
   Args:
-    recognizer: from `predictor.load`.
-    names: of the files.
     format: "jsonl" or "csv".
     out: a new file; None for stdout.
     with_regions: write all K regions too.
@@ -151,7 +144,7 @@ def predict_files(
     _make(picture_folder)
   failed = 0
   shared = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-  with _opened(out) as file, tqdm.tqdm(total=len(paths), unit=" images", disable=len(paths) == 1) as bar:
+  with _open(out) as file, tqdm.tqdm(total=len(paths), unit=" images", disable=len(paths) == 1) as bar:
     write = _writer(format, file, with_regions)
     for path, found in zip(paths, recognizer.stream(paths), strict=True):
       if isinstance(found, Exception):
@@ -162,6 +155,7 @@ def predict_files(
         if picture_folder is not None:
           _draw(picture_folder / f"{os.path.relpath(os.path.abspath(path), shared)}.png", path, found)
       bar.update()
+    file.flush()  # a reader of stdout that has gone is noticed here
   if failed:
     print(f"{failed} of {len(paths)} files could not be read", file=sys.stderr)
   return failed

@@ -98,8 +98,7 @@ class Predictor:
       batch_size: images in one pass; rounded up to a multiple of the devices.
       threads: that read and decode ahead.
 
-    Raises:
-      UserError: an option out of its range, or a head that needs more than images.
+    Raises a UserError for an option out of its range, and for a head that needs more than images.
     """
     if batch_size < 1 or threads < 1:
       raise UserError(f"batch_size and threads must be at least 1, got {batch_size} and {threads}")
@@ -112,9 +111,11 @@ class Predictor:
       top=top,
       threshold=threshold,
     )
-    name, spec = config.model.head, heads.get(config.model.head)
+    spec = heads.get(config.model.head)
     if spec.guide == heads.BOXES:
-      raise UserError(f"head {name!r} looks at proposals, which images alone do not have: it can only be evaluated")
+      raise UserError(
+        f"head {spec.name!r} looks at proposals, which images alone do not have: it can only be evaluated"
+      )
     self._looks = spec.looks
     mesh = mesh_lib.make_mesh()
     self._batch_size = -(-batch_size // mesh.size) * mesh.size
@@ -125,8 +126,7 @@ class Predictor:
   def predict(self, images: Iterable[Source]) -> list[Prediction]:
     """What the recognizer says of each image, in order: files, the bytes of files, or pixels as uint8 [height, width, 3].
 
-    Raises:
-      UserError: names the first image that cannot be read.
+    Raises a UserError that names the first image that cannot be read.
     """
     if isinstance(images, str | bytes | os.PathLike):
       raise UserError("images must be a list of images, got a single one: predict([image])")
@@ -199,11 +199,10 @@ class Predictor:
       if chosen_L[c]
     ]
     regions = [
-      Region(step + 1, box, self.class_names[each_L.argmax()], float(each_L.max()))
-      for step, (box, each_L) in enumerate(zip(boxes, each_KL, strict=True))
-      if self._looks
+      Region(step, box, self.class_names[each_L.argmax()], float(each_L.max()))
+      for step, (box, each_L) in enumerate(zip(boxes, each_KL, strict=True), 1)
     ]
-    return Prediction(view.width, view.height, labels, regions, probabilities_L)
+    return Prediction(view.width, view.height, labels, regions if self._looks else [], probabilities_L)
 
 
 def load(folder: str | os.PathLike | None = None, **options) -> Predictor:

@@ -38,24 +38,16 @@ def panels(evaluated: EvaluatedSplit, indices: Iterable[int]) -> Iterator[pictur
   shown = (chosen | present) & ~outputs.ignore
   looks = heads.get(head).looks
   boxes_NK4 = regions_lib.region_boxes(outputs.thetas, config).transpose(1, 0, 2)
-  winners = outputs.winners
+  winners = outputs.winners if looks else np.full(outputs.scores.shape, None)
   for index in indices:
     image, record = batches.read_image(split, index)
+    columns = (array[index].tolist() for array in (probabilities, chosen, present, winners))
+    verdicts = list(map(pictures.Verdict, split.class_names, *columns))
     yield pictures.Panel(
       title=f"{record.id}: {', '.join(np.array(split.class_names)[record.labels == 1])}",
       image=image,
       boxes=boxes_NK4[index] if looks else np.zeros((0, 4)),
-      verdicts=[
-        pictures.Verdict(
-          label=split.class_names[c],
-          probability=float(probabilities[index, c]),
-          chosen=bool(chosen[index, c]),
-          present=bool(present[index, c]),
-          step=int(winners[index, c]) if looks else None,
-        )
-        for c in np.argsort(-probabilities[index], kind="stable")
-        if shown[index, c]
-      ],
+      verdicts=[verdicts[c] for c in np.argsort(-probabilities[index], kind="stable") if shown[index, c]],
     )
 
 
