@@ -65,9 +65,7 @@ def paired_interval(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -
   The interval says what other test images would change. It does not say what other seeds would change: the spread
   between seeds is printed beside it.
 
-  Args:
-    first: S arrays [R + 1] of the one method's mAPs: of the images as they are, then of the resamples.
-    second: the other's, on the same images.
+  Each method is given as S arrays [R + 1] of mAPs: of the images as they are, then of the resamples.
   """
   difference = np.mean(first, axis=0) - np.mean(second, axis=0)
   low, high = np.percentile(difference[1:], [2.5, 97.5])

@@ -94,19 +94,9 @@ def _f1(precision, recall):
   return np.where(total > 0, 2 * precision * recall / np.where(total > 0, total, 1), 0.0)
 
 
-class Counts(NamedTuple):
-  """What precision, recall and F1 are made of (Eq. 15), by class: int [L]."""
-
-  correct: np.ndarray  # predicted and present
-  predicted: np.ndarray
-  actual: np.ndarray
-
-
-def count(predicted: np.ndarray, labels: np.ndarray, *, ignore: np.ndarray | None = None) -> Counts:
-  """Counts predictions, bool [N, L], against labels [N, L]; ignored labels are left out of every count."""
-  kept = _kept(labels, ignore)
-  predicted, actual = np.asarray(predicted, bool) & kept, np.asarray(labels, bool) & kept
-  return Counts((predicted & actual).sum(0), predicted.sum(0), actual.sum(0))
+def never_predicted(predicted: np.ndarray, ignore: np.ndarray) -> list[int]:
+  """The classes of which no label is predicted, bool [N, L], outside of those to ignore."""
+  return np.flatnonzero(~(predicted & ~ignore).any(axis=0)).tolist()
 
 
 def precision_recall_f1(
@@ -114,14 +104,16 @@ def precision_recall_f1(
 ) -> dict[str, float]:
   """Overall and per-class precision, recall and F1 (Eq. 15) of predictions, bool [N, L], against labels [N, L].
 
-  A class that is never predicted has precision 0; one without positives has recall 0; F1 is 0 where both are. All
-  classes count, as in the paper and in others' code; `count` tells which they are.
+  Ignored labels are left out of every count. A class that is never predicted has precision 0; one without positives has
+  recall 0; F1 is 0 where both are. All classes count, as in the paper and in others' code.
 
   Returns:
     CP, CR, CF1, OP, OR, OF1 and macro_F1, in [0, 1]. CF1 is the harmonic mean of CP and CR, as printed; macro_F1 the
     mean of the classes' F1, which some print as CF1.
   """
-  correct, predicted, actual = count(predicted, labels, ignore=ignore)
+  kept = _kept(labels, ignore)
+  predicted, actual = np.asarray(predicted, bool) & kept, np.asarray(labels, bool) & kept
+  correct, predicted, actual = (marks.sum(axis=0) for marks in (predicted & actual, predicted, actual))
   precision_L, recall_L = correct / np.maximum(predicted, 1), correct / np.maximum(actual, 1)
   cp, cr = precision_L.mean(), recall_L.mean()
   op, or_ = (correct.sum() / max(whole.sum(), 1) for whole in (predicted, actual))
@@ -190,14 +182,13 @@ def measure(protocol: Protocol, scores: np.ndarray, labels: np.ndarray, ignore: 
     predicted &= top_k_labels(scores, protocol.top_k)
   f1_labels, f1_ignore = resolve_difficult(labels, ignore, protocol.f1_difficult)
   found = precision_recall_f1(predicted, f1_labels, ignore=f1_ignore)
-  counts = count(predicted, f1_labels, ignore=f1_ignore)
   return {
     "mAP": mean_average_precision(precisions),
     **{name: found[name] for name in ("CP", "CR", "CF1", "OP", "OR", "OF1")},
     "CF1": found[protocol.class_f1],
     "AP": precisions,
     "undefined": np.flatnonzero(np.isnan(precisions)).tolist(),
-    "never_predicted": np.flatnonzero(counts.predicted == 0).tolist(),
+    "never_predicted": never_predicted(predicted, f1_ignore),
   }
 
 

@@ -25,15 +25,13 @@ FORMAT = 2  # of the chunks
 CHUNK = 1_024  # images, about
 DELETE = "delete it and run the same command again"
 
-Key = dict[str, Any]
-
 
 def digest_params(params: Any) -> str:
   """A digest of every parameter's name, type, shape and values."""
   return tensors.digest(tensors.flatten(jax.device_get(params)))
 
 
-def make_key(config: Any, split: Split, params: str, views: Views = CENTRE) -> Key:
+def make_key(config: Any, split: Split, params: str, views: Views = CENTRE) -> dict[str, Any]:
   """All that outputs depend on; `params` is from `digest_params`."""
   return {
     "format": FORMAT,
@@ -54,7 +52,7 @@ def folder_of(workdir_folder: pathlib.Path, split_name: str) -> pathlib.Path:
   return workdir_folder / "features" / re.sub(r"[^A-Za-z0-9]+", "-", split_name).strip("-")
 
 
-def _claim(folder: pathlib.Path, key: Key) -> None:
+def _claim(folder: pathlib.Path, key: dict[str, Any]) -> None:
   """Makes the folder this key's: removes what another key left there, and says so."""
   path = folder / "key.json"
   if path.exists():
@@ -71,7 +69,7 @@ def _claim(folder: pathlib.Path, key: Key) -> None:
 
 def extract(
   folder: pathlib.Path,
-  key: Key,
+  key: dict[str, Any],
   forward: Forward,
   params: Any,
   split: Split,
@@ -83,10 +81,8 @@ def extract(
   """The outputs for a split: read from disk as far as they are there, the rest computed and written there.
 
   The folder is from `folder_of`, the key from `make_key`; `forward` is only called where a chunk is missing; `progress`
-  is the progress bar's label. For the others see `outputs.compute_outputs`.
-
-  Raises:
-    UserError: a chunk that cannot be read or written; and see `outputs.compute_arrays`.
+  is the progress bar's label. For the others see `outputs.compute_outputs`. Raises a
+  UserError as that does, and for a chunk that cannot be read or written.
   """
   with processes.first_before_others(f"claim {folder}"):
     _claim(folder, key)

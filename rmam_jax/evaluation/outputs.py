@@ -135,9 +135,6 @@ def compute_arrays(
 
   `advance` is told how many more images are done. The arrays are those of `Outputs`, each with a leading dimension of
   images or boxes.
-
-  Raises:
-    UserError: a score that is not finite, with the first record it belongs to.
   """
   parts, records = [], []
   begun = _forward_batches(forward, params, split, positions, data, batch_size)
@@ -176,9 +173,7 @@ def compute_outputs(forward: Forward, params: Any, split: Split, *, data: Any, b
   """Runs the views of every record of a split once.
 
   `forward` is from `make_forward`, `params` the recognizer's, `data` that section of the configuration, `batch_size` a
-  multiple of the number of devices: the last batch is padded, and the padding left out.
-
-  Raises:
-    UserError: see `compute_arrays`.
+  multiple of the number of devices: the last batch is padded, and the padding left out. A score that is not finite is a
+  UserError, with the first record it belongs to.
   """
   return from_arrays(compute_arrays(forward, params, split, range(len(split)), data=data, batch_size=batch_size))

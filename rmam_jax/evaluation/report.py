@@ -53,14 +53,13 @@ def _network(config: Any, class_names: Sequence[str], test: Outputs) -> dict[str
   section = config.evaluation
   found = _average_precisions("", config, class_names, test.scores, test)
   predicted = metrics.top_k_labels(test.scores, section.top_k)
-  counts = metrics.count(predicted, test.labels, ignore=test.ignore)
   results = {
     **found,
     "AP_method": section.ap_method,
     **metrics.precision_recall_f1(predicted, test.labels, ignore=test.ignore),
     "top_k": section.top_k,
     "undefined_classes": [name for name, ap in found["AP"].items() if math.isnan(ap)],
-    "never_predicted_classes": [name for name, n in zip(class_names, counts.predicted, strict=True) if n == 0],
+    "never_predicted_classes": [class_names[c] for c in metrics.never_predicted(predicted, test.ignore)],
     "test_images": len(test.readable),
     "skipped_images": test.skipped,
     **views_lib.names(config),

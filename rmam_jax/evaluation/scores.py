@@ -55,11 +55,7 @@ def save(
 
 
 def load(folder: pathlib.Path) -> Scores:
-  """From WORKDIR/scores.npz; no pickle is read.
-
-  Raises:
-    UserError: not evaluated yet, or a file that is damaged.
-  """
+  """From WORKDIR/scores.npz; no pickle is read. Raises a UserError for a run not evaluated yet, and for a damaged file."""
   path = folder / FILE
   if not path.exists():
     raise UserError(f"{folder} holds no {FILE}: run eval.py --workdir={folder} first")
@@ -127,8 +123,7 @@ def protocol(name: str) -> metrics.Protocol:
 def measure(scores: Scores, names: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
   """The figures of each named protocol, or of all whose scores are there; see `metrics.measure`.
 
-  Raises:
-    UserError: an unknown protocol, or one whose scores are not there.
+  Raises a UserError for an unknown protocol, and for one that is named and whose scores are not there.
   """
   found = {}
   for name in names or metrics.PROTOCOLS:

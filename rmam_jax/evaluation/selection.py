@@ -109,11 +109,7 @@ def check(folder: pathlib.Path) -> None:
 
 
 def read(folder: pathlib.Path, class_names: Sequence[str]) -> Selection:
-  """The selection in a workdir.
-
-  Raises:
-    UserError: it is not there, not readable, or made for other classes.
-  """
+  """The selection in a workdir; raises a UserError if it is not there, not readable, or made for other classes."""
   check(folder)
   path = folder / FILE
   try:

@@ -35,8 +35,7 @@ CENTRE = Views()  # one view, cropped from the pixels as in training
 def from_config(config: Any) -> Views:
   """The views that `evaluation.views` and `evaluation.mirror` name.
 
-  Raises:
-    UserError: an unknown name, or a window that does not lie on whole cells.
+  Raises a UserError for an unknown name, and where a window would not lie on whole cells.
   """
   kind, mirror = config.evaluation.views, config.evaluation.mirror
   check_name("evaluation.views", kind, KINDS)
@@ -69,10 +68,7 @@ def in_words(named: Mapping[str, Any]) -> str:
 
 def feature_maps(model: recognizer.Recognizer, params: Any, images: jax.Array, views: Views) -> jax.Array:
   """Images [B, height, width, 3] -> the maps of their views [B, V, h, w, C], the centre first."""
-  if views.mirror == "image":
-    images = jnp.stack([images, images[:, :, ::-1]], axis=1)
-  else:
-    images = images[:, None]
+  images = jnp.stack([images, images[:, :, ::-1]] if views.mirror == "image" else [images], axis=1)
   maps = model.apply({"params": params}, images.reshape(-1, *images.shape[2:]), method="feature_map")
   maps = maps.reshape(*images.shape[:2], *maps.shape[1:])
   if views.mirror == "map":
