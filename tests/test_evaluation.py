@@ -1,4 +1,4 @@
-"""Views against a plain loop, features that survive a stop and notice a change, choices that never see the test split."""
+"""Views against a plain loop, features that survive a stop and notice a change, a selection that never sees the test split."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def view_config(data_root, **changes):
 
 @pytest.fixture(scope="module")
 def small():
-  """A recogniser that looks three times, its parameters, images, and its centre view as a program."""
+  """A recognizer that looks three times, its parameters, images, and its centre view as a program."""
   config = tiny_config(".")
   model = recognizer.build(config.model, 4, head="saliency", auxiliary="score_map")
   params = jax.jit(lambda key: step_lib.init_params(model, key, CROP))(jax.random.key(0))
@@ -303,7 +303,7 @@ def test_prediction_s_thresholds_are_chosen_on_what_it_sees(workdir):
   assert (of_five["seen"]["views"], of_five["rule"]) == ("five", "per_class")
 
 
-def test_without_a_validation_split_the_choices_of_another_run_are_used(workdir, capsys):
+def test_without_a_validation_split_the_selection_of_another_run_is_used(workdir, capsys):
   config = json.loads((workdir / "config.json").read_text())
   config["data"]["validation"] = ""
   (workdir / "config.json").write_text(json.dumps(config))

@@ -39,7 +39,7 @@ def tiny(data_root):
 
 
 def untrained(head="saliency", **fields):
-  """A small recogniser with random parameters."""
+  """A small recognizer with random parameters."""
   config = digits.get_config(f"tiny:{head}")
   config.model.vgg.blocks = ((4,), (4,), (8,))
   config.model.x_width = config.model.lstm_width = config.model.z_width = 16
@@ -174,7 +174,7 @@ def test_an_endless_stream_is_read_a_few_batches_ahead(small, scenes):
   found.close()
 
 
-def test_decisions_by_hand():
+def test_thresholds_by_hand():
   make_thresholds = functools.partial(thresholds_lib.make_thresholds, "sigmoid", top_k=3)
   scores = np.log([[0.2, 0.6, 0.8, 0.4]]) - np.log(
     1 - np.array([[0.2, 0.6, 0.8, 0.4]])
@@ -217,7 +217,7 @@ def test_finding_images(tmp_path, capsys):
   assert capsys.readouterr().err == f"{tmp_path}: passed over, not named as images: 1\n"
   assert predict_files.find_images([str(tmp_path / "*.txt")]) == [tmp_path / "notes.txt"]
   assert predict_files.find_images([str(tmp_path / "d*")]) == [tmp_path / "deep/er/c.webp"]
-  assert predict_files.find_images(["gone.png"]) == [pathlib.Path("gone.png")]  # told of when it is read
+  assert predict_files.find_images(["gone.png"]) == [pathlib.Path("gone.png")]  # reported when it is read
   with pytest.raises(UserError, match="empty holds no image: none of its 0 files"):
     predict_files.find_images([str(tmp_path / "empty")])
   with pytest.raises(UserError, match=r"\*.gif matches nothing"):
@@ -311,8 +311,8 @@ def test_the_command_s_errors_are_sentences(tmp_path):
 
 def test_the_shipped_model_is_small_and_reads_digits(scenes):
   assert sum(path.stat().st_size for path in predictor.PRETRAINED.iterdir()) < 5e6
-  recogniser = rmam_jax.load(batch_size=40)
-  found = recogniser.predict([scene.image for scene in scenes])
+  recognizer = rmam_jax.load(batch_size=40)
+  found = recognizer.predict([scene.image for scene in scenes])
   labels = np.stack([scene.labels for scene in scenes])
   precisions = metrics.average_precisions(np.stack([each.probabilities for each in found]), labels)
   assert metrics.mean_average_precision(precisions) > 0.9

@@ -44,13 +44,12 @@ def _choose_c(config: Any, train: Outputs | None, validation: Outputs) -> tuple[
   if train is None or len(grid) == 1:
     return None if train is None else grid[0], {}
   options = {"ignore": train.ignore, "solver": section.svm_solver, "seed": config.seed}
-  features = svm_features(validation, config)
+  features, ap_method = svm_features(validation, config), section.ap_method
   found = {}
   for c, machines in zip(grid, svm.fit(svm_features(train, config), train.labels, grid, **options), strict=True):
-    precisions = metrics.average_precisions(
-      machines.margins(features), validation.labels, ignore=validation.ignore, method=section.ap_method
-    )
-    found[str(c)] = metrics.mean_average_precision(precisions)
+    margins = machines.margins(features)
+    every = metrics.average_precisions(margins, validation.labels, ignore=validation.ignore, method=ap_method)
+    found[str(c)] = metrics.mean_average_precision(every)
   return max(grid, key=lambda c: found[str(c)]), found
 
 

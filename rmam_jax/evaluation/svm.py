@@ -293,7 +293,7 @@ def _newton(features, labels, kept, cs) -> Iterator[np.ndarray]:
     return distance / np.maximum(largest, np.finfo(np.float32).tiny)
 
   for c in cs:
-    # Classes that have arrived rest. float32 where it is good enough, until a step has become small; then float64.
+    # Classes that have converged wait. float32 is good enough until a step has become small; then float64.
     for dtype, enough in ((features.dtype, NARROW), (np.dtype(np.float64), TOLERANCE)):
       share = np.full(classes, np.inf)
       for _ in range(MOST_STEPS):

@@ -17,7 +17,7 @@ from rmam_jax.inference import predictor
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.visual import pictures
 
-# By which a folder's images are told from its other files.
+# Of the files in a folder, those that are images.
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 COLUMNS = ("image", "kind", "label", "probability", "step", "left", "top", "right", "bottom")
 

@@ -56,8 +56,8 @@ class Prediction(NamedTuple):
 
 class _View(NamedTuple):
   pixels: np.ndarray  # uint8 [crop_size, crop_size, 3]
-  width: int  # of the original
-  height: int
+  height: int  # of the original
+  width: int
 
 
 def read_image(source: Source, name: str) -> np.ndarray:
@@ -102,8 +102,7 @@ class Predictor:
     """
     if batch_size < 1 or threads < 1:
       raise UserError(f"batch_size and threads must be at least 1, got {batch_size} and {threads}")
-    config = self.config = trained.config
-    self.class_names = trained.class_names
+    config, self.class_names = trained.config, trained.class_names
     self.thresholds = thresholds_lib.make_thresholds(
       stages.classification_of(config, "stage_two"),
       (trained.selection or {}).get("prediction", {}),
@@ -116,10 +115,9 @@ class Predictor:
       raise UserError(
         f"head {spec.name!r} looks at proposals, which images alone do not have: it can only be evaluated"
       )
-    self._looks = spec.looks
     mesh = mesh_lib.make_mesh()
+    self.config, self._looks, self._threads = config, spec.looks, threads
     self._batch_size = -(-batch_size // mesh.size) * mesh.size
-    self._threads = threads
     self._params = jax.device_put(trained.params, mesh_lib.replicated(mesh))
     self._forward = outputs_lib.make_forward(stages.build_model(config, "stage_two", len(self.class_names)), mesh)
 
@@ -151,15 +149,13 @@ class Predictor:
         yield from self._finish(begun, arrays)
 
   def _read(self, task: tuple[int, Source]) -> _View | UserError:
-    index, source = task
-    data = self.config.data
+    (index, source), data = task, self.config.data
     offset = batches.centre_offset(data.image_size, data.crop_size)
     try:
       image = read_image(source, os.fspath(source) if isinstance(source, str | os.PathLike) else f"image {index}")
     except ValueError as error:
       return error
-    height, width = image.shape[:2]
-    return _View(batches.view(image, data.image_size, data.crop_size, offset, offset, False), width, height)
+    return _View(batches.view(image, data.image_size, data.crop_size, offset, offset, False), *image.shape[:2])
 
   def _begin(self, views: Iterable[_View | UserError]) -> tuple[list[_View | UserError], dict[str, jax.Array]]:
     """Starts the network on the views of a batch, padded: one shape is compiled once."""
