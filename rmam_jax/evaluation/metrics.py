@@ -140,13 +140,11 @@ def logit(probability: float) -> float:
   return float(np.log(probability / (1 - probability)))
 
 
-_NONE = float("-inf")
-
 # What each prints. Others' code takes the network's scores as logits, whatever it was trained with. `difficult` occurs
 # in VOC only: for codes written for COCO it is what their labels would hold.
 PROTOCOLS: dict[str, Protocol] = {
   "paper": Protocol("svm", "", "ignore", "ignore", 3, 0.0, True, "CF1"),
-  "paper-top3": Protocol("svm", "", "ignore", "ignore", 3, _NONE, False, "CF1"),
+  "paper-top3": Protocol("svm", "", "ignore", "ignore", 3, -np.inf, False, "CF1"),
   "ml-gcn": Protocol("network", "all_point", "ignore", "negative", 0, 0.0, False, "CF1"),
   "ml-gcn-top3": Protocol("network", "all_point", "ignore", "negative", 3, 0.0, False, "CF1"),
   "mcar": Protocol("network", "all_point", "ignore", "negative", 0, logit(0.6), False, "CF1"),

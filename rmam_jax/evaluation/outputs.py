@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from rmam_jax.data import batches
-from rmam_jax.data.splits import Record, Split
+from rmam_jax.data.splits import Split
 from rmam_jax.evaluation import views as views_lib
 from rmam_jax.evaluation.views import Views
 from rmam_jax.runtime import mesh as mesh_lib
@@ -103,24 +103,6 @@ def one_ahead(items: Iterable) -> Iterator:
   return (item for item, _ in itertools.pairwise(itertools.chain(items, [None])))
 
 
-def _forward_batches(
-  forward: Forward, params: Any, split: Split, positions: range, data: Any, batch_size: int
-) -> Iterator[tuple[dict[str, jax.Array], list[Record]]]:
-  """Starts the network on each batch: its arrays, still padded, with why each image cannot be read; and its records."""
-  for images, boxes, records, reasons in batches.evaluation_batches(
-    split,
-    positions,
-    batch_size=batch_size,
-    image_size=data.image_size,
-    crop_size=forward.views.pixels(data),
-    corrupt=data.corrupt,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  ):
-    inputs = jax.tree.map(lambda x: jax.make_array_from_process_local_data(forward.sharding, x), (images, boxes))
-    yield {**forward(params, *inputs), "skipped": np.array(reasons)}, records
-
-
 def compute_arrays(
   forward: Forward,
   params: Any,
@@ -136,9 +118,25 @@ def compute_arrays(
   `advance` is told how many more images are done. The arrays are those of `Outputs`, each with a leading dimension of
   images or boxes.
   """
+
+  def begin(batch):
+    """Starts the network on a batch: its arrays, still padded, with why each image cannot be read; and its records."""
+    images, boxes, of_batch, reasons = batch
+    inputs = jax.tree.map(lambda x: jax.make_array_from_process_local_data(forward.sharding, x), (images, boxes))
+    return {**forward(params, *inputs), "skipped": np.array(reasons)}, of_batch
+
+  decoded = batches.evaluation_batches(
+    split,
+    positions,
+    batch_size=batch_size,
+    image_size=data.image_size,
+    crop_size=forward.views.pixels(data),
+    corrupt=data.corrupt,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
   parts, records = [], []
-  begun = _forward_batches(forward, params, split, positions, data, batch_size)
-  for arrays, of_batch in one_ahead(begun):  # the next batch is decoded while the devices work on this one
+  for arrays, of_batch in one_ahead(map(begin, decoded)):  # the next is decoded while the devices work on this one
     parts.append({name: array[: len(of_batch)] for name, array in jax.device_get(arrays).items()})
     records += of_batch
     advance(len(of_batch))

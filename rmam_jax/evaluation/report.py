@@ -41,23 +41,19 @@ def _average_precisions(
 ) -> dict:
   """The mAP and each class's average precision."""
   every = metrics.average_precisions(scores, test.labels, ignore=test.ignore, method=config.evaluation.ap_method)
-  return {f"{prefix}mAP": metrics.mean_average_precision(every), f"{prefix}AP": _by_class(class_names, every)}
-
-
-def _by_class(class_names: Sequence[str], values: np.ndarray) -> dict[str, float]:
-  return dict(zip(class_names, values.tolist(), strict=True))
+  by_class = dict(zip(class_names, every.tolist(), strict=True))
+  return {f"{prefix}mAP": metrics.mean_average_precision(every), f"{prefix}AP": by_class}
 
 
 def _network(config: Any, class_names: Sequence[str], test: Outputs) -> dict[str, Any]:
   """Figures of the network's own scores, and of the auxiliary head's."""
-  section = config.evaluation
   found = _average_precisions("", config, class_names, test.scores, test)
-  predicted = metrics.top_k_labels(test.scores, section.top_k)
+  predicted = metrics.top_k_labels(test.scores, config.evaluation.top_k)
   results = {
     **found,
-    "AP_method": section.ap_method,
+    "AP_method": config.evaluation.ap_method,
     **metrics.precision_recall_f1(predicted, test.labels, ignore=test.ignore),
-    "top_k": section.top_k,
+    "top_k": config.evaluation.top_k,
     "undefined_classes": [name for name, ap in found["AP"].items() if math.isnan(ap)],
     "never_predicted_classes": [class_names[c] for c in metrics.never_predicted(predicted, test.ignore)],
     "test_images": len(test.readable),
@@ -72,7 +68,6 @@ def _network(config: Any, class_names: Sequence[str], test: Outputs) -> dict[str
 
 def _calibrated(kind: str, class_names: Sequence[str], test: Outputs, selection: Selection) -> dict[str, Any]:
   """What the thresholds and the temperature of the selection do on the test split."""
-  thresholds = np.array(selection.thresholds)
   plain, curve = (
     calibration.reliability(calibration.probabilities(test.scores, kind, temperature), test.labels, test.ignore)
     for temperature in (1.0, selection.temperature)
@@ -81,8 +76,8 @@ def _calibrated(kind: str, class_names: Sequence[str], test: Outputs, selection:
     "thresholded": {
       "rule": selection.rule,
       "chosen_on": selection.chosen_on,
-      **metrics.precision_recall_f1(test.scores >= thresholds, test.labels, ignore=test.ignore),
-      "thresholds": _by_class(class_names, thresholds),
+      **metrics.precision_recall_f1(test.scores >= np.array(selection.thresholds), test.labels, ignore=test.ignore),
+      "thresholds": dict(zip(class_names, selection.thresholds, strict=True)),
     },
     "calibration": {
       "temperature": selection.temperature,
