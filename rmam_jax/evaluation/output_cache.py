@@ -81,8 +81,8 @@ def extract(
   """The outputs for a split: read from disk as far as they are there, the rest computed and written there.
 
   The folder is from `folder_of`, the key from `make_key`; `forward` is only called where a chunk is missing; `progress`
-  is the progress bar's label. For the others see `outputs.compute_outputs`. Raises a
-  UserError as that does, and for a chunk that cannot be read or written.
+  is the progress bar's label. For the others see `outputs.compute_outputs`. Raises a UserError as that does, and for a
+  chunk that cannot be read or written.
   """
   with processes.first_before_others(f"claim {folder}"):
     _claim(folder, key)

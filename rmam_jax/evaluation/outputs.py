@@ -171,7 +171,7 @@ def compute_outputs(forward: Forward, params: Any, split: Split, *, data: Any, b
   """Runs the views of every record of a split once.
 
   `forward` is from `make_forward`, `params` the recognizer's, `data` that section of the configuration, `batch_size` a
-  multiple of the number of devices: the last batch is padded, and the padding left out. A score that is not finite is a
-  UserError, with the first record it belongs to.
+  multiple of the number of devices: the last batch is padded, and the padding left out. Raises a UserError for a score
+  that is not finite; it names the first record with one.
   """
   return from_arrays(compute_arrays(forward, params, split, range(len(split)), data=data, batch_size=batch_size))

@@ -42,7 +42,7 @@ def _choose_c(config: Any, train: Outputs | None, validation: Outputs) -> tuple[
   section = config.evaluation
   grid = sorted(section.svm_c)
   if train is None or len(grid) == 1:
-    return None if train is None else grid[0], {}
+    return (None if train is None else grid[0]), {}
   options = {"ignore": train.ignore, "solver": section.svm_solver, "seed": config.seed}
   features, ap_method = svm_features(validation, config), section.ap_method
   found = {}
