@@ -99,7 +99,7 @@ def make_forward(
 
 
 def one_ahead(items: Iterable) -> Iterator:
-  """The items, each only when the next one has been asked for, so that work on it has begun."""
+  """The items, each given when the next one has been begun: devices and threads work on that one meanwhile."""
   return (item for item, _ in itertools.pairwise(itertools.chain(items, [None])))
 
 

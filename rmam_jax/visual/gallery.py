@@ -105,7 +105,7 @@ def write(
     cards=(_card(panel, class_names) for panel in panels),
     results=results,
     curves=class_curves,
-    localization=[
+    region_metrics=[
       (name, meaning, *(results.get(prefix + name) for prefix in ("", "fixed_grid_", "chance_")))
       for name, meaning in MEANINGS.items()
       if name in results
