@@ -1,4 +1,4 @@
-"""How good the labels and the places are (Sec. 5.1, Eq. 15). numpy only.
+"""How good the labels and the regions are (Sec. 5.1, Eq. 15). numpy only.
 
 Letters: N images, L classes, K regions. Labels are 0 or 1; `ignore` [N, L] marks labels that are neither. A class
 without positives has no average precision: it is nan, and left out of the mean.
@@ -31,14 +31,13 @@ def average_precision(scores: np.ndarray, labels: np.ndarray, method: str = "all
   if positives == 0:
     return float("nan")
   true, precision = _by_threshold(scores, labels)
-  if method == "all_point":
-    return float(np.diff(true, prepend=0) @ precision / positives)
-  ceiling = np.maximum.accumulate(precision[::-1])[::-1]
-  if method == "interpolated":
-    return float(np.diff(true, prepend=0) @ ceiling / positives)
-  # The first point whose recall reaches tenth / 10, in whole numbers; 1.0 is always reached.
-  first = [np.argmax(10 * true >= tenth * positives) for tenth in range(11)]
-  return float(ceiling[first].mean())
+  if method != "all_point":
+    precision = np.maximum.accumulate(precision[::-1])[::-1]
+  if method == "eleven_point":
+    # The first point whose recall reaches tenth / 10, in whole numbers; 1.0 is always reached.
+    first = [np.argmax(10 * true >= tenth * positives) for tenth in range(11)]
+    return float(precision[first].mean())
+  return float(np.diff(true, prepend=0) @ precision / positives)
 
 
 def _by_threshold(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -42,12 +42,9 @@ def make_thresholds(
   softmax shares out 1 among the labels of an image, so that no probability is high by itself: without a threshold its
   `top_k` highest labels are given.
 
-  Args:
-    classification: the loss that the scores were trained with.
-    selection: what was chosen on validation images: `temperature` and `thresholds` [L] on the scores, or neither.
-    top_k: `evaluation.top_k`.
-    top: how many labels an image is given at most; 0 is no limit. A UserError if it is negative.
-    threshold: a probability; a UserError if it is none.
+  `classification` is the loss that the scores were trained with. `selection` is what was chosen on validation images:
+  `temperature` and `thresholds` [L] on the scores, or neither. `top_k` is `evaluation.top_k`. An image is given at most
+  `top` labels; 0 is no limit. Raises a UserError for a negative `top`, and for a `threshold` that is no probability.
   """
   if top is not None and top < 0:
     raise UserError(f"top must be 0 (no limit) or more, got {top}")
