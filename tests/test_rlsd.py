@@ -303,8 +303,8 @@ def test_a_reader_learns_which_region_holds_what():
   @jax.jit
   def update(params, state):
     def loss(params):
-      attention = types.SimpleNamespace(memory=rlsd.Memory(codes, params))
-      return loss_of(attention, labels, jnp.zeros_like(labels, bool), jnp.ones(512))[0]
+      found = types.SimpleNamespace(x=codes, memory=params)
+      return loss_of(found, labels, jnp.zeros_like(labels, bool), jnp.ones(512))[0]
 
     value, gradients = jax.value_and_grad(loss)(params)
     updates, state = optimizer.update(gradients, state)

@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rmam_jax.heads import attending
 from rmam_jax.heads.spec import HeadSpec
 from rmam_jax.ops import attention, spatial_transformer
 from rmam_jax.ops.attention import Attention
@@ -49,9 +48,14 @@ class WholeImage(nn.Module):
 
 
 def _build(model: Any, num_classes: int) -> WholeImage:
-  options = attending.options(model)
-  names = ("region_size", "pool", "align_corners", "x_width", "z_width")
-  return WholeImage(num_classes, **{name: options[name] for name in names})
+  return WholeImage(
+    num_classes,
+    region_size=tuple(model.region_size),
+    pool=model.region_pool,
+    align_corners=model.align_corners,
+    x_width=model.x_width,
+    z_width=model.z_width,
+  )
 
 
 SPEC = HeadSpec("whole_image", _build, looks=False)
