@@ -8,8 +8,9 @@ import flax.linen as nn
 import jax
 
 from rmam_jax.heads.spec import HeadSpec
-from rmam_jax.ops import attention, next_region
+from rmam_jax.ops import attention
 from rmam_jax.ops.attention import Attention
+from rmam_jax.ops.next_region import no_parameters
 
 
 class Attending(nn.Module):
@@ -36,30 +37,22 @@ class Attending(nn.Module):
 def init_options(model: Any, num_classes: int) -> dict[str, Any]:
   """What the `model` section of a configuration says of `attention.init_attention`."""
   names = ("x_width", "lstm_width", "z_width", "forget_bias")
-  return {
-    "num_classes": num_classes,
-    "region_size": tuple(model.region_size),
-    **{name: model[name] for name in names},
-  }
+  fields = {name: model[name] for name in names}
+  return {"num_classes": num_classes, "region_size": tuple(model.region_size), **fields}
 
 
-def attend_options(model: Any) -> dict[str, Any]:
-  """What the `model` section of a configuration says of `attention.attend`, but for the number of regions and the rule."""
-  return {
-    "region_size": tuple(model.region_size),
-    "pool": model.region_pool,
-    "squash_cell": model.squash_cell,
-    "align_corners": model.align_corners,
-  }
+def sampling(model: Any) -> dict[str, Any]:
+  """What the `model` section of a configuration says of `attention.region_features`."""
+  return {"region_size": tuple(model.region_size), "pool": model.region_pool, "align_corners": model.align_corners}
 
 
 def attending_spec(
   name: str,
   rule: Callable[[Any], attention.NextRegion],
-  init: Callable[[Any], Callable[..., Any]] = lambda model: next_region.no_parameters,
+  init: Callable[[Any], Callable[..., Any]] = lambda model: no_parameters,
   *,
   defaults: Mapping[str, Any] | None = None,
-  **options: Any,
+  **others: Any,
 ) -> HeadSpec:
   """The spec of a head that looks by a rule of `ops.next_region`.
 
@@ -68,18 +61,18 @@ def attending_spec(
     rule: from the `model` section to the rule, all but its parameters, the map and its guide filled in.
     init: from the `model` section to the rule's initialiser.
     defaults: the fields of the section `model.NAME`.
-    **options: other attributes of `HeadSpec`.
+    **others: of `HeadSpec`.
   """
 
   def build(model: Any, num_classes: int) -> Attending:
-    look, looking = rule(model), {"num_regions": model.num_regions, **attend_options(model)}
+    next_region = rule(model)
+    options = {"num_regions": model.num_regions, "squash_cell": model.squash_cell, **sampling(model)}
 
     def attend(params, feature_map, **guide):
-      return attention.attend(params, feature_map, next_region=functools.partial(look, **guide), **looking)
+      guided = functools.partial(next_region, **guide)
+      return attention.attend(params, feature_map, next_region=guided, **options)
 
-    init_params = functools.partial(
-      attention.init_attention, init_next_region=init(model), **init_options(model, num_classes)
-    )
-    return Attending(init_params, attend)
+    init_params = functools.partial(attention.init_attention, init_next_region=init(model))
+    return Attending(functools.partial(init_params, **init_options(model, num_classes)), attend)
 
-  return HeadSpec(name, build, defaults={f"model.{name}": defaults} if defaults else {}, **options)
+  return HeadSpec(name, build, defaults={f"model.{name}": defaults} if defaults else {}, **others)

@@ -20,17 +20,17 @@ def _build(model: Any, num_classes: int) -> attending.Attending:
   ):
     if not allowed:
       raise UserError(f"model.rarl.{field} must be positive, got {section[field]}")
-  init = functools.partial(
-    rarl.init_attention, policy_scale=section.policy_scale, **attending.init_options(model, num_classes)
-  )
+  options = attending.init_options(model, num_classes)
+  init_params = functools.partial(rarl.init_attention, policy_scale=section.policy_scale, **options)
   attend = functools.partial(
     rarl.attend,
     steps=section.steps,
     shapes=rarl.region_shapes(section.sizes, section.aspects),
     deviation=section.deviation,
-    **attending.attend_options(model),
+    squash_cell=model.squash_cell,
+    **attending.sampling(model),
   )
-  return attending.Attending(init, attend, samples=True)
+  return attending.Attending(init_params, attend, samples=True)
 
 
 def _loss(config: Any, classification: str) -> HeadLoss:

@@ -19,9 +19,9 @@ def _build(model: Any, num_classes: int) -> attending.Attending:
     raise UserError(f"model.rlsd.steps must be at least 1, got {steps}")
   if order and sorted(order) != list(range(num_classes)):
     raise UserError(f"model.rlsd.order must hold each of the {num_classes} classes' numbers once, got {order}")
-  init = functools.partial(rlsd.init, **attending.init_options(model, num_classes))
-  recognize = functools.partial(rlsd.recognize, steps=steps, **attending.attend_options(model))
-  return attending.Attending(init, recognize)
+  init_params = functools.partial(rlsd.init, **attending.init_options(model, num_classes))
+  options = {"steps": steps, "squash_cell": model.squash_cell, **attending.sampling(model)}
+  return attending.Attending(init_params, functools.partial(rlsd.recognize, **options))
 
 
 def _loss(config: Any, classification: str) -> HeadLoss:

@@ -25,9 +25,9 @@ Params = Any
 Memory = Any
 
 
-# A rule reads the map [B, H, W, C] once and returns its first memory and its step. A memory that changes is made of the
-# map from the start, or `jax.shard_map` takes it for the same on every device.
-# The step: memory, z_k [B, Z] and k -> the memory from now on, and M_{k+1} as theta [B, 4].
+# A rule of where to look next: it reads the map [B, H, W, C] once and returns its first memory and its step, which takes
+# memory, z_k [B, Z] and k, and returns the memory and M_{k+1} as theta [B, 4]. A memory that changes is made of the map
+# from the start, or `jax.shard_map` takes it for the same on every device.
 Step = Callable[[Memory, jax.Array, jax.Array], tuple[Memory, jax.Array]]
 NextRegion = Callable[[Params, jax.Array], tuple[Memory, Step]]
 
@@ -197,14 +197,14 @@ def init_attention(
   def init_dense(key, rows, columns):
     return {"kernel": xavier(key, (rows, columns)), "bias": jnp.zeros(columns)}
 
-  def init_gates(keys, rows):  # Xavier for each gate by itself
-    return jnp.concatenate([xavier(key, (rows, lstm_width)) for key in keys], axis=1)
+  def init_gates(key, rows):  # Xavier for each gate by itself
+    return jnp.concatenate([xavier(key, (rows, lstm_width)) for key in jax.random.split(key, 4)], axis=1)
 
   return {
     "fx": init_dense(keys[0], region_size[0] * region_size[1] * channels, x_width),
     "lstm": {
-      "w_x": init_gates(jax.random.split(keys[1], 4), x_width),
-      "w_h": init_gates(jax.random.split(keys[2], 4), lstm_width),
+      "w_x": init_gates(keys[1], x_width),
+      "w_h": init_gates(keys[2], lstm_width),
       "b": jnp.zeros((4, lstm_width)).at[1].set(forget_bias).reshape(-1),
     },
     "hz": init_dense(keys[3], lstm_width, z_width),

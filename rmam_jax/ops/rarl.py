@@ -3,14 +3,12 @@
 After Chen, Wang, Li, Lin: "Recurrent Attentional Reinforcement Learning for Multi-label Image Recognition" (AAAI 2018),
 of which only the abstract was at hand. What follows from other sources or from memory is marked "reconstructed".
 
-Letters: B batch, H W C the feature map, T steps, k regions at each, X Z N widths of x, z and the LSTM, L classes. Regions
-are numbered step by step: K = T * k. Centres are (t_x, t_y) of `rmam_jax.ops.spatial_transformer`.
+Letters as in `ops.attention`, and T steps, k regions at each, numbered step by step: K = T * k. Centres are (t_x, t_y).
 
-`attend` takes its parameters as a plain tree:
+The parameters are "fx", "lstm", "hz" and "zs" of `ops.attention`, and
 
-    {"fx", "lstm", "hz", "zs": as in `ops.attention`,
-     "policy":   {"kernel": [N, 2], "bias": [2]},   from the LSTM's state to the next centre's mean
-     "baseline": {"kernel": [N, 1], "bias": [1]}}   and to the reward that is expected there
+    "policy":   {"kernel": [N, 2], "bias": [2]}   from the LSTM's state to the next centre's mean
+    "baseline": {"kernel": [N, 1], "bias": [1]}   and to the reward that is expected there
 """
 
 import functools
@@ -22,9 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmam_jax.ops import attention, losses, spatial_transformer
-from rmam_jax.ops.attention import Attention, dense
+from rmam_jax.ops.attention import Attention, Params, dense
 
-Params = Any
 BASELINES = ("learned", "batch")
 
 
@@ -64,14 +61,11 @@ def attend(
   centre is Gaussian around it with a fixed deviation; a region's scores come from z, as in RMAM.
 
   Args:
-    params: see the module's docstring.
-    feature_map: [B, H, W, C].
+    params, feature_map, squash_cell, **sampling: as in `attention.attend`; the parameters as above.
     steps: T >= 1.
     shapes: [k, 2] of (s_x, s_y), see `region_shapes`.
     deviation: of each coordinate of a centre, in units of half the image.
     key: of the noise; None, as in evaluation, looks at the means.
-    squash_cell: see `attention.lstm_step`.
-    **sampling: region_size, pool and align_corners, see `attention.region_features`.
 
   Returns:
     Scores, thetas and features of the K regions; the memory is a `Rollout`.
@@ -85,10 +79,8 @@ def attend(
 
   def look(state, thetas_kB4):
     """The mean state after each of the k regions, and their x and h."""
-    code = functools.partial(attention.region_code, params, feature_map, **sampling)
-    x = jax.vmap(code)(thetas_kB4)
-    shared = jax.tree.map(lambda array: array[None], state)
-    states, h = attention.lstm_step(params["lstm"], shared, x, squash_cell=squash_cell)
+    x = jax.vmap(functools.partial(attention.region_code, params, feature_map, **sampling))(thetas_kB4)
+    states, h = attention.lstm_step(params["lstm"], state, x, squash_cell=squash_cell)
     return jax.tree.map(lambda array: array.mean(axis=0), states), x, h
 
   def step(state, noise):
@@ -188,13 +180,11 @@ def loss(
 
   Args:
     found: of `attend` with a key.
-    labels, ignore: [B, L].
-    mask: [B], 1 for real examples.
+    labels, ignore, mask: as in `heads.spec.HeadLoss`.
     deviation: the policy's.
     classification: of `losses.CLASSIFICATION_LOSSES`; Eq. 7-8 by reconstruction.
-    policy_weight: of -J; reconstructed.
+    policy_weight, baseline_weight: of -J and of the learned baseline's squared error; reconstructed.
     baseline: of `BASELINES`; reconstructed.
-    baseline_weight: of the learned baseline's squared error.
 
   Returns:
     The loss, and "classification", "policy", "baseline" where it is learned, the mean "reward" and "policy_variance".

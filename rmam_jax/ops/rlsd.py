@@ -17,6 +17,7 @@ Letters: B batch, K regions, T steps, X Z N widths of x, z and the LSTM, L class
 The parameters are those of `attention.attend` with L + 1 outputs, and "labels" [L, X], the embeddings.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,9 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from rmam_jax.ops import attention, losses, next_region, spatial_transformer
-from rmam_jax.ops.attention import Attention
-
-Params = Any
+from rmam_jax.ops.attention import Attention, Params
 
 
 def init(key: jax.Array, *, num_classes: int, x_width: int, **options: Any) -> Params:
@@ -86,11 +85,8 @@ def sequence_loss(
 ) -> jax.Array:
   """The cross-entropy of the regions' pooled logits with the true sequence: summed over steps, mean over examples.
 
-  Args:
-    logits: [T, K, B, L + 1].
-    sequence, counts: [B, T]; see `label_sequence`.
-    ignore: bool [B, L]; labels that are neither are left out of the softmax.
-    mask: [B], 1 for real examples and 0 for padding.
+  Logits are [T, K, B, L + 1], sequence and counts those of `label_sequence`; ignored labels [B, L] are left out of the
+  softmax; mask [B] is 1 for real examples.
   """
   pooled = logits.max(axis=1).swapaxes(0, 1)  # [B, T, L + 1]
   kept = jnp.pad(~ignore.astype(bool), ((0, 0), (0, 1)), constant_values=True)
@@ -146,21 +142,17 @@ def recognize(
   """Scores of the proposed regions.
 
   Args:
-    params: see the module's docstring.
-    feature_map: [B, H, W, C].
+    params, feature_map, squash_cell, align_corners, **sampling: as in `attention.attend`; the parameters as above.
     boxes: [B, K, 4] of (top, left, bottom, right) as shares of what the map shows.
-    steps: labels that are read at most.
-    squash_cell: see `attention.lstm_step`.
-    align_corners: as in `ops.spatial_transformer`.
-    **sampling: region_size and pool, see `attention.region_features`.
+    steps: T >= 1, labels that are read at most, END among them.
 
   Returns:
     x are the codes, h and z the LSTM's after a region's code alone; the memory are the parameters, for `make_loss`.
   """
   thetas = spatial_transformer.boxes_to_thetas(boxes, feature_map.shape[1:3], align_corners=align_corners)
   thetas = thetas.swapaxes(0, 1)
-  options = {"align_corners": align_corners, **sampling}
-  codes = jax.lax.map(lambda theta: attention.region_code(params, feature_map, theta, **options), thetas)
+  code = functools.partial(attention.region_code, params, feature_map, align_corners=align_corners, **sampling)
+  codes = jax.lax.map(code, thetas)
   _, h, z, _ = _step(params, _first_state(params, codes), codes, squash_cell)
   scores = read(params, codes, steps=steps, squash_cell=squash_cell)
   return Attention(scores, thetas, codes, h, z, memory=params)

@@ -24,7 +24,7 @@ from rmam_jax.ops.boxes import box_area, box_iou, suppress
 def anchor_boxes(cells: tuple[int, int], sizes: Sequence[tuple[float, float]], stride: int) -> np.ndarray:
   """The anchor boxes around the centre of every cell, by rows, columns and sizes: float32 [N, 4].
 
-  `cells` is (H, W) of the map; `sizes` are k of (width, height) in pixels of the image, `stride` the pixels between
+  `cells` is (H, W) of the map, `sizes` are k of (width, height) in pixels of the image, `stride` is the pixels between
   neighbouring cells. Some boxes reach beyond the image.
   """
   height, width = cells
@@ -52,19 +52,12 @@ def find_offsets(anchors: jax.Array, boxes: jax.Array) -> jax.Array:
   return jnp.concatenate([(wanted_centre - centre) / size, jnp.log(wanted_size / size)], axis=-1)
 
 
-def match(
-  anchors: jax.Array, boxes: jax.Array, *, positive: float = 0.7, negative: float = 0.3
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Which anchor boxes stand for an object and which for none; those between are for neither.
+def match(anchors: jax.Array, boxes: jax.Array, *, positive: float = 0.7, negative: float = 0.3):
+  """Which anchor boxes stand for an object, bool [N], and which for none, bool [N]; the others are not learned from.
 
-  Args:
-    anchors: [N, 4].
-    boxes: [n, 4]; those of no area are padding.
-    positive: an anchor box with a higher IoU with some box stands for it, and so does the best anchor box of each box.
-    negative: an anchor box with a lower IoU with all of them stands for none.
-
-  Returns:
-    bool [N], bool [N], and the box that each positive anchor box stands for, int [N].
+  One whose IoU with some of the boxes [n, 4] is above `positive` stands for it, and so does the best one of each box; one
+  whose IoU with all of them is below `negative` stands for none. Boxes of no area are padding. Returns, too, the box that
+  each positive one stands for, int [N].
   """
   present = box_area(boxes) > 0
   iou = jnp.where(present, box_iou(anchors, boxes), 0)
@@ -102,15 +95,13 @@ def layer_loss(
   negative: float = 0.3,
   samples: int = 256,
 ) -> tuple[jax.Array, jax.Array]:
-  """What the layer gets wrong on one image, by the anchor boxes drawn for it.
+  """What the layer gets wrong, by the anchor boxes drawn for the image.
 
   Args:
     scores: [N, 2], of nothing and of an object.
     offsets, anchors: [N, 4].
-    boxes: [n, 4], within the image; those of no area are padding.
-    noise: [N], uniform; see `sample`.
-    positive, negative: see `match`.
-    samples: see `sample`.
+    boxes, positive, negative: as in `match`; the boxes are within the image.
+    noise, samples: as in `sample`.
 
   Returns:
     The mean cross-entropy of the confidence, and the mean over the positive ones of the smooth L1 distance of the

@@ -23,14 +23,14 @@ WHOLE_IMAGE = (1.0, 1.0, 0.0, 0.0)  # M_0 of Eq. 3
 
 
 def _axis_points(length: int, align_corners: bool, dtype) -> jax.Array:
-  """The normalised positions of `length` samples along one axis: [length] in [-1, 1]."""
+  """The normalised positions [length] of samples along one axis, in [-1, 1]."""
   if align_corners:
     return jnp.linspace(-1, 1, length, dtype=dtype) if length > 1 else jnp.zeros(1, dtype)
   return (2 * jnp.arange(length, dtype=dtype) + 1) / length - 1
 
 
 def to_cells(coordinate: jax.Array, length: int, *, align_corners: bool = True) -> jax.Array:
-  """Normalised coordinate to cell index: -1..1 to 0..length-1 (aligned) or -0.5..length-0.5 (not aligned)."""
+  """Normalised coordinate to cell index: -1..1 to 0..length-1 if aligned, else to -0.5..length-0.5."""
   if align_corners:
     return (coordinate + 1) * (0.5 * (length - 1))
   return ((coordinate + 1) * length - 1) * 0.5
@@ -44,15 +44,9 @@ def from_cells(cell: jax.Array, length: int, *, align_corners: bool = True) -> j
 
 
 def boxes_to_thetas(boxes: jax.Array, cells: tuple[int, int], *, align_corners: bool = True) -> jax.Array:
-  """The regions that sample from edge to edge of boxes.
+  """The thetas [..., 4] of the regions that sample from edge to edge of boxes [..., 4].
 
-  Args:
-    boxes: [..., 4] of (top, left, bottom, right) as shares of what the map shows.
-    cells: (H, W) of the map.
-    align_corners: see the module's docstring.
-
-  Returns:
-    theta [..., 4].
+  Boxes are (top, left, bottom, right) as shares of what the map shows; `cells` is (H, W) of the map.
   """
   lengths = (*cells, *cells)
   edges = boxes * jnp.asarray(lengths, boxes.dtype) - 0.5  # in cells
@@ -77,7 +71,7 @@ def wide_dtype(array: jax.Array):
 
 
 def _check(array: jax.Array, name: str, shape: str) -> None:
-  """Raises ValueError unless the array's last dimensions are as in "..., h, w, 2"; letters stand for any number."""
+  """Raises ValueError unless the array's last dimensions are as in "..., h, w, 2", letters being any numbers."""
   wanted = shape.split(", ")[1:]
   if array.ndim < len(wanted) or (wanted[-1].isdigit() and array.shape[-1] != int(wanted[-1])):
     raise ValueError(f"{name} must have shape [{shape}], got {list(array.shape)}")
@@ -167,9 +161,8 @@ def _hat(position: jax.Array, length: int) -> jax.Array:
   Written in two halves so that its derivative at a cell's centre is one-sided, as that of `grid_sample` is.
   """
   distance = position[..., None] - jnp.arange(length, dtype=position.dtype)
-  rising = (distance >= -1) & (distance < 0)
-  falling = (distance >= 0) & (distance < 1)
-  return jnp.where(falling, 1 - distance, 0) + jnp.where(rising, 1 + distance, 0)
+  falling = jnp.where((distance >= 0) & (distance < 1), 1 - distance, 0)
+  return falling + jnp.where((distance >= -1) & (distance < 0), 1 + distance, 0)
 
 
 def _by_products(map_BHWC: jax.Array, y_Bh1: jax.Array, x_B1w: jax.Array) -> jax.Array:
@@ -215,16 +208,12 @@ def _sample_rectangle(map_BHWC: jax.Array, y_Bh1: jax.Array, x_B1w: jax.Array) -
   return jax.lax.platform_dependent(map_BHWC, y_Bh1, x_B1w, cpu=jax.vmap(_gather), default=_by_products)
 
 
-def _sample_rectangle_forward(*inputs):
-  return _sample_rectangle(*inputs), inputs
-
-
 @jax.jit
 def _sample_rectangle_backward(inputs, gradient):
   return jax.lax.platform_dependent(*inputs, gradient, cpu=_gather_gradients, default=_by_products_gradients)
 
 
-_sample_rectangle.defvjp(_sample_rectangle_forward, _sample_rectangle_backward)
+_sample_rectangle.defvjp(lambda *inputs: (_sample_rectangle(*inputs), inputs), _sample_rectangle_backward)
 
 
 def spatial_transform(
@@ -278,6 +267,6 @@ def anchor_points(num_regions: int) -> np.ndarray:
   turns = [(count + 8 * j) % (8 * count) for j in range(count)]
   turns = [turn - 8 * count if turn > 4 * count else turn for turn in turns]
   turns.sort(key=lambda turn: (abs(turn), -turn))
-  angles = np.array([turn * math.pi / (4 * count) for turn in turns]).reshape(-1, 1)
-  points = math.sqrt(0.5) * np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+  angles = np.array([turn * math.pi / (4 * count) for turn in turns])
+  points = math.sqrt(0.5) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
   return np.round(points, 12).astype(np.float32)
