@@ -10,7 +10,7 @@ from rmam_jax.runtime.errors import UserError, check_name
 
 
 def _build(model: Any, num_classes: int) -> attending.Attending:
-  """T * k regions around centres that it samples in training; their memory is a `rarl.Rollout`."""
+  """The module: [B, H, W, C] -> T * k regions around centres that it samples in training."""
   section = model.rarl
   for field, allowed in (
     ("steps", section.steps >= 1),

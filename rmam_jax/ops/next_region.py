@@ -1,9 +1,8 @@
 """Ways of choosing the next region: the update rule of M (Sec. 3.2) and its rivals.
 
-A rule reads its parameters and the feature map [B, H, W, C] once and returns its first memory and its step
-(`attention.NextRegion`), so that what depends on the map alone is computed outside the scan. Its keyword arguments are set
-with `functools.partial`. Its initialiser takes a key, C and the width Z of z. Rules and initialisers all take the same
-arguments, needed or not.
+A rule takes its parameters and the feature map [B, H, W, C], whether it needs them or not, and returns its first memory
+and its step (`attention.NextRegion`), so that what depends on the map alone is computed outside the scan. Its keyword
+arguments are set with `functools.partial`. Its initialiser takes a key, the map's channels C and the width Z of z.
 
 Letters: B batch, H W C the feature map, Z width of z, L classes, K regions.
 """
@@ -19,13 +18,9 @@ from rmam_jax.ops.attention import dense
 def recurrent(params, feature_map, *, origins=None):
   """The paper's rule: M_{k+1} = W_zm z_k + b_m (Eq. 5), unbounded.
 
-  Its gradient reaches the map only through the few cells under the present region.
-
-  Args:
-    params: {"kernel": [Z, 4], "bias": [4]}.
-    feature_map: not read.
-    origins: [K, 2] of (x, y), added to (t_x, t_y) of the K regions; None adds nothing, as printed. With the centre and
-      the anchor points, the layer predicts corrections to the anchors.
+  Its gradient reaches the map only through the few cells under the present region. Its parameters are
+  {"kernel": [Z, 4], "bias": [4]}. `origins` [K, 2] of (x, y) are added to (t_x, t_y) of the K regions, so that the layer
+  predicts corrections, e.g. to the centre and the anchor points; None adds nothing, as printed.
   """
   del feature_map
 
@@ -100,7 +95,6 @@ def saliency(params, feature_map, *, dense_scores, scale=0.3, inhibition=1.2, pe
   best taught directly as well, by a loss of their own (`heads.pooling.ScoreMap`).
 
   Args:
-    params, feature_map: not read; the scores were made from the map.
     dense_scores: [B, H, W, L], a score of every class at every place of the map.
     scale: s_x and s_y of every region.
     inhibition: of what a look takes out, the radius in extents of the region, `scale`.
