@@ -119,11 +119,6 @@ def init_attention(key: jax.Array, *, lstm_width: int, policy_scale: float = 0.0
   }
 
 
-def log_probability(rollout: Rollout, deviation: float) -> jax.Array:
-  """log pi of each centre: of two independent Gaussians, without their constant. [T, B]."""
-  return -((rollout.centres - rollout.means) ** 2).sum(axis=-1) / (2 * deviation**2)
-
-
 def reward(scores: jax.Array, labels: jax.Array, ignore: jax.Array) -> tuple[jax.Array, jax.Array]:
   """|G ∩ P| / n at the end of an episode: G the n true labels, P the n that score highest (reconstructed).
 
@@ -200,9 +195,11 @@ def loss(
   counted = mask.astype(rewards.dtype) * has_reward
   gains = advantages(rewards, counted, rollout, baseline)
   mean = functools.partial(losses.batch_mean, example_mask=mask)
+  # log pi of each centre [T, B]: of two independent Gaussians, without their constant.
+  log_probability = -((rollout.centres - rollout.means) ** 2).sum(axis=-1) / (2 * deviation**2)
   terms = {
     "classification": losses.CLASSIFICATION_LOSSES[classification](scores, labels, ignore=ignore, example_mask=mask),
-    "policy": -mean((log_probability(rollout, deviation) * gains).sum(axis=0)),
+    "policy": -mean((log_probability * gains).sum(axis=0)),
   }
   total = terms["classification"] + policy_weight * terms["policy"]
   if baseline == "learned":

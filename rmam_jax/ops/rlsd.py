@@ -139,15 +139,10 @@ def recognize(
   align_corners: bool = True,
   **sampling: Any,
 ) -> Attention:
-  """Scores of the proposed regions.
+  """Scores of the proposed regions; other arguments are as in `attention.attend`, the parameters as above.
 
-  Args:
-    params, feature_map, squash_cell, align_corners, **sampling: as in `attention.attend`; the parameters as above.
-    boxes: [B, K, 4] of (top, left, bottom, right) as shares of what the map shows.
-    steps: T >= 1, labels that are read at most, END among them.
-
-  Returns:
-    x are the codes, h and z the LSTM's after a region's code alone; the memory are the parameters, for `make_loss`.
+  `boxes` [B, K, 4] are (top, left, bottom, right) as shares of what the map shows; `steps` is T >= 1. In the answer, x are
+  the codes, h and z the LSTM's after a region's code alone, and the memory are the parameters, for `make_loss`.
   """
   thetas = spatial_transformer.boxes_to_thetas(boxes, feature_map.shape[1:3], align_corners=align_corners)
   thetas = thetas.swapaxes(0, 1)
@@ -159,7 +154,7 @@ def recognize(
 
 
 def make_loss(*, steps: int, order: Sequence[int] = (), squash_cell: bool = False):
-  """The head's loss (`heads.spec.HeadLoss`): `sequence_loss` by teacher forcing. Arguments as above."""
+  """The head's loss (`heads.spec.HeadLoss`) of what `recognize` returns: `sequence_loss` by teacher forcing."""
 
   def loss(found: Attention, labels, ignore, mask):
     sequence, counts = label_sequence(jnp.where(ignore, 0, labels), steps, order)
