@@ -30,8 +30,9 @@ class Attending(nn.Module):
   def __call__(self, feature_map: jax.Array, **guide: jax.Array) -> Attention:
     """[B, H, W, C] and what the head is guided by, e.g. `dense_scores` [B, H, W, L] -> K regions."""
     params = self.param("attention", lambda key: self.init_params(key, channels=feature_map.shape[-1]))
-    key = {"key": self.make_rng("look") if self.has_rng("look") else None} if self.samples else {}
-    return self.attend(params, feature_map, **guide, **key)
+    if self.samples:
+      guide["key"] = self.make_rng("look") if self.has_rng("look") else None
+    return self.attend(params, feature_map, **guide)
 
 
 def init_options(model: Any, num_classes: int) -> dict[str, Any]:
