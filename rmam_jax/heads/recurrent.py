@@ -26,4 +26,5 @@ SPEC = attending_spec(
     "weight_scale": 0.01,  # variance, relative to Xavier's
     "anchored": False,  # M corrects the centre and the anchor points, which the paper only draws it to
   },
+  most_regions=lambda model: model.num_regions if model.recurrent.anchored else None,
 )

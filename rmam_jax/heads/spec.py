@@ -39,6 +39,7 @@ class HeadSpec:
     samples: whether it samples in training: what a batch teaches it then depends on how the batch is cut into parts.
     loss: from the configuration and the classification loss's name to its own loss; None: Eq. 14.
     defaults: its own sections of the configuration, by dotted name. One without a dot is a training with a schedule.
+    most_regions: of the `model` section: how many regions it can look at after training; None: any number.
     check: refuses a configuration that this head cannot be trained with.
   """
 
@@ -50,4 +51,5 @@ class HeadSpec:
   samples: bool = False
   loss: Callable[[Any, str], HeadLoss] | None = None
   defaults: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+  most_regions: Callable[[Any], int | None] = lambda model: None
   check: Callable[[Any], None] = lambda config: None
