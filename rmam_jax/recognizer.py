@@ -88,7 +88,7 @@ def build(model: Any, num_classes: int, *, head: str, auxiliary: str = "", remat
   if main.guide == heads.DENSE_SCORES and not (beside and beside.gives_dense_scores):
     able = ", ".join(name for name, each in heads.SPECS.items() if each.gives_dense_scores)
     raise UserError(
-      f"head {head!r} needs the dense scores of an auxiliary {able!r} (stage_one.head), got {auxiliary!r}"
+      f"head {head!r} looks by the dense scores of an auxiliary {able!r} (stage_one.head), got {auxiliary!r}"
     )
   if model.num_regions < 1:
     raise UserError(f"model.num_regions must be at least 1, got {model.num_regions}")
