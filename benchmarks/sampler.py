@@ -24,8 +24,8 @@ SIZES = ("32x16x16x64:5", "32x16x16x64:7", "16x28x28x512:7", "16x28x28x512:14")
 def products(feature_map, theta, size):
   """`spatial_transform` by matrix products, whatever the platform."""
   grid = spatial_transformer.affine_grid(theta, size)
-  y = spatial_transformer.to_cells(grid[:, :, 0, 1], feature_map.shape[1])
-  x = spatial_transformer.to_cells(grid[:, 0, :, 0], feature_map.shape[2])
+  y = spatial_transformer.to_cells(grid[:, :, :1, 1], feature_map.shape[1])
+  x = spatial_transformer.to_cells(grid[:, :1, :, 0], feature_map.shape[2])
   return spatial_transformer._by_products(feature_map, y, x)
 
 

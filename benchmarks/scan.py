@@ -16,7 +16,7 @@ import numpy as np
 
 import rmam_jax as rmam
 from benchmarks import machine, roofline
-from rmam_jax.ops import attention, next_region
+from rmam_jax.ops import attention, next_region, spatial_transformer
 
 CLASSES = 20
 REGION, POOL = (7, 7), 2
@@ -35,9 +35,9 @@ def unrolled(params, feature_map, num_regions):
   _, choose = next_region.recurrent(params["next_region"], feature_map)
   hidden = jax.numpy.zeros((len(feature_map), params["lstm"]["w_h"].shape[0]))
   carry, scores = (hidden, hidden), []
-  theta = jax.numpy.broadcast_to(jax.numpy.asarray(attention.geometry.WHOLE_IMAGE), (len(feature_map), 4))
+  theta = jax.numpy.broadcast_to(jax.numpy.asarray(spatial_transformer.WHOLE_IMAGE), (len(feature_map), 4))
   for k in range(num_regions + 1):
-    x = attention.region_code(params, feature_map, theta, REGION, pool=POOL)
+    x = attention.region_code(params, feature_map, theta, region_size=REGION, pool=POOL)
     carry, h = attention.lstm_step(params["lstm"], carry, x)
     z, every = attention.read_state(params, h)
     scores.append(every)
