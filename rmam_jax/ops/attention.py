@@ -188,7 +188,7 @@ def init_attention(
     num_classes: L.
     init_next_region: key, *, channels, z_width -> the rule's parameters.
     region_size: (h, w) of a region's features.
-    x_width, lstm_width, z_width: X, N, Z; 4096 each in the paper.
+    x_width, lstm_width, z_width: X, N, Z; the paper gives none.
     forget_bias: the forget gate's first bias; 1 is a common other choice.
   """
   xavier = jax.nn.initializers.glorot_uniform()
