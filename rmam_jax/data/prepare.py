@@ -78,9 +78,8 @@ def prepare(name: str, *, root: str = "", archives: str = "") -> pathlib.Path:
   data_root = splits.data_root(root)
   builder = make_builder(name, data_root)
   folder = pathlib.Path(builder.data_dir)
-  if (folder / "dataset_info.json").exists():
+  if splits.is_prepared(name, folder):
     return folder
-  splits.refuse_remains(name, folder)
   official = {url.rsplit("/", 1)[-1]: info.size for url, info in builder.url_infos.items()}
   sizes = {archive: official[archive] for archive in BUILDERS[name][1]}  # in bytes
   if archives:

@@ -11,9 +11,9 @@ bottom, right) as shares of the image.
 """
 
 import concurrent.futures
+import functools
 import hashlib
 import os
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -60,15 +60,7 @@ def objects(record: Record, count: int) -> np.ndarray:
 def selective_search(image: np.ndarray, count: int) -> np.ndarray:
   """The first proposals of selective search in its fast mode, in its own order, which is partly random.
 
-  Args:
-    image: uint8 [height, width, 3].
-    count: how many.
-
-  Returns:
-    float32 [count, 4].
-
-  Raises:
-    UserError: the extra is not installed.
+  Takes an image, uint8 [height, width, 3]; returns float32 [count, 4]. Raises a UserError without the extra.
   """
   try:
     import cv2
@@ -86,19 +78,20 @@ def selective_search(image: np.ndarray, count: int) -> np.ndarray:
   return _first(boxes, count)
 
 
-def _search_all(path: pathlib.Path, made_by: str, records: Any, count: int) -> dict[str, np.ndarray]:
+def _search_all(source: Any, count: int) -> dict[str, np.ndarray]:
   """Selective search of every record, by id; found once and kept in a file, from which a stopped search goes on."""
   found: dict[str, np.ndarray] = {}
+  path, made_by = source.proposals_path, f"{source.made_by} {count}"
   if path.exists():
     stored = files.read_npz(path, "delete it and run the same command again")
     if str(stored["made_by"]) == made_by:
       found = dict(zip(stored["ids"].tolist(), stored["boxes"], strict=True))
 
   def propose(position: int) -> tuple[str, np.ndarray]:
-    record = records[position]
+    record = source[position]
     return record.id, selective_search(decode_image(record.image, record.id), count)
 
-  total, done = len(records), len(found)
+  total, done = len(source), len(found)
   title = f"selective search, kept in {path}"
   with (
     concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -113,27 +106,22 @@ def _search_all(path: pathlib.Path, made_by: str, records: Any, count: int) -> d
   return found
 
 
-def make(kind: str, count: int, source: Any, path: pathlib.Path, made_by: str) -> Callable[[Record], np.ndarray] | None:
-  """From a record to its proposals, float32 [count, 4].
+def make(kind: str, count: int, source: Any) -> Callable[[Record], np.ndarray] | None:
+  """The function from a record to its proposals, float32 [count, 4].
 
   Args:
     kind: "jittered", "selective_search", "objects", or "" for none: returns None.
     count: how many.
-    source: all records, by position.
-    path: where the results of a slow method are kept.
-    made_by: which data they belong to.
+    source: all stored records, by position; its `proposals_path` keeps the results of a slow method, for data of its
+      `made_by`.
 
   Raises:
     UserError: an unknown kind.
   """
   if kind == "selective_search":
-    found = _search_all(path, f"{made_by} {count}", source, count)
+    found = _search_all(source, count)
     return lambda record: found[record.id]
-  known = {
-    "": None,
-    "jittered": lambda record: jittered(record, count),
-    "objects": lambda record: objects(record, count),
-  }
+  known = {"": None, "jittered": jittered, "objects": objects}
   if kind not in known:
     raise UserError(f"data.proposals must be jittered, selective_search, objects or empty, got {kind!r}")
-  return known[kind]
+  return known[kind] and functools.partial(known[kind], count=count)

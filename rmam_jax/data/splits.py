@@ -53,6 +53,20 @@ def data_root(root: str = "") -> pathlib.Path:
   return pathlib.Path(root or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
+def is_prepared(name: str, folder: pathlib.Path) -> bool:
+  """Whether a data set is in its folder; UserError if the folder lacks the file that preparing writes last."""
+  if (folder / "dataset_info.json").exists():
+    return True
+  if folder.exists():
+    raise UserError(f"{folder} holds no dataset_info.json, so it is not whole. {_remedy(name, folder)}")
+  return False
+
+
+def _remedy(name: str, folder: pathlib.Path) -> str:
+  command = "the same command" if name.startswith("digits/") else f"rmam-jax prepare {name}"
+  return f"Remove {folder}: {command} makes it again."
+
+
 def prepare(name: str, root: str = "") -> pathlib.Path:
   """The folder of a prepared data set, one of `DATA_SETS`; digit scenes are drawn if they are not there yet.
 
@@ -61,38 +75,27 @@ def prepare(name: str, root: str = "") -> pathlib.Path:
       cannot be written.
   """
   check_name("data.name", name, (*DATA_SETS, "custom"))
-  folder = data_root(root) / DATA_SETS[name][0]
-  if (folder / "dataset_info.json").exists():
+  base = data_root(root)
+  folder = base / DATA_SETS[name][0]
+  if is_prepared(name, folder):
     return folder
-  refuse_remains(name, folder)
   family, setting = name.split("/")
   if family != "digits":
     raise UserError(
       f"{name} is not prepared: {folder} holds no dataset_info.json. Prepare it with: rmam-jax prepare {name}"
-      f" --archives=DIR --data_root={data_root(root)} (DIR holds the official archives; without it they are downloaded),"
-      " or name the folder of data prepared before with --config.data.root=DIR."
+      f" --archives=DIR --data_root={base} (DIR holds the official archives; without it they are downloaded), or name"
+      " the folder of data prepared before with --config.data.root=DIR."
     )
   from rmam_jax.data.digits import builder
 
   try:
-    builder.prepare(setting, data_root(root))
+    builder.prepare(setting, base)
   except OSError as error:
     raise UserError(
-      f"cannot write {name} below {data_root(root)}: {error.strerror or error}. Free or open it, or name another folder"
-      " with --config.data.root=DIR."
+      f"cannot write {name} below {base}: {error.strerror or error}. Free or open it, or name another folder with"
+      " --config.data.root=DIR."
     ) from error
   return folder
-
-
-def refuse_remains(name: str, folder: pathlib.Path) -> None:
-  """Raises a UserError if there is a folder of prepared data without the file that preparing writes last."""
-  if folder.exists():
-    raise UserError(f"{folder} holds no dataset_info.json, so it is not whole. {_remedy(name, folder)}")
-
-
-def _remedy(name: str, folder: pathlib.Path) -> str:
-  command = "the same command" if name.startswith("digits/") else f"rmam-jax prepare {name}"
-  return f"Remove {folder}: {command} makes it again."
 
 
 def _open_builder(folder: pathlib.Path, remedy: str):
@@ -113,7 +116,7 @@ def _open_builder(folder: pathlib.Path, remedy: str):
 
 
 def _check_shards(instructions: Sequence[Any], remedy: str) -> None:
-  """Compares the number of records in each file of a split with what the description promises; UserError names the file."""
+  """Each file of a split must hold as many records as the description promises; UserError names one that does not."""
   from array_record.python import array_record_module
 
   for path, wanted in {each.filename: each.examples_in_shard for each in instructions}.items():
@@ -136,7 +139,7 @@ class _Stored:
   def __init__(self, name: str, split: str, root: str):
     import tensorflow_datasets as tfds
 
-    self.place = f"{name} {split}"
+    self.name = f"{name} {split}"
     folder = prepare(name, root)
     self._adapter, self._remedy = DATA_SETS[name][1], _remedy(name, folder)
     builder = _open_builder(folder, self._remedy)
@@ -148,8 +151,7 @@ class _Stored:
     self._examples = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     _check_shards(instructions, self._remedy)
     stem = re.sub("[^a-z0-9]+", "-", split)
-    self._index_path = folder / f"rmam-index-{stem}.npz"
-    self.proposals_path = folder / f"rmam-proposals-{stem}.npz"
+    self._index_path, self.proposals_path = (folder / f"rmam-{what}-{stem}.npz" for what in ("index", "proposals"))
     self.made_by = hashlib.sha256((folder / "dataset_info.json").read_bytes() + split.encode()).hexdigest()
     self.index = self._read_index() or self._make_index()
 
@@ -161,7 +163,7 @@ class _Stored:
     try:
       example = self._examples[position]
     except RuntimeError as error:
-      raise UserError(f"record {position} of {self.place} is damaged ({error}). {self._remedy}") from error
+      raise UserError(f"record {position} of {self.name} is damaged ({error}). {self._remedy}") from error
     return self._adapter(example, len(self.class_names))
 
   def digest(self, positions: np.ndarray) -> str:
@@ -183,7 +185,7 @@ class _Stored:
   def _make_index(self) -> Index:
     """Reads every record once, and keeps the index beside the data."""
     records = (self[position] for position in range(len(self)))
-    title = f"reading the labels of {self.place}"
+    title = f"reading the labels of {self.name}"
     rows = [
       (record.id, record.labels, record.ignore, len(record.boxes) > 0)
       for record in tqdm.tqdm(records, title, len(self), disable=len(self) <= 5_000, leave=False)
@@ -217,34 +219,22 @@ class Split:
     self,
     name: str,
     source: Any,
+    positions: np.ndarray,
     *,
     difficult: str = "ignore",
-    keep: np.ndarray | None = None,
-    limit: int = 0,
     propose: Callable[[Record], np.ndarray] | None = None,
-    num_proposals: int = 0,
   ):
-    """Makes a split of what is stored.
+    """Makes a split of the records at some positions of a source.
 
-    Args:
-      name: see above.
-      source: `class_names`, an `index` of N records, a `Record` for each position, and a `digest` of the images and
-        boxes at some.
-      difficult: see `record.resolve_difficult`.
-      keep: bool [N]; the records that belong to the split; None: all.
-      limit: take the first so many of them only; 0 takes all.
-      propose: from `proposals.make`.
-      num_proposals: that it makes.
+    The source has `class_names`, an `index` of its records, a `Record` for each position, and a `digest` of the images
+    and boxes at given positions. See `resolve_difficult` and `proposals.make` for the others.
 
     Raises:
       UserError: no record has a positive label.
     """
     self.name, self.class_names = name, source.class_names
-    self._source, self._difficult = source, difficult
-    self._propose, self._num_proposals = propose, num_proposals if propose else 0
-    index = source.index
-    positions = (np.arange(len(index.ids)) if keep is None else np.flatnonzero(keep))[: limit or None]
-    labels, _ = resolve_difficult(index.labels[positions], index.ignore[positions], difficult)
+    self._source, self._difficult, self._propose = source, difficult, propose
+    labels, _ = resolve_difficult(source.index.labels[positions], source.index.ignore[positions], difficult)
     self._positions = positions[labels.any(axis=1)]
     self.dropped = len(positions) - len(self._positions)
     if not len(self._positions):
@@ -265,14 +255,14 @@ class Split:
 
   def blank(self, index: int) -> Record:
     """Takes the place of a record that cannot be read: its id, no image, no box, and all labels to be ignored."""
-    labels, no_box = np.zeros(len(self.class_names), np.float32), np.zeros((0, 4), np.float32)
-    proposals = np.zeros((self._num_proposals, 4), np.float32)
     name = str(self._source.index.ids[self._positions[index]])
-    return Record(name, b"", labels, labels == 0, no_box, np.zeros(0, np.int32), proposals)
+    labels, no_box = np.zeros(len(self.class_names), np.float32), np.zeros((0, 4), np.float32)
+    record = Record(name, b"", labels, labels == 0, no_box, np.zeros(0, np.int32))
+    return record._replace(proposals=np.zeros_like(self._propose(record))) if self._propose else record
 
   def digest(self) -> str:
-    """Of all that the records hold, wherever they lie: classes, all ids and labels, and the source's digest of images
-    and boxes. Proposals are not in it.
+    """Of all that the records hold, wherever they lie: classes, ids, labels, and images and boxes as the source sums
+    them up. Proposals are not in it.
     """
     index, positions = self._source.index, self._positions
     digest = hashlib.sha256(f"{self.class_names} {self._difficult} {self._source.digest(positions)}".encode())
@@ -304,27 +294,21 @@ def open_split(data: Any, split: str, limit: int = 0) -> Split:
       raise UserError("data.proposals is there for prepared data sets, not for custom images")
     field = next((field for field in _FIELDS if data[field] == split), pathlib.Path(split).name)
     source = manifests.open_manifest(split, data)
-    return Split(f"custom {field}", source, difficult=data.difficult, limit=limit)
+    positions = np.arange(len(source.index.ids))[: limit or None]
+    return Split(f"custom {field}", source, positions, difficult=data.difficult)
   part = _PART.fullmatch(split)
-  source = _Stored(data.name, part["whole"] if part else split, data.root)
+  whole = part["whole"] if part else split
+  source = _Stored(data.name, whole, data.root)
   annotated = source.index.annotated
-  expected, found = dict(data.expected).get(part["whole"] if part else split, 0), int(annotated.sum())
+  expected, found = dict(data.expected).get(whole, 0), int(annotated.sum())
   if expected and found != expected:
     raise UserError(
-      f"{source.place} has {found:,} annotated images where data.expected has {expected:,}: prepare it again from"
-      " the official archives, or set the field"
+      f"{source.name} has {found:,} annotated images where data.expected has {expected:,}: prepare it again from the"
+      " official archives, or set the field"
     )
-  keep = None
+  positions = np.arange(len(annotated))
   if part:
-    keep = annotated.copy()
     held = held_out(source.index.ids[annotated], int(part["count"]))
-    keep[annotated] = held if part["part"] == "held" else ~held
-  return Split(
-    f"{data.name} {split}",
-    source,
-    difficult=data.difficult,
-    keep=keep,
-    limit=limit,
-    propose=proposals_lib.make(data.proposals, data.num_proposals, source, source.proposals_path, source.made_by),
-    num_proposals=data.num_proposals,
-  )
+    positions = np.flatnonzero(annotated)[held == (part["part"] == "held")]
+  propose = proposals_lib.make(data.proposals, data.num_proposals, source)
+  return Split(f"{data.name} {split}", source, positions[: limit or None], difficult=data.difficult, propose=propose)
