@@ -9,7 +9,7 @@ half-made data set is removed.
 
 from absl import app, flags
 
-from rmam_jax.data.prepare import BUILDERS, prepare
+from rmam_jax.data.prepare import ARCHIVES, prepare
 from rmam_jax.runtime import commands
 
 _ARCHIVES = flags.DEFINE_string("archives", "", "Folder with the official archives; by default they are downloaded.")
@@ -20,6 +20,6 @@ _DATA_ROOT = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
   if len(argv) != 2:
-    raise app.UsageError(f"name one data set: {' or '.join(BUILDERS)}")
+    raise app.UsageError(f"name one data set: {' or '.join(ARCHIVES)}")
   with commands.reported_errors():
     print(f"prepared {prepare(argv[1], root=_DATA_ROOT.value, archives=_ARCHIVES.value)}")

@@ -77,10 +77,8 @@ def check_batch(batch: Mapping[str, np.ndarray]) -> None:
     bad = np.flatnonzero(~np.isfinite(image).all(axis=(1, 2, 3)))
     raise UserError(f"image holds values that are not finite, first in example {bad[0]} of the batch")
   if not np.isin(labels, (0, 1)).all():
-    example, name = np.argwhere(~np.isin(labels, (0, 1)))[0]
-    raise UserError(
-      f"labels must be 0 or 1, got {labels[example, name]} for example {example}, class {name} of the batch"
-    )
+    i, c = np.argwhere(~np.isin(labels, (0, 1)))[0]
+    raise UserError(f"labels must be 0 or 1, got {labels[i, c]} for example {i}, class {c} of the batch")
 
 
 def _share(batch_size: int, process_index: int, process_count: int, corrupt: str) -> range:
@@ -113,16 +111,13 @@ def train_batches(
 
   Args:
     split: the records.
-    batch_size: of all processes together.
+    batch_size: of all processes together; this one, `process_index`, yields its equal share of each batch.
     image_size, crop_size: N and the side of the crop, in pixels.
     flip: mirror half of the examples.
-    seed: of order, crops and flips.
-    start_step: the first batch's step.
     threads: that read ahead; of each worker if there are any.
     workers: processes that do the reading; 0 does it in this one. The batches are the same whatever their number.
     corrupt: "error", or "skip": an image that cannot be read is named in its batch's `skipped` and replaced by another
       that depends on (seed, position) alone.
-    process_index, process_count: this process yields its equal share of each batch.
 
   Raises:
     UserError: an option out of its range; or, where it is read, an image that cannot be, by split, index and file.
@@ -159,12 +154,9 @@ def train_batches(
       batch["proposals"] = np.stack(proposals).astype(np.float32)
     return batch | ({"skipped": np.array(skipped)} if skipped else {})
 
-  order = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat()
-  batches = (
-    order.map_with_index(lambda position, index: (position, int(index)))
-    .batch(batch_size, batch_fn=lambda examples: examples)
-    .map(collate)
-  )[start_step:]
+  indices = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat()
+  examples = indices.map_with_index(lambda position, index: (position, int(index)))
+  batches = examples.batch(batch_size, batch_fn=lambda batch: batch).map(collate)[start_step:]
   stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
   if workers:
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
@@ -201,16 +193,13 @@ def evaluation_batches(
   process_index: int = 0,
   process_count: int = 1,
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None, list[Record], list[str]]]:
-  """The centre view of the records at these positions, in order, with the records.
+  """The centre view of the records at these positions of a split, in order, with the records.
 
   Args:
-    split: the records.
-    positions: in it.
-    batch_size: of all processes together.
+    batch_size: of all processes together; this one, `process_index`, yields the images of its equal share of each batch.
     image_size, crop_size: N and the side of the view, in pixels.
     corrupt: "error", or "skip": an image that cannot be read is black, and its record is `Split.blank`, which no measure
       counts.
-    process_index, process_count: this process yields the images of its equal share of each batch.
 
   Yields:
     Images uint8 [b, crop_size, crop_size, 3], b = batch_size / process_count, the last batch padded with zeros; their
@@ -227,12 +216,10 @@ def evaluation_batches(
     images = np.zeros((len(mine), crop_size, crop_size, 3), np.uint8)
     boxes, records, reasons = [], [], []
     for place, index in enumerate(positions[start : start + batch_size]):
-      reason, image = "", None
+      image, reason = None, ""
+      needed = place in mine or corrupt == "skip"  # all processes have to know which images cannot be read
       try:
-        if place in mine or corrupt == "skip":  # all processes have to know which cannot be read
-          image, record = read_image(split, index)
-        else:
-          record = split[index]
+        image, record = read_image(split, index) if needed else (None, split[index])
       except ValueError as error:
         if corrupt == "error" or sum(map(bool, reasons)) >= MOST_SKIPPED:
           raise

@@ -12,30 +12,19 @@ MOST_PIXELS = 89_478_485  # 256 MB as red, green and blue; Pillow warns from her
 ORIENTATION = 0x0112  # the EXIF tag
 # From the tag's value to what puts the image upright. Pillow's exif_transpose also writes the other tags anew, and
 # fails on damaged ones.
-UPRIGHT = {
-  2: Image.Transpose.FLIP_LEFT_RIGHT,
-  3: Image.Transpose.ROTATE_180,
-  4: Image.Transpose.FLIP_TOP_BOTTOM,
-  5: Image.Transpose.TRANSPOSE,
-  6: Image.Transpose.ROTATE_270,
-  7: Image.Transpose.TRANSVERSE,
-  8: Image.Transpose.ROTATE_90,
-}
+_TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+UPRIGHT = {tag: Image.Transpose[turn] for tag, turn in enumerate(_TURNS, start=2)}
 
 
 def decode_image(encoded: bytes, name: str) -> np.ndarray:
-  """An encoded image as uint8 [height, width, 3], upright.
+  """A BMP, GIF, JPEG, PNG, TIFF or WebP file's content as uint8 [height, width, 3], upright.
 
   EXIF orientation is applied where it can be read, transparency laid over white, 16 bits a channel are scaled to 8, and
   of an animation the first frame is taken.
 
-  Args:
-    encoded: the content of a BMP, GIF, JPEG, PNG, TIFF or WebP file.
-    name: the image's, for the error.
-
   Raises:
-    UserError: names the image if its bytes are no image, are cut short, or hold more than `MOST_PIXELS`, which is
-      refused before it is decoded.
+    UserError: by `name`, that of the image, if its bytes are no image, are cut short, or hold more than `MOST_PIXELS`,
+      which is refused before it is decoded.
   """
   try:
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
@@ -47,15 +36,8 @@ def decode_image(encoded: bytes, name: str) -> np.ndarray:
       return np.asarray(_to_rgb(image if method is None else image.transpose(method)))
   except UnidentifiedImageError as error:  # its own words hold an address in memory
     raise UserError(f"{name}: not a readable image (none of {', '.join(FORMATS)})") from error
-  # Pillow's warning is raised only where warnings are errors.
-  except (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-  ) as error:
+  # Pillow warns of a bomb, as an exception only where warnings are errors.
+  except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Warning) as error:
     raise UserError(f"{name}: not a readable image ({error})") from error
 
 

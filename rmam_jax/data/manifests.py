@@ -54,11 +54,7 @@ class Problem(NamedTuple):
 
 
 def parse(manifest: str, images: str = "") -> tuple[list[Entry], list[Problem]]:
-  """Everything that a manifest says, and everything that is wrong with it.
-
-  Args:
-    manifest: see the module's docstring.
-    images: the folder that images are named relative to; empty: the manifest's own.
+  """Everything that a manifest says, and everything that is wrong with it; `images` is `data.images`.
 
   Raises:
     UserError: there is no such manifest, it has no known form, or it cannot be read.
@@ -193,13 +189,10 @@ def _voc(folder: pathlib.Path, listed: str) -> Iterator[Entry | Problem]:
   paths = sorted((folder / "Annotations").glob("*.xml"))
   if listed:
     listing = folder / "ImageSets" / "Main" / f"{listed}.txt"
-    if not listing.is_file():
-      yield Problem(str(listing), "missing")
-      return
     try:
       lines = listing.read_text("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-      yield Problem(str(listing), f"no text in UTF-8 ({error})")
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+      yield Problem(str(listing), "missing" if isinstance(error, OSError) else f"no text in UTF-8 ({error})")
       return
     paths = [folder / "Annotations" / f"{line.split()[0]}.xml" for line in lines if line.strip()]
   for path in paths:
@@ -208,10 +201,8 @@ def _voc(folder: pathlib.Path, listed: str) -> Iterator[Entry | Problem]:
       wide, tall = (float(root.findtext(f"size/{side}")) for side in ("width", "height"))
       objects = []
       for thing in root.findall("object"):
-        left, top, right, bottom = (
-          float(thing.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")
-        )
-        box = (top / tall, left / wide, bottom / tall, right / wide)
+        edges = [float(thing.findtext(f"bndbox/{edge}")) for edge in ("ymin", "xmin", "ymax", "xmax")]
+        box = tuple(edge / side for edge, side in zip(edges, (tall, wide, tall, wide), strict=True))
         objects.append((thing.findtext("name").strip(), box, thing.findtext("difficult", "0").strip() != "1"))
       yield _boxed(str(path), root.findtext("filename").strip(), objects)
     except FileNotFoundError:
@@ -224,11 +215,7 @@ _READERS = {".csv": _csv, ".jsonl": _jsonl, ".json": _coco}
 
 
 def class_names(data: Any, train: Sequence[Entry]) -> tuple[str, ...]:
-  """`data.classes`, or the labels of the training manifest, sorted.
-
-  Raises:
-    UserError: `data.classes` names one twice.
-  """
+  """`data.classes`, or the labels of the training manifest, sorted; UserError if `data.classes` names one twice."""
   if doubled := sorted({name for name in data.classes if list(data.classes).count(name) > 1}):
     raise UserError(f"data.classes names {', '.join(doubled)} more than once")
   return tuple(data.classes) or tuple(sorted({name for entry in train for name in (*entry.labels, *entry.ignore)}))
@@ -246,12 +233,7 @@ def unknown_labels(entries: Iterable[Entry], names: Sequence[str]) -> list[Probl
 
 
 class Manifest:
-  """The records of a manifest, by position; an image is read from its file each time that its record is asked for.
-
-  Attributes:
-    class_names: the L classes in order.
-    index: of the records.
-  """
+  """The records of a manifest, by position; an image is read from its file each time that its record is asked for."""
 
   def __init__(self, entries: Sequence[Entry], names: Sequence[str]):
     self.class_names = tuple(names)
@@ -289,11 +271,7 @@ class Manifest:
 
 
 def open_manifest(manifest: str, data: Any) -> Manifest:
-  """The records of a manifest.
-
-  Args:
-    manifest: see the module's docstring.
-    data: the `data` section of a configuration.
+  """The records of a manifest, with the classes of a configuration's `data` section.
 
   Raises:
     UserError: there is no such manifest, or it has problems, of which the first few are named.

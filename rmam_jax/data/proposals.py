@@ -26,6 +26,8 @@ from rmam_jax.ops.boxes import box_iou, clip_boxes, suppress
 from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError
 
+Propose = Callable[[Record], np.ndarray]  # from a record to its proposals, float32 [K, 4]
+
 OVERLAP = 0.7  # IoU
 RECALL = 0.8  # the share of the objects that `jittered` proposes, each with an IoU of at least 0.5
 _TRIES = 64
@@ -106,22 +108,17 @@ def _search_all(source: Any, count: int) -> dict[str, np.ndarray]:
   return found
 
 
-def make(kind: str, count: int, source: Any) -> Callable[[Record], np.ndarray] | None:
-  """The function from a record to its proposals, float32 [count, 4].
+def make(kind: str, count: int, source: Any) -> Propose | None:
+  """The function from a record to its proposals, float32 [count, 4]; None for the kind "". UserError for an unknown kind.
 
-  Args:
-    kind: "jittered", "selective_search", "objects", or "" for none: returns None.
-    count: how many.
-    source: all stored records, by position; its `proposals_path` keeps the results of a slow method, for data of its
-      `made_by`.
-
-  Raises:
-    UserError: an unknown kind.
+  The source has all stored records, by position; a slow method keeps its results in the source's `proposals_path`, under
+  its `made_by`.
   """
+  if not kind:
+    return None
   if kind == "selective_search":
     found = _search_all(source, count)
     return lambda record: found[record.id]
-  known = {"": None, "jittered": jittered, "objects": objects}
-  if kind not in known:
-    raise UserError(f"data.proposals must be jittered, selective_search, objects or empty, got {kind!r}")
-  return known[kind] and functools.partial(known[kind], count=count)
+  if kind in ("jittered", "objects"):
+    return functools.partial(jittered if kind == "jittered" else objects, count=count)
+  raise UserError(f"data.proposals must be jittered, selective_search, objects or empty, got {kind!r}")

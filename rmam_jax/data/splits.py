@@ -14,19 +14,23 @@ import tqdm
 from rmam_jax.data import manifests
 from rmam_jax.data import proposals as proposals_lib
 from rmam_jax.data.digits import scenes
+from rmam_jax.data.proposals import Propose
 from rmam_jax.data.record import Index, Record, multi_hot, resolve_difficult
 from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError, check_name
+
+SAMPLED = 64  # so many stored records, with their images, tell a split from others in its digest
+_PART = re.compile(r"(?P<whole>.+):(?P<part>rest|held)-(?P<count>\d+)")
+_FIELDS = ("train", "validation", "test", "final_train")  # of `data`, which name splits
 
 Adapter = Callable[[Mapping[str, Any], int], Record]  # from a stored example and L to a record; decodes no image
 
 
 def _record(example: Mapping[str, Any], labels: np.ndarray, ignore: np.ndarray) -> Record:
   name, objects = example["image/filename"], example["objects"]
-  boxes, classes = np.asarray(objects["bbox"], np.float32).reshape(-1, 4), np.asarray(objects["label"], np.int32)
-  return Record(
-    name.decode() if isinstance(name, bytes) else str(name), example["image"], labels, ignore, boxes, classes
-  )
+  name = name.decode() if isinstance(name, bytes) else str(name)
+  boxes = np.asarray(objects["bbox"], np.float32).reshape(-1, 4)
+  return Record(name, example["image"], labels, ignore, boxes, np.asarray(objects["label"], np.int32))
 
 
 def adapt_objects(example: Mapping[str, Any], num_classes: int) -> Record:
@@ -130,9 +134,6 @@ def _check_shards(instructions: Sequence[Any], remedy: str) -> None:
       raise UserError(f"{path} holds {found} records, not {wanted}. {remedy}")
 
 
-SAMPLED = 64  # so many stored records, with their images, tell a split from others in its digest
-
-
 class _Stored:
   """The records of a TFDS split in array_record format, by position, read from disk each time."""
 
@@ -215,15 +216,7 @@ class Split:
     dropped: how many records had no positive label.
   """
 
-  def __init__(
-    self,
-    name: str,
-    source: Any,
-    positions: np.ndarray,
-    *,
-    difficult: str = "ignore",
-    propose: Callable[[Record], np.ndarray] | None = None,
-  ):
+  def __init__(self, name: str, source: Any, positions: np.ndarray, difficult: str, propose: Propose | None = None):
     """Makes a split of the records at some positions of a source.
 
     The source has `class_names`, an `index` of its records, a `Record` for each position, and a `digest` of the images
@@ -261,9 +254,7 @@ class Split:
     return record._replace(proposals=np.zeros_like(self._propose(record))) if self._propose else record
 
   def digest(self) -> str:
-    """Of all that the records hold, wherever they lie: classes, ids, labels, and images and boxes as the source sums
-    them up. Proposals are not in it.
-    """
+    """Of all that the records hold but proposals, wherever they lie; images and boxes enter as the source's digest."""
     index, positions = self._source.index, self._positions
     digest = hashlib.sha256(f"{self.class_names} {self._difficult} {self._source.digest(positions)}".encode())
     digest.update("\n".join(index.ids[positions].tolist()).encode())
@@ -272,18 +263,11 @@ class Split:
     return digest.hexdigest()
 
 
-_PART = re.compile(r"(?P<whole>.+):(?P<part>rest|held)-(?P<count>\d+)")
-_FIELDS = ("train", "validation", "test", "final_train")
-
-
 def open_split(data: Any, split: str, limit: int = 0) -> Split:
-  """A split as a configuration describes it, read anew each time.
+  """A split as the `data` section of a configuration describes it, read anew each time; `limit` takes the first so many.
 
-  Args:
-    data: the `data` section of a configuration.
-    split: for stored data a TFDS split such as "train" or "train+validation", or a part of one: "train:held-4000" is
-      the 4,000 records whose ids have the smallest hash, "train:rest-4000" all others; for `custom` data a manifest.
-    limit: take the first so many records only; 0 takes all.
+  For `custom` data the split is a manifest; for stored data a TFDS split such as "train" or "train+validation", or a part
+  of one: "train:held-4000" is the 4,000 records whose ids have the smallest hash, "train:rest-4000" all others.
 
   Raises:
     UserError: the data set or split is unknown, has to be prepared first, is damaged, or has another number of annotated
@@ -295,7 +279,7 @@ def open_split(data: Any, split: str, limit: int = 0) -> Split:
     field = next((field for field in _FIELDS if data[field] == split), pathlib.Path(split).name)
     source = manifests.open_manifest(split, data)
     positions = np.arange(len(source.index.ids))[: limit or None]
-    return Split(f"custom {field}", source, positions, difficult=data.difficult)
+    return Split(f"custom {field}", source, positions, data.difficult)
   part = _PART.fullmatch(split)
   whole = part["whole"] if part else split
   source = _Stored(data.name, whole, data.root)
@@ -311,4 +295,4 @@ def open_split(data: Any, split: str, limit: int = 0) -> Split:
     held = held_out(source.index.ids[annotated], int(part["count"]))
     positions = np.flatnonzero(annotated)[held == (part["part"] == "held")]
   propose = proposals_lib.make(data.proposals, data.num_proposals, source)
-  return Split(f"{data.name} {split}", source, positions[: limit or None], difficult=data.difficult, propose=propose)
+  return Split(f"{data.name} {split}", source, positions[: limit or None], data.difficult, propose)

@@ -10,8 +10,6 @@ from rmam_jax.data import images, manifests
 from rmam_jax.data.manifests import Entry, Problem
 from rmam_jax.runtime.errors import UserError
 
-SPLITS = ("train", "validation", "test")
-
 
 def validate(data: Any) -> list[Problem]:
   """Everything that is wrong with the manifests of a configuration and the images that they name.
@@ -24,7 +22,7 @@ def validate(data: Any) -> list[Problem]:
   """
   if data.name != "custom":
     raise UserError(f"validate checks your own images, data.name = 'custom', got {data.name!r}")
-  named = {split: data[split] for split in SPLITS if data[split] or split == "train"}
+  named = {split: data[split] for split in ("train", "validation", "test") if data[split] or split == "train"}
   parsed = {manifest: manifests.parse(manifest, data.images) for manifest in dict.fromkeys(named.values())}
   names = manifests.class_names(data, parsed[data.train][0])
   problems: list[Problem] = []

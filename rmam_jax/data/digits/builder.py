@@ -40,22 +40,17 @@ def _examples(setting: scenes.Setting, split: str, indices: range) -> list[dict]
   return examples
 
 
-class DigitsConfig(tfds.core.BuilderConfig):
-  """A builder configuration that carries its setting."""
-
-  def __init__(self, name: str, setting: scenes.Setting):
-    super().__init__(name=name, description=f"Scenes of {setting.size} x {setting.size} pixels.")
-    self.setting = setting
-
-
 class Digits(tfds.core.GeneratorBasedBuilder):
   """Multi-label scenes of handwritten digits on photographs, with boxes."""
 
   VERSION = tfds.core.Version("1.0.0")
-  BUILDER_CONFIGS: ClassVar = [DigitsConfig(name, setting) for name, setting in scenes.SETTINGS.items()]
+  BUILDER_CONFIGS: ClassVar = [
+    tfds.core.BuilderConfig(name=name, description=f"Scenes of {setting.size} x {setting.size} pixels.")
+    for name, setting in scenes.SETTINGS.items()
+  ]
 
   def _info(self) -> tfds.core.DatasetInfo:
-    setting, features = self.builder_config.setting, tfds.features
+    setting, features = scenes.SETTINGS[self.builder_config.name], tfds.features
     names = setting.classes
     return self.dataset_info_from_configs(
       description=(letters if setting.source else scenes).__doc__,  # part of a prepared data set's digest
@@ -77,7 +72,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     return {split: self._generate_examples(split) for split in scenes.SPLITS}
 
   def _generate_examples(self, split):
-    setting = self.builder_config.setting
+    setting = scenes.SETTINGS[self.builder_config.name]
     count = setting.train_scenes if split == "train" else setting.test_scenes
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
     with contextlib.ExitStack() as stack:
