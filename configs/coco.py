@@ -1,6 +1,6 @@
 """MS-COCO 2014 as the paper trains on it: VGG-16, its own update rule (Eq. 5) and loss (Eq. 7-14).
 
-    python -m rmam_jax.data.prepare coco/2014
+    rmam-jax prepare coco/2014
     python train.py --config=configs/coco.py --config.weights=FILE --workdir=runs/coco-512        N = 512
     python train.py --config=configs/coco.py:640 --config.weights=FILE --workdir=runs/coco-640    N = 640
     python eval.py --workdir=runs/coco-512,runs/coco-640 --protocol=paper                         both scales

@@ -2,7 +2,7 @@
 
     FLAGS="--config=configs/custom.py --config.data.train=train.csv --config.data.validation=val.csv
            --config.data.test=test.csv"
-    python -m rmam_jax.data.validate $FLAGS                                     checks every line and every image
+    rmam-jax validate $FLAGS                                                    checks every line and every image
     python train.py $FLAGS --config.weights=FILE --workdir=runs/mine
     python train.py $FLAGS --config.weights=runs/voc-512 --workdir=runs/mine    begins with a model trained here
 

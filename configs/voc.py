@@ -1,6 +1,6 @@
 """PASCAL VOC 2007 as the paper trains on it: VGG-16, its own update rule (Eq. 5) and loss (Eq. 7-14), two phases.
 
-    python -m rmam_jax.data.prepare voc/2007
+    rmam-jax prepare voc/2007
     python train.py --config=configs/voc.py --config.weights=FILE --workdir=runs/voc-512         N = 512
     python train.py --config=configs/voc.py:640 --config.weights=FILE --workdir=runs/voc-640     N = 640
     python eval.py --workdir=runs/voc-512,runs/voc-640                                           both scales
