@@ -63,11 +63,7 @@ def arrays_of(batch: Mapping[str, np.ndarray]) -> Batch:
 
 
 def check_batch(batch: Mapping[str, np.ndarray]) -> None:
-  """Refuses what would train in silence on nonsense.
-
-  Raises:
-    UserError: images that are not finite or not [B, height, width, 3], labels that are not 0 or 1, shapes that differ.
-  """
+  """Raises a UserError if images are not finite or not [B, height, width, 3], labels not 0 or 1, or shapes differ."""
   image, labels = np.asarray(batch["image"]), np.asarray(batch["labels"])
   if image.ndim != 4 or image.shape[-1] != 3:
     raise UserError(f"image must have shape [B, height, width, 3], got {list(image.shape)}")
@@ -105,12 +101,11 @@ def train_batches(
   process_index: int = 0,
   process_count: int = 1,
 ) -> Iterator[Batch]:
-  """Endless shuffled batches of random crops, from `start_step` on.
+  """Endless shuffled batches of random crops of a split's images, from `start_step` on.
 
   The batch of a step depends on (seed, step) alone, so that a run can go on anywhere in the stream.
 
   Args:
-    split: the records.
     batch_size: of all processes together; this one, `process_index`, yields its equal share of each batch.
     image_size, crop_size: N and the side of the crop, in pixels.
     flip: mirror half of the examples.

@@ -271,11 +271,7 @@ class Manifest:
 
 
 def open_manifest(manifest: str, data: Any) -> Manifest:
-  """The records of a manifest, with the classes of a configuration's `data` section.
-
-  Raises:
-    UserError: there is no such manifest, or it has problems, of which the first few are named.
-  """
+  """The records of a manifest, with the classes of a configuration's `data` section; UserError names the first problems."""
   entries, problems = parse(manifest, data.images)
   train = entries if data.classes or manifest == data.train else parse(data.train, data.images)[0]
   names = class_names(data, train)

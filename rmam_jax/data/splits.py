@@ -220,10 +220,8 @@ class Split:
     """Makes a split of the records at some positions of a source.
 
     The source has `class_names`, an `index` of its records, a `Record` for each position, and a `digest` of the images
-    and boxes at given positions. See `resolve_difficult` and `proposals.make` for the others.
-
-    Raises:
-      UserError: no record has a positive label.
+    and boxes at given positions. See `resolve_difficult` and `proposals.make` for the other arguments. UserError if no
+    record has a positive label.
     """
     self.name, self.class_names = name, source.class_names
     self._source, self._difficult, self._propose = source, difficult, propose

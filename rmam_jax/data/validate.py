@@ -12,10 +12,7 @@ from rmam_jax.runtime.errors import UserError
 
 
 def validate(data: Any) -> list[Problem]:
-  """Everything that is wrong with the manifests of a configuration and the images that they name.
-
-  Args:
-    data: the `data` section; `data.name` is "custom".
+  """Everything that is wrong with the manifests of a configuration's `data` section and the images that they name.
 
   Raises:
     UserError: the data are not your own images; or a manifest that is not there or has no known form.
