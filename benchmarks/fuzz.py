@@ -110,10 +110,10 @@ def _manifest(name: str, write: Callable[[pathlib.Path], None]) -> Target:
     data = common.get_config().data
     data.train = f"{folder / name}"
     found = manifests.open_manifest(data.train, data)
-    for identity in (ids := found.index())[0]:
-      if not pathlib.Path(identity).is_relative_to(folder.resolve()):
-        raise AssertionError(f"an image outside the folder: {identity}")
-    return repr((found.class_names, ids))
+    for entry in manifests.parse(data.train)[0]:
+      if not entry.image.is_relative_to(folder.resolve()):
+        raise AssertionError(f"an image outside the folder: {entry.image}")
+    return repr((found.class_names, found.index))
 
   return Target(0, write, read)
 

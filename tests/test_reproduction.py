@@ -212,7 +212,6 @@ def test_naming_a_cell_makes_no_proposals(data_root, monkeypatch):
   def make(kind, *_):
     assert not kind, "proposals were made"
 
-  monkeypatch.setattr(splits, "_OPEN", {})
   monkeypatch.setattr(splits.proposals_lib, "make", make)
   maker = reproduce.load_maker(CONFIG, {**THIN, "data.root": str(data_root)})
   cell = maker.cell("proposals", 0)
