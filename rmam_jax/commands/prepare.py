@@ -7,10 +7,12 @@ The same command again goes on where it was stopped: archives that were verified
 half-made data set is removed.
 """
 
-from absl import app, flags
+import sys
 
+from absl import flags
+
+from rmam_jax import commands
 from rmam_jax.data.prepare import ARCHIVES, prepare
-from rmam_jax.runtime import commands
 
 _ARCHIVES = flags.DEFINE_string("archives", "", "Folder with the official archives; by default they are downloaded.")
 _DATA_ROOT = flags.DEFINE_string(
@@ -20,6 +22,6 @@ _DATA_ROOT = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
   if len(argv) != 2:
-    raise app.UsageError(f"name one data set: {' or '.join(ARCHIVES)}")
+    sys.exit(f"error: name one data set: {' or '.join(ARCHIVES)}")
   with commands.reported_errors():
     print(f"prepared {prepare(argv[1], root=_DATA_ROOT.value, archives=_ARCHIVES.value)}")

@@ -5,22 +5,20 @@
 The exit status is 1 if there are any.
 """
 
-import pathlib
 import sys
 
-from absl import app
 from ml_collections import config_flags
 
+from rmam_jax import commands
 from rmam_jax.data.validate import validate
-from rmam_jax.runtime import commands
 
-sys.path.insert(0, str(pathlib.Path.cwd()))  # a configuration imports others beside it
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/custom.py", "Configuration that names the manifests.")
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", commands.find_config("configs/custom.py"), "Configuration that names the manifests."
+)
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}")
+  commands.no_arguments(argv)
   with commands.reported_errors():
     problems = validate(_CONFIG.value.data)
   for problem in problems:
