@@ -71,7 +71,7 @@ def test_tables_hold_the_paper_s_figures():
 
 def test_ablations_leave_out_what_they_name(data_root):
   maker = cells.Maker(CONFIG, {"data.root": str(data_root)})
-  loss = {name: maker.cell(name, 0).config.loss for name in cells.SPECS if name.startswith("rmam")}
+  loss = {name: maker.cell(name, 0).config.loss for name in tables.SPECS if name.startswith("rmam")}
   weights = {
     name: (each.anchor_weight, each.scale_weight, each.positive_weight, each.localization_weight)
     for name, each in loss.items()

@@ -5,7 +5,7 @@ mAP and coverage by the number of regions, and the time for an image, are measur
 
 import functools
 import pathlib
-import time
+import timeit
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -66,8 +66,7 @@ class Measurements:
   def figures(self, row: Row, seed: int) -> dict[str, Any]:
     """mAP, AP by class and CP ... OF1 of the SVMs' margins: the paper's protocol, AP by the configuration's method."""
     scores = self._scores(row.cells, row.views, seed)
-    config = self.cell(row.cells[0], row.views, seed).results["config"]
-    rules = metrics.PROTOCOLS["paper"]._replace(ap_method=config["evaluation"]["ap_method"])
+    rules = metrics.PROTOCOLS["paper"]._replace(ap_method=self.config["evaluation"]["ap_method"])
     found = metrics.measure(rules, scores.svm, scores.labels, scores.ignore)
     return {**found, "AP": dict(zip(scores.class_names.tolist(), found["AP"], strict=True))}
 
@@ -100,10 +99,8 @@ class Measurements:
 
   def trials(self) -> dict[str, list[float]]:
     """Validation mAP of each rate tried, by spec."""
-    tried = {name: self.plan.trials(name) for name in self.plan.views if not cells.SPECS[name].tuned_as}
-    return {
-      name: [cells.validation_map(cell, self.plan.root) for cell in trials] for name, trials in tried.items() if trials
-    }
+    names = [name for name in self.plan.views if not tables.SPECS[name].tuned_as] if self.plan.rates else []
+    return {name: [cells.validation_map(cell, self.plan.root) for cell in self.plan.trials(name)] for name in names}
 
 
 def _load(folder: pathlib.Path, config: ml_collections.ConfigDict) -> tuple[outputs_lib.Forward, Any]:
@@ -114,11 +111,9 @@ def _load(folder: pathlib.Path, config: ml_collections.ConfigDict) -> tuple[outp
 
 
 def measure_by_regions(folder: pathlib.Path) -> dict[str, list[float]]:
-  """mAP of Eq. 6 and coverage of the first 1, 2, ... regions on the test split's centre views, in [0, 1].
+  """mAP of Eq. 6 and coverage, in [0, 1], of the first 1, 2, ... regions in the centre views of a workdir's test split.
 
-  Args:
-    folder: a finished workdir; its head looks at regions, and can look at more than it was trained with, or
-      `HeadSpec.most_regions` says how many.
+  The recognizer looks at up to `MOST_REGIONS`, or as many as `HeadSpec.most_regions` allows.
   """
   config = workdir.read_config(folder)
   most = heads.get(config.model.head).most_regions(config.model) or MOST_REGIONS
@@ -128,33 +123,21 @@ def measure_by_regions(folder: pathlib.Path) -> dict[str, list[float]]:
   forward, params = _load(folder, config)
   found = outputs_lib.compute_outputs(forward, params, test, data=config.data, batch_size=config.evaluation.batch_size)
   boxes = regions_lib.region_boxes(found.thetas, config).transpose(1, 0, 2)
-
-  def precision(k):
+  figures = {"mAP": [], "coverage": []}
+  for k in range(1, most + 1):
     scores = found.region_scores[:k].max(axis=0)
     every = metrics.average_precisions(scores, found.labels, ignore=found.ignore, method=config.evaluation.ap_method)
-    return metrics.mean_average_precision(every)
-
-  def coverage(k):
-    return metrics.region_metrics(boxes[:, :k], None, *found.objects()).coverage
-
-  numbers = range(1, most + 1)
-  return {"mAP": [precision(k) for k in numbers], "coverage": [coverage(k) for k in numbers]}
+    figures["mAP"].append(metrics.mean_average_precision(every))
+    figures["coverage"].append(metrics.region_metrics(boxes[:, :k], None, *found.objects()).coverage)
+  return figures
 
 
 def milliseconds_per_image(folder: pathlib.Path) -> float:
-  """Wall time of the network alone: the centre view in batches of `evaluation.batch_size`, decoded beforehand.
-
-  Args:
-    folder: a finished workdir.
-  """
+  """Wall time of a workdir's network alone: the centre view in batches of `evaluation.batch_size`, decoded beforehand."""
   config = workdir.read_config(folder)
   forward, params = _load(folder, config)
   batch, side = config.evaluation.batch_size, config.data.crop_size
   images = jax.device_put(np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), np.uint8), forward.sharding)
   jax.block_until_ready(forward(params, images))  # compiled here
-  seconds = []
-  for _ in range(_TIMED):
-    started = time.perf_counter()
-    jax.block_until_ready(forward(params, images))
-    seconds.append(time.perf_counter() - started)
+  seconds = timeit.repeat(lambda: jax.block_until_ready(forward(params, images)), number=1, repeat=_TIMED)
   return 1_000 * float(np.median(seconds)) / batch

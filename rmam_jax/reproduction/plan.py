@@ -2,7 +2,8 @@
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
+import timeit
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,13 +30,13 @@ class Plan(NamedTuple):
 
   maker: Maker
   root: Path
-  views: Mapping[str, Sequence[str]]  # of each spec
+  views: Mapping[str, Collection[str]]  # of each spec
   seeds: Sequence[int]
   rates: Sequence[float]  # tried on the first seed; none: the configuration's
 
   def trials(self, name: str) -> list[Cell]:
     """The cells among which a spec's learning rate is chosen."""
-    tuned = cells.SPECS[name].tuned_as or name
+    tuned = tables.SPECS[name].tuned_as or name
     return [self.maker.cell(tuned, self.seeds[0], rate) for rate in self.rates]
 
   def cell(self, name: str, seed: int) -> Cell:
@@ -45,14 +46,7 @@ class Plan(NamedTuple):
 
 
 def make(maker: Maker, root: Path, chosen: Sequence[str], seeds: int, rates: Sequence[float]) -> Plan:
-  """The plan for some tables.
-
-  Args:
-    maker: of the cells.
-    root: the folder of all results.
-    chosen: of `tables.TABLES`.
-    seeds: how many: 0, 1, ...
-    rates: learning rates of stage two to try for every head.
+  """The plan for the chosen of `tables.TABLES`, with the seeds 0, 1, ... and rates of stage two to try for every head.
 
   Raises:
     UserError: no such table, or the configuration has no SVMs, which the tables measure.
@@ -67,9 +61,9 @@ def make(maker: Maker, root: Path, chosen: Sequence[str], seeds: int, rates: Seq
   if not maker.cell(next(iter(views)), 0).config.evaluation.svm_solver:
     raise UserError("the tables measure SVMs: evaluation.svm_solver must not be empty")
   for name in list(views):
-    if rates and (tuned := cells.SPECS[name].tuned_as):
+    if rates and (tuned := tables.SPECS[name].tuned_as):
       views.setdefault(tuned, {tables.SINGLE: None})
-  return Plan(maker, root, {name: list(each) for name, each in views.items()}, range(seeds), rates)
+  return Plan(maker, root, views, range(seeds), rates)
 
 
 def work(plan: Plan) -> list[tuple[Cell, str]]:
@@ -138,15 +132,12 @@ def _seconds_known(plan: Plan) -> dict[str, float]:
 @functools.cache
 def _matmul_speed() -> float:
   """Floating-point operations a second in a matrix product on this machine's devices."""
-  side = 2_048
+  side, times = 2_048, 5
   matrix = jnp.ones((side, side))
   product = jax.jit(lambda a: a @ a)
   product(matrix).block_until_ready()
-  started, times = time.monotonic(), 0
-  while time.monotonic() - started < 0.5:
-    product(matrix).block_until_ready()
-    times += 1
-  return times * 2 * side**3 / (time.monotonic() - started) * jax.device_count()
+  seconds = timeit.timeit(lambda: product(matrix).block_until_ready(), number=times)
+  return times * 2 * side**3 / seconds * jax.device_count()
 
 
 def count_operations(config: ml_collections.ConfigDict) -> float:

@@ -25,15 +25,6 @@ def reproduce(
 ) -> None:
   """Trains and measures what tables need and writes OUT/tables.md; see `reproduce.py`.
 
-  Args:
-    config: PATH or PATH:VARIANT of the configuration.
-    changes: fields set for all cells.
-    out: the folder of all results; None: runs/tables-DATA.
-    tables_chosen: of `tables.TABLES`; None: all.
-    seeds: how many.
-    rates: learning rates to try for every head.
-    dry_run: only print the plan.
-
   Raises:
     UserError: with what to do about it.
   """

@@ -1,9 +1,9 @@
-"""The paper's six tables and the two it lacks, as data: which cell, seen from which views, stands in which row."""
+"""The paper's six tables and the two it lacks, as data: what each cell trains, and which cell stands in which row."""
 
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 TABLES = ("1", "2", "3", "4", "5", "6", "controls", "systems")
 SINGLE, TEN = "centre", "ten"
@@ -18,6 +18,41 @@ SYSTEMS = ("saliency", "recurrent", "rarl", "rlsd", "rlsd_ft_rpn", "score_map", 
 BY_REGIONS = ("saliency", "recurrent")  # the controls that are also measured by the number of regions
 ABLATIONS = {"null": "rmam-null", "S+P": "rmam-S+P", "A+S": "rmam-A+S", "A+P": "rmam-A+P", "A+S+P": "rmam"}
 _BOTH = ("rmam", "rmam-large")
+# The paper's losses, where a data set's configuration takes others: Eq. 7-8 and Eq. 10-14, nothing beside.
+PRINTED: Mapping[str, Any] = {
+  "loss.classification": "euclidean",
+  "loss.localization_weight": 0.1,
+  "loss.anchor_weight": 0.01,
+  "loss.scale_weight": 1.0,
+  "loss.positive_weight": 0.1,
+  "stage_two.auxiliary_weight": 0.0,
+}
+
+
+class Spec(NamedTuple):
+  """What a cell trains: a head at one of the two scales, and fields that differ from its configuration."""
+
+  head: str
+  scale: int = 0
+  changes: Mapping[str, Any] = {}
+  tuned_as: str = ""  # the spec whose learning rate it takes over; empty: its own
+
+
+def _rmam(scale: int = 0, head: str = "recurrent", **losses: float) -> Spec:
+  changes = {**PRINTED, **{f"loss.{name}": value for name, value in losses.items()}}
+  return Spec(head, scale, changes, "rmam" if scale or losses else "")
+
+
+SPECS: Mapping[str, Spec] = {
+  "rmam": _rmam(),
+  "rmam-large": _rmam(scale=1),
+  "rmam-null": _rmam(localization_weight=0.0),
+  "rmam-S+P": _rmam(anchor_weight=0.0),
+  "rmam-A+S": _rmam(positive_weight=0.0),
+  "rmam-A+P": _rmam(scale_weight=0.0),
+  "proposals": _rmam(head="proposals", localization_weight=0.0),
+  **{head: Spec(head) for head in (*CONTROLS, *SYSTEMS)},
+}
 
 
 class Row(NamedTuple):
@@ -33,12 +68,7 @@ class Table(NamedTuple):
   title: str
   data: str  # the data set of the paper's figures; empty: the table is not the paper's
   figures: Sequence[str]  # the columns
-  rows: Sequence[Row]
-
-  @property
-  def reference(self) -> Row:
-    """The row that a table of ours compares all others with."""
-    return self.rows[0]
+  rows: Sequence[Row]  # in a table of ours, the first is the one that the others are compared with
 
 
 class Ordering(NamedTuple):
@@ -50,11 +80,7 @@ class Ordering(NamedTuple):
 
 
 def tables(data: str = "") -> dict[str, Table]:
-  """All tables by their number; the last two are ours.
-
-  Args:
-    data: the data set; Table 6 has figures for both of `PAPER_DATA`, and VOC's for any other.
-  """
+  """All tables by their number; the last two are ours. Table 6 has the paper's figures for `data`, or else for VOC."""
   paper = json.loads(pathlib.Path(__file__).with_name("paper_tables.json").read_text())
   column = next((name for name, ours in PAPER_DATA.items() if ours == data), "voc2007")
   voc, coco = paper["table1_voc2007_ap"], paper["table2_coco_top3"]

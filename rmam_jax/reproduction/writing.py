@@ -29,7 +29,7 @@ def _percent(values: Sequence[float | None]) -> str:
 def _section(title: str, text: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
   """A heading, a paragraph if there is one, and a table, as lines of Markdown."""
   lines = [f"| {' | '.join(header)} |", "|-" * len(header) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
-  return [f"### {title}", "", *([text, ""] if text else []), *lines, ""]
+  return [f"### {title}\n", *([f"{text}\n"] if text else []), *lines, ""]
 
 
 def _paper_table(found: Measurements, number: str, table: Table) -> list[str]:
@@ -67,7 +67,7 @@ def _bounds(found: Measurements, row: Row, label: str, prefix: str) -> list[str]
 
 
 def _controls(found: Measurements, table: Table) -> list[str]:
-  first = table.reference
+  first = table.rows[0]
   rows = [
     *([*_head(found, row), _rate(found, row)] for row in table.rows),
     [*_bounds(found, first, f"chance: `{first.label}`'s regions anywhere", "chance"), ""],
@@ -93,9 +93,6 @@ def _systems(found: Measurements, table: Table) -> list[str]:
     " configuration. ms: of the network alone for one image, the centre view, in batches, on the machine above."
   )
   return _section("The sister systems", text, ["head", "mAP", "mAP, SVMs", *_REGION_METRICS, "ms", "rate"], rows)
-
-
-_OURS = {"controls": _controls, "systems": _systems}
 
 
 def _trials(found: Measurements) -> list[str]:
@@ -134,12 +131,10 @@ def _protocol(found: Measurements) -> str:
 
 def _draw_by_regions(path: pathlib.Path, by_name: Mapping[str, list[dict[str, list[float]]]], trained: int) -> None:
   """The mean over the seeds, and their range, of mAP and coverage of 1, 2, ... regions."""
-  import matplotlib
+  from matplotlib.figure import Figure
 
-  matplotlib.use("Agg")
-  from matplotlib import pyplot as plt
-
-  figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+  figure = Figure(figsize=(9, 3.4), layout="constrained")
+  axes = figure.subplots(1, 2)
   for field, axis in zip(("mAP", "coverage"), axes, strict=True):
     for name, seeds in by_name.items():
       values = 100 * np.array([seed[field] for seed in seeds])
@@ -151,7 +146,6 @@ def _draw_by_regions(path: pathlib.Path, by_name: Mapping[str, list[dict[str, li
   axes[0].legend()
   draft = path.with_name("draft.png")
   figure.savefig(draft, dpi=110)
-  plt.close(figure)
   draft.replace(path)
 
 
@@ -160,32 +154,24 @@ def write(root: pathlib.Path, found: Measurements, *, command: str, day: datetim
   data = found.config["data"]["name"]
   every = tables.tables(data)
   lines = [
-    f"# Tables on {data}",
-    "",
-    f"    {command}",
-    "",
+    f"# Tables on {data}\n\n    {command}\n",
     f"{day.isoformat()}, rmam_jax {rmam_jax.__version__}, jax {jax.__version__}, {jax.device_count()}"
     f" {jax.devices()[0].device_kind} device(s), {platform.processor() or platform.machine()},"
-    f" Python {platform.python_version()}; {len(found.plan.seeds)} seed(s), mean ± standard deviation, in %.",
-    "",
-    _protocol(found),
-    "",
+    f" Python {platform.python_version()}; {len(found.plan.seeds)} seed(s), mean ± standard deviation, in %.\n",
+    _protocol(found) + "\n",
   ]
   for number in found.chosen:
     table = every[number]
-    lines += _OURS[number](found, table) if number in _OURS else _paper_table(found, number, table)
+    ours = {"controls": _controls, "systems": _systems}.get(number)
+    lines += ours(found, table) if ours else _paper_table(found, number, table)
   lines += _orderings(found) + _trials(found)
-  has_boxes = "controls" in found.chosen and found.results(every["controls"].reference, "coverage")[0] is not None
-  if has_boxes:
+  if "controls" in found.chosen and found.results(every["controls"].rows[0], "coverage")[0] is not None:  # has boxes
     by_name = {name: found.by_regions(name) for name in tables.BY_REGIONS}
     _draw_by_regions(root / "looks.png", by_name, found.config["model"]["num_regions"])
     lines += [
-      "### More looks",
-      "",
-      "![mAP and coverage against the number of looks](looks.png)",
-      "",
+      "### More looks\n",
+      "![mAP and coverage against the number of looks](looks.png)\n",
       "The first K looks of the trained recognizers at the test images, the network's own scores; the band is the seeds'"
-      " range.",
-      "",
+      " range.\n",
     ]
   files.write_text(root / "tables.md", "\n".join(lines))
