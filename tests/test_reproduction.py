@@ -110,6 +110,20 @@ def test_a_cell_is_named_by_what_it_depends_on(data_root):
   assert len({each.cell(head, 0).parts["stage_one"] for each in (maker, other) for head in ("saliency", "rarl")}) == 1
 
 
+def test_a_cell_depends_on_how_it_is_evaluated_whatever_a_run_may_change(data_root, monkeypatch):
+  def digest(**changes):
+    changes = {f"evaluation.{name}": value for name, value in changes.items()}
+    return cells.Maker(CONFIG, {"data.root": str(data_root), **changes}).cell("saliency", 0).digest
+
+  def determining(fields, config):
+    return {name: value for name, value in fields.items() if not name.startswith(("evaluation.", "data.root"))}
+
+  for _ in range(2):
+    assert len({digest(), digest(top_k=2), digest(svm_images=60), digest(ap_method="eleven_point")}) == 4
+    assert digest(pictures=3) == digest()
+    monkeypatch.setattr(cells.workdir, "determining", determining)
+
+
 def test_what_cells_share(data_root):
   maker = cells.Maker(CONFIG, {"data.root": str(data_root)})
   longer = cells.Maker(CONFIG, {"data.root": str(data_root), "rpn.epochs": 5})

@@ -133,7 +133,7 @@ def measure_by_regions(folder: pathlib.Path) -> dict[str, list[float]]:
 
 
 def milliseconds_per_image(folder: pathlib.Path) -> float:
-  """Wall time of a workdir's network alone: the centre view in batches of `evaluation.batch_size`, decoded beforehand."""
+  """Wall time of a workdir's network alone: centre views in batches of `evaluation.batch_size`, decoded beforehand."""
   config = workdir.read_config(folder)
   forward, params = _load(folder, config)
   batch, side = config.evaluation.batch_size, config.data.crop_size

@@ -74,8 +74,8 @@ def _controls(found: Measurements, table: Table) -> list[str]:
     [*_bounds(found, first, "a grid with the best choice among its regions", "fixed_grid"), ""],
   ]
   text = (
-    "Every head on the same backbone and batches, for as many steps, with the losses and stage one of its configuration;"
-    " the centre view; the network's own scores and the SVMs'."
+    "Every head on the same backbone and batches, for as many steps, with the losses and stage one of its"
+    " configuration; the centre view; the network's own scores and the SVMs'."
   )
   return _section("What the paper lacks", text, ["head", "mAP", "mAP, SVMs", *_REGION_METRICS, "rate"], rows)
 
@@ -123,8 +123,8 @@ def _protocol(found: Measurements) -> str:
   return (
     f"{found.first.results['test_images']} test images; AP is `{section['ap_method']}`; CP ... OF1 by top 3 labels of"
     f' positive margin. Tables 1 to 6 measure one-vs-rest SVMs on the features `{section["feature"]}`; "RMAM" there has'
-    " the paper's rule (Eq. 5) and losses (Eq. 7-14) on this data set's backbone and stage one. Best epoch by validation"
-    f" loss, {config['stage_one']['epochs']} and {config['stage_two']['epochs']} epochs of the two stages, batch"
+    " the paper's rule (Eq. 5) and losses (Eq. 7-14) on this data set's backbone and stage one. Best epoch by"
+    f" validation loss, {config['stage_one']['epochs']} and {config['stage_two']['epochs']} epochs of the two stages, batch"
     f" {config['batch_size']}, nothing chosen on the test images."
   )
 
@@ -171,7 +171,7 @@ def write(root: pathlib.Path, found: Measurements, *, command: str, day: datetim
     lines += [
       "### More looks\n",
       "![mAP and coverage against the number of looks](looks.png)\n",
-      "The first K looks of the trained recognizers at the test images, the network's own scores; the band is the seeds'"
-      " range.\n",
+      "The first K looks of the trained recognizers at the test images, the network's own scores; the band is the"
+      " seeds' range.\n",
     ]
   files.write_text(root / "tables.md", "\n".join(lines))
