@@ -4,8 +4,8 @@
     python -m benchmarks.backbone --sides=224,448 --batch=1
 
 Torch has the same kernels and its images lie channels last; the feature maps must agree before the clock runs. Backward
-is the gradient of the map's sum of squares with respect to images and kernels; of a layer, with respect to its input and
-to its kernel, apart.
+is the gradient of the map's sum of squares with respect to images and kernels; of a layer, with respect to its input
+and to its kernel, apart.
 """
 
 import functools
@@ -70,16 +70,13 @@ def layer_sides(side: int, batch: int, channels: int, width: int):
     x, kernel, g = theirs
     return torch.ops.aten.convolution_backward(g, x, kernel, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, mask)
 
-  peers = (
-    lambda: functional.conv2d(theirs[0], theirs[1], padding=1),
-    functools.partial(torch_gradient, [True, False, False]),
-    functools.partial(torch_gradient, [False, True, False]),
-  )
-  inputs = tuple(map(jnp.asarray, (x, kernel, g)))
-  return {
-    name: (functools.partial(machine.finish, program, *inputs), peer)
-    for (name, program), peer in zip(programs.items(), peers, strict=True)
+  peers = {
+    "forward": lambda: functional.conv2d(theirs[0], theirs[1], padding=1),
+    "input's gradient": functools.partial(torch_gradient, [True, False, False]),
+    "kernel's gradient": functools.partial(torch_gradient, [False, True, False]),
   }
+  inputs = tuple(map(jnp.asarray, (x, kernel, g)))
+  return {name: (functools.partial(machine.finish, programs[name], *inputs), peers[name]) for name in programs}
 
 
 def report(label: str, sides, repeats: int) -> None:

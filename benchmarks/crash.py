@@ -143,9 +143,9 @@ def main() -> None:
     seconds, wanted = time.monotonic() - started, outcome(root / "whole")
     same = finished = 0
     for number in tqdm.trange(arguments.kills, unit=" kills"):
-      folder, moment = root / str(number), {"seconds": float(rng.uniform(0, seconds))}
-      if number % 2:
-        moment = {"operation": int(rng.integers(1, operations + 1))}
+      folder = root / str(number)
+      at_operation = {"operation": int(rng.integers(1, operations + 1))} if number % 2 else {}
+      moment = at_operation or {"seconds": float(rng.uniform(0, seconds))}
       finished += run(program, folder, root / "cache", **moment) is not None
       run(program, folder, root / "cache")
       found = outcome(folder)

@@ -174,10 +174,6 @@ def _torch(folder: pathlib.Path, zipped: bool) -> None:
   torch.save(state, folder / "weights", _use_new_zipfile_serialization=zipped)
 
 
-def _safetensors(folder: pathlib.Path) -> None:
-  safetensors.numpy.save_file(_layers(), folder / "weights")
-
-
 def _read_weights(folder: pathlib.Path) -> str:
   path = folder / "weights"
   with weight_files.open_weights(path) as (entries, _):
@@ -196,7 +192,7 @@ def _read_inner(folder: pathlib.Path) -> str:
 
 WEIGHTS = {
   "keras h5": Target(_keras, _read_weights),
-  "safetensors": Target(_safetensors, _read_weights),
+  "safetensors": Target(lambda folder: safetensors.numpy.save_file(_layers(), folder / "weights"), _read_weights),
   "converted weights": Target(_inner, _read_inner, digested=True),
 }
 if importlib.util.find_spec("torch"):
@@ -204,13 +200,12 @@ if importlib.util.find_spec("torch"):
     WEIGHTS[f"torch, {kind}"] = Target(functools.partial(_torch, zipped=zipped), _read_weights)
 
 
-def _copy_published(folder: pathlib.Path) -> None:
-  shutil.copytree(SHIPPED, folder / "model")
-
-
 def _read_published(folder: pathlib.Path) -> str:
   found = exported.load(folder / "model")
   return repr((found.config.to_json(), found.class_names, found.selection, _digest(tensors.flatten(found.params))))
+
+
+PUBLISHED = Target(lambda folder: shutil.copytree(SHIPPED, folder / "model"), _read_published, digested=True)
 
 
 def _state() -> step_lib.TrainState:
@@ -235,7 +230,7 @@ GROUPS = {  # with their share of all mutations
   "images": (0.55, IMAGES),
   "manifests": (0.2, MANIFESTS),
   "weights": (0.18, WEIGHTS),
-  "published": (0.02, {"published": Target(_copy_published, _read_published, digested=True)}),
+  "published": (0.02, {"published": PUBLISHED}),
   "checkpoints": (0.05, {"checkpoint": Target(_checkpoint, _read_checkpoint, digested=True)}),
 }
 

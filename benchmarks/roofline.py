@@ -42,8 +42,9 @@ def line(compiled: Any, seconds: float, dtype: str = "float32") -> str:
   rate, bandwidth = ceilings(dtype)
   by_operations, by_bytes = operations / rate, moved / bandwidth
   return (
-    f"Roofline: {operations / 1e9:,.1f} GFLOP and {moved / 1e9:,.2f} GB counted (loops once; fused reads may not count);"
-    f" ceilings {rate / 1e9:,.0f} GFLOP/s ({dtype} product of matrices) and {bandwidth / 1e9:,.1f} GB/s (copy): at"
-    f" least {1e3 * max(by_operations, by_bytes):,.1f} ms, by {'operations' if by_operations >= by_bytes else 'bytes'};"
-    f" {by_operations / seconds:.0%} of the ceiling of operations, {by_bytes / seconds:.0%} of that of bytes."
+    f"Roofline: {operations / 1e9:,.1f} GFLOP and {moved / 1e9:,.2f} GB counted (loops once; fused reads may not"
+    f" count); ceilings {rate / 1e9:,.0f} GFLOP/s ({dtype} product of matrices) and"
+    f" {bandwidth / 1e9:,.1f} GB/s (copy): at least {1e3 * max(by_operations, by_bytes):,.1f} ms, by"
+    f" {'operations' if by_operations >= by_bytes else 'bytes'}; {by_operations / seconds:.0%} of the ceiling of"
+    f" operations, {by_bytes / seconds:.0%} of that of bytes."
   )

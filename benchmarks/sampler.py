@@ -28,15 +28,12 @@ def products(feature_map, theta, size):
   return spatial_transformer._by_products(feature_map, y, x)
 
 
-def general(feature_map, theta, size):
-  """`grid_sample`, which takes any grid."""
-  return spatial_transformer.grid_sample(feature_map, spatial_transformer.affine_grid(theta, size))
-
-
 FORMS = {
   "spatial_transform": spatial_transformer.spatial_transform,
   "matrix products": products,
-  "grid_sample": general,
+  "grid_sample": lambda feature_map, theta, size: spatial_transformer.grid_sample(
+    feature_map, spatial_transformer.affine_grid(theta, size)
+  ),
 }
 
 

@@ -4,7 +4,7 @@
     python -m benchmarks.train_step                                VGG-16, crops of 448, batch 16: for a GPU
     python -m benchmarks.train_step --dtype=bfloat16 --compiled
 
-The two have the same layers, losses (Eq. 7-14), Adam, parameters and batch, and their first losses must agree before the
+The two have the same layers, losses (Eq. 7-14), Adam, parameters and batch; their first losses must agree before the
 clock runs. Torch's images lie channels last; `--compiled` wraps its step in `torch.compile`.
 """
 
