@@ -35,20 +35,14 @@ def photographs(count: int) -> list[bytes]:
   return encoded
 
 
-class Photographs:
+class Photographs(list):
   """As much of a split as reading needs."""
 
   name = "photographs"
 
-  def __init__(self, encoded: list[bytes]):
-    self._encoded = encoded
-
-  def __len__(self) -> int:
-    return len(self._encoded)
-
   def __getitem__(self, index: int) -> Record:
     none = np.zeros(20, np.float32)
-    return Record(str(index), self._encoded[index], none, none > 0, np.zeros((0, 4)), np.zeros(0))
+    return Record(str(index), super().__getitem__(index), none, none > 0, np.zeros((0, 4)), np.zeros(0))
 
 
 def ours(encoded: list[bytes]) -> Iterator[np.ndarray]:

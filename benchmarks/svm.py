@@ -77,32 +77,26 @@ def run_side(side: str, size: str) -> dict:
   return found | {"weights": weights.tolist()}
 
 
-def report(size: str, found: dict[str, dict]) -> str:
-  """The Markdown table; ratios are to the side that comes first."""
+def report(size: str, found: dict[str, dict]) -> None:
+  """Prints the table; ratios are to the side that comes first."""
   images, width, classes = SIZES[size]
-  lines = [
-    f"{images:,} x {width:,} features, {classes} classes, C = 1. {machine.describe('jax', 'scikit-learn', 'numpy')}.\n",
-    machine.header("", "all classes, s", "ratio", "CPU, s", "peak memory, GB", "classes fitted"),
-  ]
+  print(
+    f"{images:,} x {width:,} features, {classes} classes, C = 1. {machine.describe('jax', 'scikit-learn', 'numpy')}."
+  )
+  print("\n" + machine.header("", "all classes, s", "ratio", "CPU, s", "peak memory, GB", "classes fitted"))
   first = None
   for side, result in found.items():
     share = result["classes"] / classes
     whole = result["seconds"] / share
     first = first or whole
     name = "Newton, all classes at once" if side == "newton" else f"LinearSVC, n_jobs={side[-1]}"
-    times = (
-      f"{whole:,.1f}{', extrapolated' if share < 1 else ''}",
-      f"{whole / first:.1f}",
-      f"{result['cpu'] / share:,.0f}",
-    )
     fitted = f"{result['classes']} in {result['seconds']:,.1f} s"
-    lines.append(machine.row(name, *times, f"{result['gigabytes']:.1f}", fitted))
+    used = (f"{whole / first:.1f}", f"{result['cpu'] / share:,.0f}", f"{result['gigabytes']:.1f}")
+    print(machine.row(name, f"{whole:,.1f}{', extrapolated' if share < 1 else ''}", *used, fitted))
   if {"newton", "liblinear-1"} <= found.keys():
     ours, theirs = (np.array(found[side]["weights"]) for side in ("newton", "liblinear-1"))
     ours = ours[np.linspace(0, classes - 1, len(theirs)).astype(int)]
-    difference = np.abs(ours - theirs).max() / np.abs(ours).max()
-    lines.append(f"\nLargest difference of a weight: {difference:.0e} of the largest.")
-  return "\n".join(lines)
+    print(f"\nLargest difference of a weight: {np.abs(ours - theirs).max() / np.abs(ours).max():.0e} of the largest.")
 
 
 def main() -> None:
@@ -119,7 +113,7 @@ def main() -> None:
     print(f"{side} ...", file=sys.stderr)
     command = [sys.executable, "-m", "benchmarks.svm", f"--size={arguments.size}", f"--side={side}"]
     found[side] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-  print(report(arguments.size, found))
+  report(arguments.size, found)
 
 
 if __name__ == "__main__":
