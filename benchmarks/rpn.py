@@ -37,8 +37,7 @@ def load(config, folder: pathlib.Path, mesh: jax.sharding.Mesh):
 def measure(config, params, regions: int, split: str, mesh: jax.sharding.Mesh) -> tuple[float, float]:
   """The recall with so many regions on a split of the run's own data, and the milliseconds that an image takes."""
   own = config.copy_and_resolve_references()
-  own.rpn.data, own.model.num_regions = "", regions
-  own = rpn_training.config_of(own)
+  own.model.num_regions, own.data.proposals, own.data.num_proposals = regions, "objects", config.rpn.num_boxes
   records = open_split(own.data, split)
   forward = rpn_training.make_forward(rpn_lib.build(own.model), mesh)
   options = {"data": own.data, "batch_size": config.evaluation.batch_size}

@@ -121,8 +121,10 @@ def main() -> None:
   found = machine.medians({"ours": ours, "torch": theirs}, arguments.repeats)
 
   print(f"{machine.describe_device('flax', 'optax', 'torch')}.")
-  print(f"{side} x {side}, batch {config.batch_size}, {arguments.dtype}, blocks {blocks}, widths")
-  print(f"{config.model.x_width}; first loss {our_loss:.4f} and {their_loss:.4f}. Medians of {arguments.repeats}.\n")
+  print(f"{side} x {side}, batch {config.batch_size}, {arguments.dtype}, blocks {blocks},")
+  print(
+    f"widths {config.model.x_width}; first loss {our_loss:.4f} and {their_loss:.4f}. Medians of {arguments.repeats}.\n"
+  )
   print(machine.header("", "s a step", "images/s"))
   name = "torch, compiled" if arguments.compiled else "torch, eager"
   for title, seconds in (("ours, jitted", found["ours"]), (name, found["torch"])):
