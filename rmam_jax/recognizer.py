@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from rmam_jax import backbones, heads
 from rmam_jax.heads import rpn as rpn_lib
-from rmam_jax.heads import spec
 from rmam_jax.ops.attention import Attention
+from rmam_jax.ops.boxes import WHOLE_IMAGE
 from rmam_jax.runtime.errors import UserError
 
 
@@ -20,14 +20,14 @@ class Recognition(NamedTuple):
 
 
 class Recognizer(nn.Module):
-  """From pixels to the scores of every region.
+  """From pixels to scores.
 
   Attributes:
     backbone: normalised images -> feature map.
     head: feature map -> `Attention`.
     auxiliary: a second head beside it, or None. Its loss keeps the backbone learning densely.
-    guide: what the head is given to look by; see `heads.spec.HeadSpec`.
-    rpn: finds regions for the head, on a feature map of its own; it is trained before, and no gradient reaches it.
+    guide: what the head is given beside the map; see `heads.spec.HeadSpec`.
+    rpn: proposes regions to the head, from a feature map of its own. It is trained before, and no gradient reaches it.
     pixel_mean, pixel_std: of red, green and blue in 0..255.
   """
 
@@ -44,7 +44,7 @@ class Recognizer(nn.Module):
 
     Args:
       images: [B, height, width, 3] of 0..255, red green blue, uint8 or float.
-      boxes: [B, K, 4] of (top, left, bottom, right) as shares of the image, for a head that is guided by them.
+      boxes: [B, K, 4] of (top, left, bottom, right) as shares of the image, for a head that is guided by boxes.
     """
     return self.recognize(self.feature_map(images), boxes)
 
@@ -56,19 +56,17 @@ class Recognizer(nn.Module):
     return jnp.concatenate([feature_map, jax.lax.stop_gradient(self.rpn.feature_map(images))], axis=-1)
 
   def recognize(self, feature_map: jax.Array, boxes: jax.Array | None = None) -> Recognition:
-    """What `feature_map` gives, or a window of it, and boxes as above -> scores."""
-    rpn_map = None
-    if self.rpn is not None:
-      feature_map, rpn_map = jnp.split(feature_map, 2, axis=-1)
-    auxiliary = None if self.auxiliary is None else self.auxiliary(feature_map)
+    """The map that `feature_map` returns, or a window of it, and boxes as above -> scores."""
     guide = {}
-    if self.guide == spec.DENSE_SCORES:
-      guide["dense_scores"] = auxiliary.memory
-    elif self.guide == spec.BOXES:
-      batch, _, _, _ = feature_map.shape  # without boxes, as in initialisation, the whole image
-      guide["boxes"] = jnp.broadcast_to(jnp.asarray([0.0, 0, 1, 1]), (batch, 1, 4)) if boxes is None else boxes
-    elif self.guide == spec.RPN:
+    if self.guide == heads.RPN:
+      feature_map, rpn_map = jnp.split(feature_map, 2, axis=-1)
       guide["boxes"] = jax.lax.stop_gradient(self.rpn.propose(rpn_map))
+    auxiliary = None if self.auxiliary is None else self.auxiliary(feature_map)
+    if self.guide == heads.DENSE_SCORES:
+      guide["dense_scores"] = auxiliary.memory
+    elif self.guide == heads.BOXES:
+      whole_image = jnp.broadcast_to(jnp.asarray(WHOLE_IMAGE), (len(feature_map), 1, 4))
+      guide["boxes"] = whole_image if boxes is None else boxes  # in initialisation there are none
     return Recognition(self.head(feature_map, **guide), auxiliary)
 
 
@@ -80,13 +78,14 @@ def build(model: Any, num_classes: int, *, head: str, auxiliary: str = "", remat
     num_classes: L.
     head: a name from `heads.SPECS`.
     auxiliary: another, or "" for none.
-    remat: whether the backward pass computes the backbone's blocks again, instead of keeping what is inside.
+    remat: whether the backward pass computes the backbone's blocks again, which saves memory.
 
   Raises:
-    UserError: a head that does not exist or lacks its guide, or K < 1.
+    UserError: a head that does not exist or lacks its guide, K < 1, or a field that the head refuses.
   """
-  main, beside = heads.get(head, "head"), heads.get(auxiliary, "auxiliary") if auxiliary else None
-  if main.guide == spec.DENSE_SCORES and not (beside and beside.gives_dense_scores):
+  main = heads.get(head, "head")
+  beside = heads.get(auxiliary, "auxiliary") if auxiliary else None
+  if main.guide == heads.DENSE_SCORES and not (beside and beside.gives_dense_scores):
     able = ", ".join(name for name, each in heads.SPECS.items() if each.gives_dense_scores)
     raise UserError(
       f"head {head!r} looks by the dense scores of an auxiliary {able!r} (stage_one.head), got {auxiliary!r}"
@@ -98,7 +97,7 @@ def build(model: Any, num_classes: int, *, head: str, auxiliary: str = "", remat
     head=main.build(model, num_classes),
     auxiliary=beside.build(model, num_classes) if beside else None,
     guide=main.guide,
-    rpn=rpn_lib.build(model) if main.guide == spec.RPN else None,
+    rpn=rpn_lib.build(model) if main.guide == heads.RPN else None,
     pixel_mean=tuple(model.pixel_mean),
     pixel_std=tuple(model.pixel_std),
   )

@@ -1,4 +1,4 @@
-"""Views against a plain loop, features that survive a stop and notice a change, choices that never see the test split."""
+"""Views against a plain loop, features that survive a stop and notice a change, a selection that never sees the test split."""
 
 import json
 import shutil
@@ -13,6 +13,7 @@ from rmam_jax.data import splits
 from rmam_jax.data.splits import open_split
 from rmam_jax.evaluation import output_cache, report, svm
 from rmam_jax.evaluation import outputs as outputs_lib
+from rmam_jax.evaluation import regions as regions_lib
 from rmam_jax.evaluation import scores as scores_lib
 from rmam_jax.evaluation import selection as selection_lib
 from rmam_jax.evaluation import views as views_lib
@@ -36,7 +37,7 @@ def view_config(data_root, **changes):
 
 @pytest.fixture(scope="module")
 def small():
-  """A recogniser that looks three times, its parameters, images, and its centre view as a program."""
+  """A recognizer that looks three times, its parameters, images, and its centre view as a program."""
   config = tiny_config(".")
   model = recognizer.build(config.model, 4, head="saliency", auxiliary="score_map")
   params = jax.jit(lambda key: step_lib.init_params(model, key, CROP))(jax.random.key(0))
@@ -107,7 +108,7 @@ def test_windows_differ_from_cropped_pixels_at_their_border_only(small, data_roo
 
 def test_the_centre_window_s_places_are_those_of_the_pixels_crop():
   points = np.random.default_rng(0).uniform(-1, 1, (5, 2))
-  found = outputs_lib.view_to_image(points, image_size=SIZE, crop_size=CROP, stride=STRIDE)
+  found = regions_lib.view_to_image(points, image_size=SIZE, crop_size=CROP, stride=STRIDE)
   cells = (points + 1) * (CROP // STRIDE - 1) / 2 + 2  # the window begins at cell 2 of the whole map
   whole = cells / (SIZE // STRIDE - 1) * 2 - 1
   np.testing.assert_allclose(found, spatial_transformer.map_to_pixels(whole, SIZE // STRIDE, STRIDE) / SIZE, atol=1e-6)
@@ -302,7 +303,7 @@ def test_prediction_s_thresholds_are_chosen_on_what_it_sees(workdir):
   assert (of_five["seen"]["views"], of_five["rule"]) == ("five", "per_class")
 
 
-def test_without_a_validation_split_the_choices_of_another_run_are_used(workdir, capsys):
+def test_without_a_validation_split_the_selection_of_another_run_is_used(workdir, capsys):
   config = json.loads((workdir / "config.json").read_text())
   config["data"]["validation"] = ""
   (workdir / "config.json").write_text(json.dumps(config))

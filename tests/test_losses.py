@@ -120,7 +120,7 @@ def test_gradients_by_finite_differences_in_float64():
 def test_labels_other_than_0_and_1_are_an_error(loss):
   with pytest.raises(ValueError, match="labels must be 0 or 1"):
     loss(jnp.zeros((1, 2)), jnp.array([[0.5, 1.0]]))
-  with pytest.raises(ValueError, match=r"\[B, L\], got \[1, 2\] and \[1, 3\]"):
+  with pytest.raises(ValueError, match=r"\[B, L\], got \[1, 2\], \[1, 3\]"):
     loss(jnp.zeros((1, 2)), jnp.zeros((1, 3)))
 
 

@@ -126,9 +126,7 @@ def test_a_wrong_model_is_refused():
     recognizer.build(small_model(), 4, head="salience")
   with pytest.raises(UserError, match=r"model\.num_regions must be at least 1, got 0"):
     recognizer.build(small_model(num_regions=0), 4, head="fixed_grid")
-  with pytest.raises(
-    ValueError, match=r"'saliency' looks by the dense scores of an auxiliary 'score_map'.*'mean_pool'"
-  ):
+  with pytest.raises(UserError, match=r"'saliency' looks by the dense scores of an auxiliary 'score_map'.*'mean_pool'"):
     recognizer.build(small_model(), 4, head="saliency", auxiliary="mean_pool")
 
 

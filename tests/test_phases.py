@@ -7,7 +7,7 @@ import pytest
 from test_training import tiny_config
 
 from rmam_jax.runtime.errors import UserError
-from rmam_jax.training import best_checkpoint, loop, pipeline, stages
+from rmam_jax.training import checkpoints, loop, pipeline, stages
 
 
 def two_phases(data_root):
@@ -37,7 +37,7 @@ def test_the_second_phase_carries_what_the_first_has_chosen(trained):
   lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
   assert not any("validation_mAP" in line for line in lines)
   last = {stage: max(line["epoch"] for line in lines if line["stage"] == stage) for stage in stages.NAMES}
-  assert last == best_checkpoint.epochs(folder / "choose") == best_checkpoint.epochs(folder)
+  assert last == checkpoints.best_epochs(folder / "choose") == checkpoints.best_epochs(folder)
 
 
 def test_a_control_goes_through_both_phases(trained):

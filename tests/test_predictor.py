@@ -19,6 +19,7 @@ from configs import digits
 from rmam_jax.data import splits
 from rmam_jax.evaluation import metrics
 from rmam_jax.evaluation import outputs as outputs_lib
+from rmam_jax.evaluation import regions as regions_lib
 from rmam_jax.evaluation import thresholds as thresholds_lib
 from rmam_jax.inference import predict_files, predictor
 from rmam_jax.runtime import mesh as mesh_lib
@@ -38,7 +39,7 @@ def tiny(data_root):
 
 
 def untrained(head="saliency", **fields):
-  """A small recogniser with random parameters."""
+  """A small recognizer with random parameters."""
   config = digits.get_config(f"tiny:{head}")
   config.model.vgg.blocks = ((4,), (4,), (8,))
   config.model.x_width = config.model.lstm_width = config.model.z_width = 16
@@ -91,7 +92,7 @@ def test_predictions_are_the_evaluation_s(small, scenes, data_root):
     for k, region in enumerate(found.regions):
       assert (region.step, region.label) == (k + 1, NAMES[theirs.region_scores[k, index].argmax()])
       s, t = theirs.thetas[k, index, :2], theirs.thetas[k, index, 2:]
-      corners = outputs_lib.view_to_image(np.stack([t - s, t + s]), image_size=72, crop_size=64, stride=4)
+      corners = regions_lib.view_to_image(np.stack([t - s, t + s]), image_size=72, crop_size=64, stride=4)
       np.testing.assert_allclose(np.array(region.box) / 72, np.clip(corners, 0, 1).ravel(), atol=1e-5)
 
 
@@ -173,7 +174,7 @@ def test_an_endless_stream_is_read_a_few_batches_ahead(small, scenes):
   found.close()
 
 
-def test_decisions_by_hand():
+def test_thresholds_by_hand():
   make_thresholds = functools.partial(thresholds_lib.make_thresholds, "sigmoid", top_k=3)
   scores = np.log([[0.2, 0.6, 0.8, 0.4]]) - np.log(
     1 - np.array([[0.2, 0.6, 0.8, 0.4]])
@@ -216,7 +217,7 @@ def test_finding_images(tmp_path, capsys):
   assert capsys.readouterr().err == f"{tmp_path}: passed over, not named as images: 1\n"
   assert predict_files.find_images([str(tmp_path / "*.txt")]) == [tmp_path / "notes.txt"]
   assert predict_files.find_images([str(tmp_path / "d*")]) == [tmp_path / "deep/er/c.webp"]
-  assert predict_files.find_images(["gone.png"]) == [pathlib.Path("gone.png")]  # told of when it is read
+  assert predict_files.find_images(["gone.png"]) == [pathlib.Path("gone.png")]  # reported when it is read
   with pytest.raises(UserError, match="empty holds no image: none of its 0 files"):
     predict_files.find_images([str(tmp_path / "empty")])
   with pytest.raises(UserError, match=r"\*.gif matches nothing"):
@@ -247,7 +248,7 @@ def mixed(tmp_path, scenes):
 def test_csv_has_a_row_for_each_label_and_region(small, mixed, tmp_path, capsys):
   out = tmp_path / "found.csv"
   strict = copy.copy(small)
-  strict.decision = small.decision._replace(scores_from=np.inf)
+  strict.thresholds = small.thresholds._replace(scores_from=np.inf)
   assert predict_files.predict_files(strict, [str(mixed)], format="csv", out=out, with_regions=True) == 2
   assert capsys.readouterr().err.count("error: ") == 2
   lines = out.read_text().splitlines()
@@ -310,8 +311,8 @@ def test_the_command_s_errors_are_sentences(tmp_path):
 
 def test_the_shipped_model_is_small_and_reads_digits(scenes):
   assert sum(path.stat().st_size for path in predictor.PRETRAINED.iterdir()) < 5e6
-  recogniser = rmam_jax.load(batch_size=40)
-  found = recogniser.predict([scene.image for scene in scenes])
+  recognizer = rmam_jax.load(batch_size=40)
+  found = recognizer.predict([scene.image for scene in scenes])
   labels = np.stack([scene.labels for scene in scenes])
   precisions = metrics.average_precisions(np.stack([each.probabilities for each in found]), labels)
   assert metrics.mean_average_precision(precisions) > 0.9

@@ -1,4 +1,4 @@
-"""Regions find their way back into the image, and what of the answers is counted and drawn."""
+"""Regions find their way back into the image, and which of the outputs are counted and drawn."""
 
 import types
 
@@ -25,14 +25,14 @@ def test_region_boxes_by_hand():
   np.testing.assert_allclose(whole, [8, 8, 72, 72], rtol=1e-6)
 
 
-def some_answers(**changes):
+def some_outputs(**changes):
   names = outputs_lib.Outputs._fields
   return outputs_lib.Outputs(**{**dict.fromkeys(names), **changes})
 
 
 def test_objects_of_classes_that_are_neither_are_not_counted():
   boxes, classes = [np.arange(12.0).reshape(3, 4), np.zeros((0, 4))], [np.array([0, 1, 0]), np.zeros(0, int)]
-  found = some_answers(labels=np.array([[1, 0], [0, 1]]), boxes=boxes, box_classes=classes).objects()
+  found = some_outputs(labels=np.array([[1, 0], [0, 1]]), boxes=boxes, box_classes=classes).objects()
   np.testing.assert_array_equal(found[0][0], boxes[0][[0, 2]])
   np.testing.assert_array_equal(found[1][0], [0, 0])
   assert (found[0][1].shape, found[1][1].shape) == ((0, 4), (0,))
@@ -40,7 +40,7 @@ def test_objects_of_classes_that_are_neither_are_not_counted():
 
 def test_pictures_of_files_of_one_name_are_two(tmp_path, monkeypatch):
   drawn = []
-  monkeypatch.setattr(panels, "panels", lambda exhibit, indices: iter(indices))
+  monkeypatch.setattr(panels, "panels", lambda evaluated, indices: iter(indices))
   monkeypatch.setattr(panels.pictures, "draw", lambda path, panels, **_: drawn.append((path.name, list(panels))))
   config = common.get_config()
   config.evaluation.pictures = 3
@@ -49,8 +49,8 @@ def test_pictures_of_files_of_one_name_are_two(tmp_path, monkeypatch):
   ]
   ignore = np.zeros((5, 2), bool)
   ignore[1] = True  # cannot be read
-  exhibit = panels.EvaluatedSplit(config, "saliency", None, split, some_answers(ignore=ignore))
-  panels.draw_pictures(tmp_path, exhibit)
+  evaluated = panels.EvaluatedSplit(config, "saliency", None, split, some_outputs(ignore=ignore))
+  panels.draw_pictures(tmp_path, evaluated)
   assert drawn == [
     ("0000-001.png", [0]),
     ("0002-001.png", [2]),

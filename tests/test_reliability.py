@@ -96,16 +96,16 @@ def test_a_disk_that_fills_up_or_a_folder_that_vanishes_is_named(tmp_path):
   for name in ("metrics.jsonl", "results.json.draft"):
     (tmp_path / name).symlink_to("/dev/full")
   with pytest.raises(
-    UserError, match=f"cannot write {tmp_path}/metrics.jsonl: No space left on device. What is there stays"
+    UserError, match=f"cannot write {tmp_path}/metrics.jsonl: No space left on device. Nothing that was there is lost"
   ):
     log.write(4, {"loss": 1.0})
   with pytest.raises(
-    UserError, match=f"cannot write {tmp_path}/results.json: No space left on device. What is there stays"
+    UserError, match=f"cannot write {tmp_path}/results.json: No space left on device. Nothing that was there is lost"
   ):
     files.write_json(tmp_path / "results.json", {})
   (tmp_path / "scores.npz.draft").symlink_to("/dev/full")
   with pytest.raises(
-    UserError, match=f"cannot write {tmp_path}/scores.npz: No space left on device. What is there stays"
+    UserError, match=f"cannot write {tmp_path}/scores.npz: No space left on device. Nothing that was there is lost"
   ):
     files.write_npz(tmp_path / "scores.npz", {"scores": np.zeros(10_000)})
   shutil.rmtree(tmp_path)

@@ -19,7 +19,7 @@ from rmam_jax.ops import boxes as boxes_lib
 from rmam_jax.ops import rlsd, rpn
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError
-from rmam_jax.training import best_checkpoint, checkpoints, evaluate, exported, loop, pipeline, stages, workdir
+from rmam_jax.training import checkpoints, evaluate, exported, loop, pipeline, stages, workdir
 from rmam_jax.training import rpn as rpn_training
 from rmam_jax.training import step as step_lib
 
@@ -30,7 +30,7 @@ def random_boxes(rng, count):
   return np.sort(rng.random((count, 2, 2)), axis=1).reshape(count, 4).astype(np.float32)
 
 
-def test_anchors_by_hand():
+def test_anchor_boxes_by_hand():
   # Cells of 4 pixels on an image of 8 x 12: 8 wide and 4 high around (2, 2) reaches from -2 to 6 and from 0 to 4.
   found = rpn.anchor_boxes((2, 3), ((8, 4), (4, 4)), 4)
   assert found.shape == (12, 4)
@@ -82,7 +82,7 @@ def test_matching_by_hand():
   assert nothing[1].all()
 
 
-def test_an_anchor_that_is_the_best_of_one_box_stands_for_it_though_another_fits_better():
+def test_an_anchor_box_that_is_the_best_of_one_box_stands_for_it_though_another_fits_better():
   boxes = jnp.array([[0.0, 0, 1, 1], [0.0, 0, 0.1, 0.1]])
   anchors = jnp.array([[0.0, 0, 1, 1], [0.0, 0, 0.8, 0.8], [0.9, 0.9, 1, 1]])
   positive, _, stands_for = jax.jit(rpn.match)(anchors, boxes)
@@ -303,8 +303,8 @@ def test_a_reader_learns_which_region_holds_what():
   @jax.jit
   def update(params, state):
     def loss(params):
-      attention = types.SimpleNamespace(memory=rlsd.Memory(codes, params))
-      return loss_of(attention, labels, jnp.zeros_like(labels, bool), jnp.ones(512))[0]
+      found = types.SimpleNamespace(x=codes, memory=params)
+      return loss_of(found, labels, jnp.zeros_like(labels, bool), jnp.ones(512))[0]
 
     value, gradients = jax.value_and_grad(loss)(params)
     updates, state = optimizer.update(gradients, state)
@@ -352,7 +352,7 @@ def lines(folder):
 
 def best_of(config, folder):
   """Stage two's best parameters and the region proposal network's own."""
-  _, params, _ = best_checkpoint.load(config, folder, 10, mesh_lib.make_mesh())
+  _, params, _ = checkpoints.load_best(config, folder, 10, mesh_lib.make_mesh())
   saved = checkpoints.StageCheckpoints(folder / "checkpoints" / "rpn")
   like = checkpoints.abstract(params["rpn"], mesh_lib.replicated(mesh_lib.make_mesh()))
   rpn, _ = saved.restore_best(like)
@@ -365,7 +365,7 @@ def assert_same(one, other):
   assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), one, other))
 
 
-def test_a_run_trains_its_localiser_first_and_leaves_it_as_it_is(finished, data_root):
+def test_a_run_trains_its_rpn_first_and_leaves_it_as_it_is(finished, data_root):
   config = small_config(data_root)
   assert [(line["stage"], line["epoch"]) for line in lines(finished)] == [
     *(("rpn", epoch) for epoch in (1, 2)),
@@ -388,7 +388,7 @@ def test_a_run_trains_its_localiser_first_and_leaves_it_as_it_is(finished, data_
   assert not any("'rpn'" in name for name in kept)
 
 
-def test_a_run_that_was_stopped_while_it_localised_ends_where_an_uninterrupted_one_does(
+def test_a_run_that_was_stopped_in_its_rpn_s_training_ends_where_an_uninterrupted_one_does(
   finished, data_root, tmp_path, monkeypatch
 ):
   config, folder, validate = small_config(data_root), tmp_path / "stopped", loop._RpnTrainer.validate
@@ -430,7 +430,7 @@ def test_ten_views_have_regions_of_their_own(finished):
   assert 0 <= results["mAP"] <= 1
 
 
-def test_two_devices_train_a_localiser_as_one_does(data_root):
+def test_two_devices_train_an_rpn_as_one_does(data_root):
   config = small_config(data_root, **{"model.vgg.blocks": ((4,), (6,))})
   stage = stages.build_rpn(rpn_training.config_of(config), 160)
   optimizer = optax.sgd(0.1)
@@ -500,7 +500,7 @@ def test_full_size_models_have_their_shapes():
   assert rpn_training.config_of(voc.get_config("rlsd_ft_rpn")).data.name == "voc/2007"
 
 
-def test_what_cannot_be_localised_is_refused(data_root):
+def test_an_impossible_rpn_is_refused(data_root):
   config = custom.get_config("rlsd")
   config.rpn.data = ""
   with pytest.raises(UserError, match=r"rpn\.data must name a prepared data set with boxes"):
@@ -535,12 +535,12 @@ def test_what_cannot_be_localised_is_refused(data_root):
 
 
 @pytest.mark.parametrize("head", common.RLSD)
-def test_in_two_phases_the_localiser_is_that_of_the_first_or_learns_as_long(head, data_root, tmp_path):
+def test_in_two_phases_the_rpn_is_that_of_the_first_or_learns_as_long(head, data_root, tmp_path):
   source = "digits/source_tiny" if head == "rlsd" else ""
   config = small_config(data_root, **{"model.head": head, "rpn.data": source, "stage_two.epochs": 1})
   config.data.final_train = "train+validation"
   pipeline.train_and_evaluate(config, tmp_path)
-  chosen = best_checkpoint.epochs(tmp_path / "choose")
+  chosen = checkpoints.best_epochs(tmp_path / "choose")
   assert chosen.keys() == {"rpn", "stage_two"}
   raw = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (tmp_path, tmp_path / "choose")]
   log = [[line for line in map(json.loads, each) if line["stage"] == "rpn"] for each in raw]

@@ -1,4 +1,4 @@
-"""The Newton solver against LIBLINEAR run to a tolerance far below its own, and what has no answer."""
+"""The Newton solver against LIBLINEAR run to a tolerance far below its own, and what cannot be solved."""
 
 import numpy as np
 import pytest

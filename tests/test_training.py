@@ -22,7 +22,7 @@ from rmam_jax.ops import attention
 from rmam_jax.runtime import files
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError
-from rmam_jax.training import best_checkpoint, evaluate, loop, pipeline, stages, workdir
+from rmam_jax.training import checkpoints, evaluate, loop, pipeline, stages, workdir
 from rmam_jax.training import step as step_lib
 
 
@@ -263,7 +263,7 @@ def lines(folder):
 
 
 def best_params(config, folder):
-  _, params, _ = best_checkpoint.load(config, folder, 10, mesh_lib.make_mesh())
+  _, params, _ = checkpoints.load_best(config, folder, 10, mesh_lib.make_mesh())
   return params
 
 
@@ -297,7 +297,7 @@ def test_the_best_epoch_is_the_one_of_lowest_validation_loss(data_root, tmp_path
   monkeypatch.setattr(loop._Trainer, "validate", validate)
   found = loop.train(config, tmp_path / "run")
   assert_trees_close(found, seen[1], 0)
-  assert best_checkpoint.load(config, tmp_path / "run", 10, mesh_lib.make_mesh())[2]["best_epoch"] == 2
+  assert checkpoints.load_best(config, tmp_path / "run", 10, mesh_lib.make_mesh())[2]["best_epoch"] == 2
   assert_trees_close(best_params(config, tmp_path / "run"), seen[1], 0)
 
 
@@ -465,7 +465,7 @@ def test_a_workdir_of_another_version_says_so(finished, tmp_path):
   with pytest.raises(
     ValueError, match=r"best/6 is of another model: head/.* is float32\[16\] there and float32\[17\] in the config"
   ):
-    best_checkpoint.load(other, finished, 10, mesh_lib.make_mesh())
+    checkpoints.load_best(other, finished, 10, mesh_lib.make_mesh())
   config = json.loads((finished / "config.json").read_text())
   files.write_json(tmp_path / "config.json", config | {"format": 1})
   with pytest.raises(UserError, match=r"config.json is of format 1, of another version of rmam_jax.*train again into"):

@@ -1,6 +1,7 @@
 """How far a score can be believed: a temperature and thresholds, chosen on one split, and reliability, measured on another.
 
-Letters: N images, L classes. `ignore` [N, L] marks labels that are neither present nor absent.
+Letters: N images, L classes. Everywhere scores are [N, L], labels [N, L] of 0 and 1, and `ignore` is bool [N, L]: it
+marks labels that are neither present nor absent.
 """
 
 from typing import NamedTuple
@@ -9,7 +10,7 @@ import numpy as np
 from scipy import optimize
 
 from rmam_jax.ops import losses
-from rmam_jax.runtime.errors import UserError
+from rmam_jax.runtime.errors import check_name
 
 RULES = ("per_class", "global")
 _LOG_RANGE = (-5.0, 5.0)  # of the temperature
@@ -21,13 +22,9 @@ def probabilities(scores: np.ndarray, kind: str, temperature: float = 1.0) -> np
 
 
 def fit_temperature(scores: np.ndarray, labels: np.ndarray, ignore: np.ndarray, kind: str) -> float:
-  """The temperature T under which scores / T have the lowest classification loss (Guo et al., 2017).
+  """The temperature T under which scores / T have the lowest loss `kind`, of `losses` (Guo et al., 2017).
 
-  Args:
-    scores: [N, L].
-    labels: [N, L] of 0 and 1.
-    ignore: bool [N, L].
-    kind: the loss: "sigmoid", the likelihood, or "euclidean", Eq. 7-8, a Brier score.
+  That is the likelihood for "sigmoid", and a Brier score for "euclidean", Eq. 7-8.
   """
   scores = scores.astype(np.float32)
 
@@ -58,19 +55,14 @@ def best_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
 def fit_thresholds(scores: np.ndarray, labels: np.ndarray, ignore: np.ndarray, rule: str) -> np.ndarray:
   """Thresholds [L] on the scores.
 
-  Args:
-    scores: [N, L].
-    labels: [N, L] of 0 and 1.
-    ignore: bool [N, L].
-    rule: "global", one threshold of highest OF1, or "per_class", each of its class's highest F1; a class without
-      positives takes the global one.
+  By the rule "global" it is one threshold, of highest OF1. By "per_class" it is each class's own, of highest F1; a class
+  without positives takes the global one.
   """
-  if rule not in RULES:
-    raise UserError(f"evaluation.thresholds must be one of {', '.join(RULES)}, got {rule!r}")
-  everywhere = best_threshold(scores[~ignore], labels[~ignore])
+  check_name("evaluation.thresholds", rule, RULES)
+  kept = ~ignore
+  everywhere = best_threshold(scores[kept], labels[kept])
   if rule == "global":
     return np.full(labels.shape[1], everywhere)
-  kept = ~ignore
   found = [best_threshold(scores[kept[:, c], c], labels[kept[:, c], c]) for c in range(labels.shape[1])]
   return np.where(np.isfinite(found), found, everywhere)
 
@@ -91,14 +83,7 @@ class Reliability(NamedTuple):
 
 
 def reliability(probability: np.ndarray, labels: np.ndarray, ignore: np.ndarray, bins: int = 15) -> Reliability:
-  """How often labels of each probability are present, all classes together.
-
-  Args:
-    probability: [N, L].
-    labels: [N, L] of 0 and 1.
-    ignore: bool [N, L].
-    bins: how many.
-  """
+  """How often labels of each probability [N, L] are present, all classes together."""
   probability, present = probability[~ignore].astype(np.float64), labels[~ignore]
   index = np.minimum((probability * bins).astype(int), bins - 1)
   counts, sums, hits = (np.bincount(index, weights, minlength=bins) for weights in (None, probability, present))

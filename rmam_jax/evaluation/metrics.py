@@ -1,4 +1,4 @@
-"""How good the labels and the places are (Sec. 5.1, Eq. 15). numpy only.
+"""How good the labels and the regions are (Sec. 5.1, Eq. 15). numpy only.
 
 Letters: N images, L classes, K regions. Labels are 0 or 1; `ignore` [N, L] marks labels that are neither. A class
 without positives has no average precision: it is nan, and left out of the mean.
@@ -9,24 +9,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rmam_jax.data.record import resolve_difficult
 from rmam_jax.ops.boxes import box_iou, clip_boxes
-from rmam_jax.runtime.errors import check_name
 
 AP_METHODS = ("all_point", "interpolated", "eleven_point")
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray, method: str = "all_point") -> float:
-  """Average precision of one class.
+  """Average precision of one class, in [0, 1], or nan without positives: scores [N], labels [N].
 
-  Args:
-    scores: [N], higher is surer. Equal scores count as one threshold, as in scikit-learn.
-    labels: [N] of 0 and 1.
-    method: "all_point", the mean of the precision at each positive (scikit-learn's); "interpolated", with the
-      precision made non-increasing first (VOC from 2010); "eleven_point", the mean of the interpolated precision at
-      recalls 0, 0.1, ... 1 (VOC 2007).
-
-  Returns:
-    In [0, 1], or nan without positives.
+  Equal scores count as one threshold, as in scikit-learn. The methods: "all_point", the mean of the precision at each
+  positive (scikit-learn's); "interpolated", with the precision made non-increasing first (VOC from 2010);
+  "eleven_point", the mean of the interpolated precision at recalls 0, 0.1, ... 1 (VOC 2007).
   """
   if method not in AP_METHODS:
     raise ValueError(f"method must be one of {', '.join(AP_METHODS)}, got {method!r}")
@@ -37,14 +31,13 @@ def average_precision(scores: np.ndarray, labels: np.ndarray, method: str = "all
   if positives == 0:
     return float("nan")
   true, precision = _by_threshold(scores, labels)
-  if method == "all_point":
-    return float(np.diff(true, prepend=0) @ precision / positives)
-  ceiling = np.maximum.accumulate(precision[::-1])[::-1]
-  if method == "interpolated":
-    return float(np.diff(true, prepend=0) @ ceiling / positives)
-  # The first point whose recall reaches tenth / 10, in whole numbers; 1.0 is always reached.
-  first = [np.argmax(10 * true >= tenth * positives) for tenth in range(11)]
-  return float(ceiling[first].mean())
+  if method != "all_point":
+    precision = np.maximum.accumulate(precision[::-1])[::-1]
+  if method == "eleven_point":
+    # The first point whose recall reaches tenth / 10, in whole numbers; 1.0 is always reached.
+    first = [np.argmax(10 * true >= tenth * positives) for tenth in range(11)]
+    return float(precision[first].mean())
+  return float(np.diff(true, prepend=0) @ precision / positives)
 
 
 def _by_threshold(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -57,14 +50,9 @@ def _by_threshold(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, n
 
 
 def precision_recall_curve(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Recall and precision of one class at each of its T distinct scores, the highest first.
+  """Recall and precision of one class at each distinct score, the highest first: [N], [N] -> [T], [T].
 
-  Args:
-    scores: [N].
-    labels: [N] of 0 and 1.
-
-  Returns:
-    Recall and precision, each [T] in [0, 1]; empty without positives.
+  Both are in [0, 1], and empty without positives.
   """
   scores, labels = np.asarray(scores), np.asarray(labels)
   if not labels.sum():
@@ -77,10 +65,13 @@ def average_precisions(
   scores: np.ndarray, labels: np.ndarray, *, ignore: np.ndarray | None = None, method: str = "all_point"
 ) -> np.ndarray:
   """The average precision of each class: [N, L], [N, L] -> [L]. Ignored labels are left out of their class."""
-  kept = np.ones(np.shape(labels), bool) if ignore is None else ~np.asarray(ignore, bool)
-  return np.array(
-    [average_precision(scores[kept[:, c], c], labels[kept[:, c], c], method) for c in range(labels.shape[1])]
-  )
+  kept = _kept(labels, ignore)
+  classes = range(labels.shape[1])
+  return np.array([average_precision(scores[kept[:, c], c], labels[kept[:, c], c], method) for c in classes])
+
+
+def _kept(labels: np.ndarray, ignore: np.ndarray | None) -> np.ndarray:
+  return np.ones(labels.shape, bool) if ignore is None else ~np.asarray(ignore, bool)
 
 
 def mean_average_precision(precisions: np.ndarray) -> float:
@@ -102,45 +93,31 @@ def _f1(precision, recall):
   return np.where(total > 0, 2 * precision * recall / np.where(total > 0, total, 1), 0.0)
 
 
-class Counts(NamedTuple):
-  """What precision, recall and F1 are made of (Eq. 15), by class: int [L]."""
-
-  correct: np.ndarray  # predicted and there
-  predicted: np.ndarray
-  actual: np.ndarray
-
-
-def count(predicted: np.ndarray, labels: np.ndarray, *, ignore: np.ndarray | None = None) -> Counts:
-  """Counts predictions, bool [N, L], against labels [N, L]; ignored labels are left out of every count."""
-  kept = np.ones(labels.shape, bool) if ignore is None else ~np.asarray(ignore, bool)
-  predicted, actual = np.asarray(predicted, bool) & kept, np.asarray(labels, bool) & kept
-  return Counts((predicted & actual).sum(0), predicted.sum(0), actual.sum(0))
+def never_predicted(predicted: np.ndarray, ignore: np.ndarray) -> list[int]:
+  """The classes of which no label is predicted, bool [N, L], outside of those to ignore."""
+  return np.flatnonzero(~(predicted & ~ignore).any(axis=0)).tolist()
 
 
 def precision_recall_f1(
   predicted: np.ndarray, labels: np.ndarray, *, ignore: np.ndarray | None = None
 ) -> dict[str, float]:
-  """Overall and per-class precision, recall and F1 (Eq. 15).
+  """Overall and per-class precision, recall and F1 (Eq. 15) of predictions, bool [N, L], against labels [N, L].
 
-  A class that is never predicted has precision 0; one without positives has recall 0; F1 is 0 where both are. All
-  classes count, as in the paper and in others' code; `count` tells which they are.
-
-  Args:
-    predicted: bool [N, L].
-    labels: [N, L] of 0 and 1.
-    ignore: [N, L]; left out of every count.
+  Ignored labels are left out of every count. A class that is never predicted has precision 0; one without positives has
+  recall 0; F1 is 0 where both are. All classes count, as in the paper and in others' code.
 
   Returns:
     CP, CR, CF1, OP, OR, OF1 and macro_F1, in [0, 1]. CF1 is the harmonic mean of CP and CR, as printed; macro_F1 the
     mean of the classes' F1, which some print as CF1.
   """
-  correct, predicted, actual = count(predicted, labels, ignore=ignore)
+  kept = _kept(labels, ignore)
+  predicted, actual = np.asarray(predicted, bool) & kept, np.asarray(labels, bool) & kept
+  correct, predicted, actual = (marks.sum(axis=0) for marks in (predicted & actual, predicted, actual))
   precision_L, recall_L = correct / np.maximum(predicted, 1), correct / np.maximum(actual, 1)
   cp, cr = precision_L.mean(), recall_L.mean()
-  op = correct.sum() / max(predicted.sum(), 1)
-  or_ = correct.sum() / max(actual.sum(), 1)
-  found = {"CP": cp, "CR": cr, "CF1": _f1(cp, cr), "OP": op, "OR": or_, "OF1": _f1(op, or_)}
-  found["macro_F1"] = _f1(precision_L, recall_L).mean()
+  op, or_ = (correct.sum() / max(whole.sum(), 1) for whole in (predicted, actual))
+  macro_f1 = _f1(precision_L, recall_L).mean()
+  found = {"CP": cp, "CR": cr, "CF1": _f1(cp, cr), "OP": op, "OR": or_, "OF1": _f1(op, or_), "macro_F1": macro_f1}
   return {name: float(value) for name, value in found.items()}
 
 
@@ -162,13 +139,11 @@ def logit(probability: float) -> float:
   return float(np.log(probability / (1 - probability)))
 
 
-_NONE = float("-inf")
-
 # What each prints. Others' code takes the network's scores as logits, whatever it was trained with. `difficult` occurs
 # in VOC only: for codes written for COCO it is what their labels would hold.
 PROTOCOLS: dict[str, Protocol] = {
   "paper": Protocol("svm", "", "ignore", "ignore", 3, 0.0, True, "CF1"),
-  "paper-top3": Protocol("svm", "", "ignore", "ignore", 3, _NONE, False, "CF1"),
+  "paper-top3": Protocol("svm", "", "ignore", "ignore", 3, -np.inf, False, "CF1"),
   "ml-gcn": Protocol("network", "all_point", "ignore", "negative", 0, 0.0, False, "CF1"),
   "ml-gcn-top3": Protocol("network", "all_point", "ignore", "negative", 3, 0.0, False, "CF1"),
   "mcar": Protocol("network", "all_point", "ignore", "negative", 0, logit(0.6), False, "CF1"),
@@ -179,25 +154,8 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
-DIFFICULT = ("ignore", "negative", "positive")
-
-
-def resolve_difficult(labels: np.ndarray, ignore: np.ndarray, rule: str) -> tuple[np.ndarray, np.ndarray]:
-  """What labels that are neither count as: labels and ignore [..., L] under one of `DIFFICULT`."""
-  check_name("data.difficult", rule, DIFFICULT)
-  if rule == "ignore":
-    return labels, ignore
-  return np.where(ignore, np.float32(rule == "positive"), labels), np.zeros_like(ignore)
-
-
 def measure(protocol: Protocol, scores: np.ndarray, labels: np.ndarray, ignore: np.ndarray) -> dict[str, Any]:
-  """All figures of a protocol.
-
-  Args:
-    protocol: one of `PROTOCOLS`, or another.
-    scores: [N, L]: the network's or the SVMs', as the protocol says.
-    labels: [N, L] of 0 and 1.
-    ignore: bool [N, L], labels that are neither.
+  """All figures of a protocol: scores [N, L], the network's or the SVMs' as it says, labels [N, L], ignore [N, L].
 
   Returns:
     mAP, CP, CR, CF1, OP, OR, OF1, shares in [0, 1]; "AP" [L], nan where undefined; and the classes, by index, that
@@ -210,14 +168,13 @@ def measure(protocol: Protocol, scores: np.ndarray, labels: np.ndarray, ignore: 
     predicted &= top_k_labels(scores, protocol.top_k)
   f1_labels, f1_ignore = resolve_difficult(labels, ignore, protocol.f1_difficult)
   found = precision_recall_f1(predicted, f1_labels, ignore=f1_ignore)
-  counts = count(predicted, f1_labels, ignore=f1_ignore)
   return {
     "mAP": mean_average_precision(precisions),
     **{name: found[name] for name in ("CP", "CR", "CF1", "OP", "OR", "OF1")},
     "CF1": found[protocol.class_f1],
     "AP": precisions,
     "undefined": np.flatnonzero(np.isnan(precisions)).tolist(),
-    "never_predicted": np.flatnonzero(counts.predicted == 0).tolist(),
+    "never_predicted": never_predicted(predicted, f1_ignore),
   }
 
 
@@ -233,56 +190,33 @@ class RegionMetrics(NamedTuple):
   astray: float  # of all regions, those that are mirrored or centred outside the image
 
 
-def _inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-  """[..., K, 2] of (y, x), [n, 4] of (top, left, bottom, right) -> bool [..., K, n]; the edges count as inside."""
-  points = points[..., None, :]
-  rounding = 1e-6  # whole pixels as shares are not exact, and a grid's points fall on edges
-  return ((boxes[:, :2] - rounding <= points) & (points <= boxes[:, 2:] + rounding)).all(axis=-1)
-
-
-def _share(part: float, whole: float) -> float:
-  return float(part / whole) if whole else float("nan")
-
-
 def _measure_regions(placed: Iterable[tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray]]) -> RegionMetrics:
   """Counts over images: regions [S, K, 4] of S trials, winners [L], boxes [n, 4], their classes [n]."""
-  on_object = looks = covered = objects = pointed = fit_30 = fit_50 = pairs = 0
-  overlap = couples = astray = regions_seen = 0
+  sums = {name: np.zeros(2) for name in RegionMetrics._fields}  # each share's part and whole
   for regions, winner, box, classes in placed:
     if not len(box):
       continue
     trials, count = regions.shape[:2]
     centres = (regions[..., :2] + regions[..., 2:]) / 2
     mirrored = (regions[..., :2] > regions[..., 2:]).any(axis=-1)
-    astray += (mirrored | ((centres < 0) | (centres > 1)).any(axis=-1)).sum()
-    regions_seen += trials * count
+    sums["astray"] += (mirrored | ((centres < 0) | (centres > 1)).any(axis=-1)).sum(), trials * count
     upright = clip_boxes(regions)
-    overlap += np.triu(box_iou(upright, upright), 1).sum()
-    couples += trials * count * (count - 1) / 2
+    sums["redundancy"] += np.triu(box_iou(upright, upright), 1).sum(), trials * count * (count - 1) / 2
 
-    inside = _inside(centres, box)
+    # [S, K, n]. An edge counts as inside: whole pixels as shares are not exact, and a grid's points fall on edges.
+    points, rounding = centres[..., None, :], 1e-6
+    inside = ((box[:, :2] - rounding <= points) & (points <= box[:, 2:] + rounding)).all(axis=-1)
     first = inside[:, : len(box)]
-    on_object += first.any(axis=-1).sum()
-    looks += trials * first.shape[1]
-    covered += inside.any(axis=1).sum()
-    objects += trials * len(box)
+    sums["r_precision"] += first.any(axis=-1).sum(), trials * first.shape[1]
+    sums["coverage"] += inside.any(axis=1).sum(), trials * len(box)
     fit = box_iou(upright, box)
     for label in np.unique(classes):
       chosen = slice(None) if winner is None else slice(winner[label], winner[label] + 1)
-      pointed += inside[:, chosen][..., classes == label].any(axis=(1, 2)).sum()
       best = fit[:, chosen][..., classes == label].max(axis=(1, 2))
-      fit_30 += (best >= 0.3).sum()
-      fit_50 += (best >= 0.5).sum()
-      pairs += trials
-  return RegionMetrics(
-    r_precision=_share(on_object, looks),
-    coverage=_share(covered, objects),
-    pointing=_share(pointed, pairs),
-    iou_30=_share(fit_30, pairs),
-    iou_50=_share(fit_50, pairs),
-    redundancy=_share(overlap, couples),
-    astray=_share(astray, regions_seen),
-  )
+      sums["pointing"] += inside[:, chosen][..., classes == label].any(axis=(1, 2)).sum(), trials
+      sums["iou_30"] += (best >= 0.3).sum(), trials
+      sums["iou_50"] += (best >= 0.5).sum(), trials
+  return RegionMetrics(**{name: float(part / whole) if whole else float("nan") for name, (part, whole) in sums.items()})
 
 
 def region_metrics(
@@ -291,13 +225,11 @@ def region_metrics(
   """Scores the regions against boxes that were never trained on. Images without boxes do not count.
 
   Args:
-    regions: [N, K, 4] of (top, left, bottom, right) as shares of the image, in the order of looking; one that is
-      mirrored has its top below its bottom or its left to the right of its right. Overlaps are those of the part
-      inside the image.
+    regions: [N, K, 4] as shares of the image, in the order of looking; one that is mirrored has its top below its bottom
+      or its left to the right of its right. Overlaps are those of the part inside the image.
     winners: int [N, L], the region that won Eq. 6 for each class; None lets any region win, which gives the most that a
       choice among them could reach.
-    boxes: N arrays [n, 4] of (top, left, bottom, right), as shares of the image.
-    box_classes: N arrays [n] of class indices.
+    boxes, box_classes: N arrays [n, 4], as shares of the image, and [n], indices. All boxes are (top, left, bottom, right).
   """
   every = [None] * len(regions) if winners is None else winners
   return _measure_regions(zip(np.asarray(regions)[:, None], every, boxes, box_classes, strict=True))
@@ -312,19 +244,16 @@ def chance_region_metrics(
   samples: int = 64,
   seed: int = 0,
 ) -> RegionMetrics:
-  """What `region_metrics` gives for the same regions, upright, thrown at places drawn uniformly over the image.
+  """What `region_metrics` gives for the same regions, upright, moved to `samples` random places for each image.
 
-  Args:
-    regions, winners, boxes, box_classes: as in `region_metrics`.
-    samples: throws for each image.
-    seed: of the places.
+  The places are drawn uniformly over the image.
   """
   rng = np.random.default_rng(seed)
 
-  def thrown():
+  def moved():
     for each, *rest in zip(np.asarray(regions), winners, boxes, box_classes, strict=True):
       half = np.abs(each[:, 2:] - each[:, :2]) / 2
       centres = rng.random((samples, len(each), 2))
       yield np.concatenate([centres - half, centres + half], axis=-1), *rest
 
-  return _measure_regions(thrown())
+  return _measure_regions(moved())

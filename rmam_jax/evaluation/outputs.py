@@ -1,7 +1,8 @@
-"""What a recogniser says about a whole split: every example exactly once."""
+"""What a recognizer says about a whole split: every example exactly once."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,18 +10,17 @@ import jax
 import numpy as np
 
 from rmam_jax.data import batches
-from rmam_jax.data.splits import Record, Split
+from rmam_jax.data.splits import Split
 from rmam_jax.evaluation import views as views_lib
 from rmam_jax.evaluation.views import Views
-from rmam_jax.ops import spatial_transformer
 from rmam_jax.runtime import mesh as mesh_lib
-from rmam_jax.runtime.errors import UserError
+from rmam_jax.runtime.errors import UserError, check_name
 
 FEATURES = ("z", "h", "x")  # of `attention.Attention`
 
 
 class Outputs(NamedTuple):
-  """Scores and places for N images, K regions, L classes, and the truth beside them."""
+  """Scores and regions of N images, K regions, L classes, and what is known of the images."""
 
   ids: list[str]
   scores: np.ndarray  # float32 [N, L], Eq. 6 in each view, the mean over the views
@@ -31,7 +31,7 @@ class Outputs(NamedTuple):
   labels: np.ndarray  # float32 [N, L]
   ignore: np.ndarray  # bool [N, L]
   boxes: list[np.ndarray]  # N of [n, 4] (top, left, bottom, right), as shares of the image
-  box_classes: list[np.ndarray]
+  box_classes: list[np.ndarray]  # N of [n]
   skipped: list[str]  # why images could not be read, with `data.corrupt` "skip"; all their labels are ignored
 
   @property
@@ -42,9 +42,8 @@ class Outputs(NamedTuple):
   def objects(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Boxes and their classes, without those of classes that an image shows only as `difficult`."""
     kept = [labels[classes] == 1 for labels, classes in zip(self.labels, self.box_classes, strict=True)]
-    return tuple(
-      [each[keep] for each, keep in zip(arrays, kept, strict=True)] for arrays in (self.boxes, self.box_classes)
-    )
+    both = self.boxes, self.box_classes
+    return tuple([each[keep] for each, keep in zip(arrays, kept, strict=True)] for arrays in both)
 
   @property
   def winners(self) -> np.ndarray:
@@ -52,44 +51,18 @@ class Outputs(NamedTuple):
     return self.region_scores.argmax(axis=0)
 
 
-def view_to_image(
-  points: np.ndarray, *, image_size: int, crop_size: int, stride: int, align_corners: bool = True
-) -> np.ndarray:
-  """Normalised points of the centre view's feature map -> shares of the whole image.
-
-  The same whether the view was cropped from the pixels or cut from the whole image's map.
-
-  Args:
-    points: [..., 2] of (x, y), as in `geometry`.
-    image_size, crop_size: N and the view's side, in pixels.
-    stride: of the feature map, in pixels.
-    align_corners: the grid's convention.
-  """
-  pixels = spatial_transformer.map_to_pixels(points, crop_size // stride, stride, align_corners=align_corners)
-  return (np.asarray(pixels) + batches.centre_offset(image_size, crop_size)) / image_size
-
-
 @dataclasses.dataclass(frozen=True)
 class Forward:
-  """One jitted program for all views: params, images -> arrays with a leading dimension of images.
-
-  Attributes:
-    views: what it looks at.
-    program: the jitted function.
-    sharding: of its images.
-  """
+  """One jitted program for all views: params, images -> arrays with a leading dimension of images."""
 
   views: Views
-  program: Callable[[Any, jax.Array], dict[str, jax.Array]]
-  sharding: jax.sharding.NamedSharding
+  program: Callable[[Any, jax.Array, jax.Array | None], dict[str, jax.Array]]
+  sharding: jax.sharding.NamedSharding  # of its images
 
   def __call__(self, params: Any, images: jax.Array, boxes: jax.Array | None = None) -> dict[str, jax.Array]:
-    """Scores, features, thetas, ... as `Outputs` names them.
+    """Arrays as `Outputs` names them, of images [B, side, side, 3], the side of `views.pixels`.
 
-    Args:
-      params: the recogniser's.
-      images: [B, side, side, 3] of `views.pixels`.
-      boxes: [B, K, 4] for a head that looks at proposals, from the centre view alone.
+    Boxes [B, K, 4] are for a head that looks at proposals, from the centre view alone.
     """
     if boxes is not None and self.views != views_lib.CENTRE:
       raise UserError("proposals are seen from the centre view alone: set evaluation.views=centre")
@@ -99,16 +72,11 @@ class Forward:
 def make_forward(
   model: nn.Module, mesh: jax.sharding.Mesh, views: Views = views_lib.CENTRE, *, feature: str = "z"
 ) -> Forward:
-  """Jits the views of a batch over the mesh, examples shared out.
+  """Jits a recognizer for the views of a batch, its examples shared out over the mesh.
 
-  Args:
-    model: the recogniser.
-    mesh: its devices.
-    views: see `views`.
-    feature: "z", "h" or "x": what `Outputs.features` holds.
+  `feature`, "z", "h" or "x", is what `Outputs.features` holds.
   """
-  if feature not in FEATURES:
-    raise UserError(f"evaluation.feature must be one of {', '.join(FEATURES)}, got {feature!r}")
+  check_name("evaluation.feature", feature, FEATURES)
 
   def forward(params, images, boxes):
     maps = views_lib.feature_maps(model, params, images, views)
@@ -120,53 +88,19 @@ def make_forward(
     def pooled(array_KVX):  # the maximum over the regions, the mean over the views
       return by_view(array_KVX).max(axis=0).mean(axis=1)
 
-    answer = {
-      "scores": pooled(attention.scores),
-      "features": pooled(getattr(attention, feature)),
-      "region_scores": by_view(attention.scores)[:, :, 0].swapaxes(0, 1),
-      "thetas": by_view(attention.thetas)[:, :, 0].swapaxes(0, 1),
-    }
-    return answer if auxiliary is None else answer | {"auxiliary": pooled(auxiliary.scores)}
+    arrays = {"scores": pooled(attention.scores), "features": pooled(getattr(attention, feature))}
+    for name, array in (("region_scores", attention.scores), ("thetas", attention.thetas)):
+      arrays[name] = by_view(array)[:, :, 0].swapaxes(0, 1)
+    return arrays if auxiliary is None else arrays | {"auxiliary": pooled(auxiliary.scores)}
 
-  replicated = mesh_lib.replicated(mesh)
-  by_example = mesh_lib.by_example(mesh)
+  replicated, by_example = mesh_lib.replicated(mesh), mesh_lib.by_example(mesh)
   program = jax.jit(forward, in_shardings=(replicated, by_example, by_example), out_shardings=replicated)
   return Forward(views, program, by_example)
 
 
-def _forward_batches(
-  forward: Forward, params: Any, split: Split, positions: range, data: Any, batch_size: int
-) -> Iterator[tuple[dict[str, np.ndarray], list[Record]]]:
-  """The answers of the real examples of each batch, why each cannot be read among them.
-
-  The next batch is decoded while the devices work on this one.
-  """
-  side = forward.views.pixels(data)
-  pending = None
-  for images, boxes, records, reasons in batches.evaluation_batches(
-    split,
-    positions,
-    batch_size=batch_size,
-    image_size=data.image_size,
-    crop_size=side,
-    corrupt=data.corrupt,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  ):
-    inputs = [
-      None if array is None else jax.make_array_from_process_local_data(forward.sharding, array)
-      for array in (images, boxes)
-    ]
-    dispatched = {**forward(params, *inputs), "skipped": np.array(reasons)}, records
-    if pending:
-      yield _fetch(*pending)
-    pending = dispatched
-  if pending:
-    yield _fetch(*pending)
-
-
-def _fetch(answer: Mapping[str, jax.Array], records: list[Record]) -> tuple[dict[str, np.ndarray], list[Record]]:
-  return {name: array[: len(records)] for name, array in jax.device_get(answer).items()}, records
+def one_ahead(items: Iterable) -> Iterator:
+  """The items, each given when the next one has been begun: devices and threads work on that one meanwhile."""
+  return (item for item, _ in itertools.pairwise(itertools.chain(items, [None])))
 
 
 def compute_arrays(
@@ -179,39 +113,41 @@ def compute_arrays(
   batch_size: int,
   advance: Callable[[int], Any] = lambda count: None,
 ) -> dict[str, np.ndarray]:
-  """Runs the records at these positions of a split once.
+  """Runs the records at these positions of a split once; for the arguments see `compute_outputs`.
 
-  Args:
-    forward: from `make_forward`.
-    params: the recogniser's.
-    split: the records.
-    positions: in it.
-    data: that section of the configuration.
-    batch_size: a multiple of the number of devices; the last batch is padded, the padding left out.
-    advance: told how many more images have been answered.
-
-  Returns:
-    `Outputs` as plain arrays, each with a leading dimension of images or boxes.
-
-  Raises:
-    UserError: a score that is not finite, with the first record it belongs to.
+  `advance` is told how many more images are done. The arrays are those of `Outputs`, each with a leading dimension of
+  images or boxes.
   """
-  parts: list[dict[str, np.ndarray]] = []
-  records: list[Record] = []
-  for answer, answered in _forward_batches(forward, params, split, positions, data, batch_size):
-    parts.append(answer)
-    records += answered
-    advance(len(answered))
+
+  def begin(batch):
+    """Starts the network on a batch: its arrays, still padded, with why each image cannot be read; and its records."""
+    images, boxes, of_batch, reasons = batch
+    inputs = jax.tree.map(lambda x: jax.make_array_from_process_local_data(forward.sharding, x), (images, boxes))
+    return {**forward(params, *inputs), "skipped": np.array(reasons)}, of_batch
+
+  decoded = batches.evaluation_batches(
+    split,
+    positions,
+    batch_size=batch_size,
+    image_size=data.image_size,
+    crop_size=forward.views.pixels(data),
+    corrupt=data.corrupt,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  parts, records = [], []
+  for arrays, of_batch in one_ahead(map(begin, decoded)):  # the next is decoded while the devices work on this one
+    parts.append({name: array[: len(of_batch)] for name, array in jax.device_get(arrays).items()})
+    records += of_batch
+    advance(len(of_batch))
   arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
   wrong = ~np.isfinite(arrays["region_scores"]).all(axis=(1, 2)) | ~np.isfinite(arrays["scores"]).all(axis=1)
   if wrong.any():
     raise UserError(f"{split.name}, {records[wrong.argmax()].id}: its scores are not finite")
   return arrays | {
     "ids": np.array([record.id for record in records]),
-    "labels": np.stack([record.labels for record in records]),
-    "ignore": np.stack([record.ignore for record in records]),
-    "boxes": np.concatenate([record.boxes for record in records]),
-    "box_classes": np.concatenate([record.box_classes for record in records]),
+    **{field: np.stack([getattr(record, field) for record in records]) for field in ("labels", "ignore")},
+    **{field: np.concatenate([getattr(record, field) for record in records]) for field in ("boxes", "box_classes")},
     "box_counts": np.array([len(record.boxes) for record in records]),
   }
 
@@ -221,30 +157,21 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> Outputs:
   ends = np.cumsum(arrays["box_counts"])[:-1]
   return Outputs(
     ids=arrays["ids"].tolist(),
-    scores=arrays["scores"],
-    features=arrays["features"],
     region_scores=arrays["region_scores"].swapaxes(0, 1),
     thetas=arrays["thetas"].swapaxes(0, 1),
     auxiliary=arrays.get("auxiliary"),
-    labels=arrays["labels"],
-    ignore=arrays["ignore"],
     boxes=np.split(arrays["boxes"], ends),
     box_classes=np.split(arrays["box_classes"], ends),
     skipped=[reason for reason in arrays["skipped"].tolist() if reason],
+    **{name: arrays[name] for name in ("scores", "features", "labels", "ignore")},
   )
 
 
 def compute_outputs(forward: Forward, params: Any, split: Split, *, data: Any, batch_size: int) -> Outputs:
   """Runs the views of every record of a split once.
 
-  Args:
-    forward: from `make_forward`.
-    params: the recogniser's.
-    split: the records.
-    data: that section of the configuration.
-    batch_size: a multiple of the number of devices; the last batch is padded, the padding left out.
-
-  Raises:
-    UserError: see `compute_arrays`.
+  `forward` is from `make_forward`, `params` the recognizer's, `data` that section of the configuration, `batch_size` a
+  multiple of the number of devices: the last batch is padded, and the padding left out. Raises a UserError for a score
+  that is not finite; it names the first record with one.
   """
   return from_arrays(compute_arrays(forward, params, split, range(len(split)), data=data, batch_size=batch_size))

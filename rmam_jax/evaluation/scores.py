@@ -1,4 +1,4 @@
-"""Saved scores: what tables are made from without another pass, and how the scores of two runs become one."""
+"""Saved scores: tables are made from them without another pass, and the scores of two runs become one."""
 
 import json
 import pathlib
@@ -11,7 +11,7 @@ from rmam_jax.evaluation import metrics
 from rmam_jax.evaluation import views as views_lib
 from rmam_jax.evaluation.outputs import Outputs
 from rmam_jax.runtime import files
-from rmam_jax.runtime.errors import UserError
+from rmam_jax.runtime.errors import UserError, check_name
 
 FILE = "scores.npz"
 
@@ -33,44 +33,29 @@ BY_SVMS = ("svm_solver", "svm_images", "svm_c")
 
 
 def made_by(config: Any, checkpoint: str) -> dict[str, Any]:
-  """What scores depend on.
-
-  Args:
-    config: the configuration of the evaluation.
-    checkpoint: the digest of the best epoch's.
-  """
+  """What scores depend on: the configuration of the evaluation, and the digest of the best epoch's checkpoint."""
   fields = {name: config.evaluation[name] for name in (*ALIKE, *BY_SVMS, "ap_method")}
   return {"checkpoint": checkpoint, **fields, **views_lib.names(config)}
 
 
 def save(
-  folder: pathlib.Path,
-  answers: Outputs,
-  class_names: Sequence[str],
-  svm: np.ndarray | None,
-  made: Mapping[str, Any],
+  folder: pathlib.Path, outputs: Outputs, class_names: Sequence[str], svm: np.ndarray | None, made: Mapping[str, Any]
 ) -> None:
-  """The scores of a split to WORKDIR/scores.npz; `made` is from `made_by`."""
-  margins = np.zeros((len(answers.labels), 0)) if svm is None else svm
+  """The scores of a split to WORKDIR/scores.npz; `svm` are the margins, `made` is from `made_by`."""
   scores = Scores(
-    np.array(answers.ids),
-    np.array(class_names),
-    answers.labels,
-    answers.ignore,
-    answers.scores,
-    margins,
-    np.array(json.dumps(made)),
+    ids=np.array(outputs.ids),
+    class_names=np.array(class_names),
+    labels=outputs.labels,
+    ignore=outputs.ignore,
+    network=outputs.scores,
+    svm=np.zeros((len(outputs.labels), 0)) if svm is None else svm,
+    made_by=np.array(json.dumps(made)),
   )
   files.write_npz(folder / FILE, scores._asdict())
 
 
 def load(folder: pathlib.Path) -> Scores:
-  """From WORKDIR/scores.npz; no pickle is read.
-
-  Raises:
-    UserError: not evaluated yet.
-    UserError: a file that is damaged.
-  """
+  """From WORKDIR/scores.npz; no pickle is read. Raises a UserError for a run not evaluated yet, and for a damaged file."""
   path = folder / FILE
   if not path.exists():
     raise UserError(f"{folder} holds no {FILE}: run eval.py --workdir={folder} first")
@@ -90,18 +75,13 @@ FUSIONS = {
 
 
 def fuse(runs: Mapping[str, Scores], fusion: str = "mean") -> Scores:
-  """The scores of several runs on the same images as those of one, e.g. the paper's two scales.
+  """The scores of several runs, by name, on the same images as those of one, e.g. the paper's two scales.
 
-  Args:
-    runs: by name.
-    fusion: "mean" or "max" of the scores, or "rank", the mean place of an image among all by a class's score, which
-      ranks only: its scores lie in [0, 1].
-
-  Raises:
-    UserError: an unknown fusion, or runs on different images, labels or classes.
+  The fusion is "mean" or "max" of the scores, or "rank", the mean place of an image among all by a class's score: such
+  scores lie in [0, 1] and say nothing but the order. Raises a UserError for an unknown fusion, or for runs on different
+  images, labels or classes.
   """
-  if fusion not in FUSIONS:
-    raise UserError(f"--fusion must be one of {', '.join(FUSIONS)}, got {fusion!r}")
+  check_name("--fusion", fusion, FUSIONS)
   (first_name, first), *others = runs.items()
   for name, other in others:
     for field in ("class_names", "ids", "labels", "ignore"):
@@ -110,12 +90,13 @@ def fuse(runs: Mapping[str, Scores], fusion: str = "mean") -> Scores:
     if first.svm.shape != other.svm.shape:
       raise UserError(f"of {first_name} and {name} one has no SVMs: evaluate both with evaluation.svm_solver")
     ours, theirs = about(first), about(other)
-    if differing := [field for field in ALIKE if ours[field] != theirs[field]]:
-      raise UserError(
-        f"{first_name} and {name} were evaluated with another {differing[0]}, {ours[differing[0]]} and"
-        f" {theirs[differing[0]]}: evaluate both alike, --evaluation.{differing[0]}={ours[differing[0]]}"
-      )
-  every = list(runs.values())
+    for field in ALIKE:
+      if ours[field] != theirs[field]:
+        raise UserError(
+          f"{first_name} and {name} were evaluated with another {field}, {ours[field]} and {theirs[field]}: evaluate"
+          f" both alike, --evaluation.{field}={ours[field]}"
+        )
+  every = runs.values()
   together = {name: FUSIONS[fusion](np.stack([getattr(run, name) for run in every])) for name in ("network", "svm")}
   return first._replace(**together)
 
@@ -133,11 +114,7 @@ def describe(scores: Scores) -> str:
 
 
 def protocol(name: str) -> metrics.Protocol:
-  """The protocol of this name.
-
-  Raises:
-    UserError: there is none.
-  """
+  """The protocol of this name; raises UserError if there is none."""
   if name not in metrics.PROTOCOLS:
     raise UserError(f"--protocol must be all or some of {', '.join(metrics.PROTOCOLS)}, got {name!r}")
   return metrics.PROTOCOLS[name]
@@ -146,8 +123,7 @@ def protocol(name: str) -> metrics.Protocol:
 def measure(scores: Scores, names: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
   """The figures of each named protocol, or of all whose scores are there; see `metrics.measure`.
 
-  Raises:
-    UserError: an unknown protocol, or one whose scores are not there.
+  Raises a UserError for an unknown protocol, and for one that is named and whose scores are not there.
   """
   found = {}
   for name in names or metrics.PROTOCOLS:

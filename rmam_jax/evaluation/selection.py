@@ -1,7 +1,8 @@
 """What is chosen on the validation split, and never on the test split: C of the SVMs, thresholds, a temperature.
 
-`selection.json` in the workdir holds them. A run with a validation split makes it; one without (`data.validation` is
-empty: all labelled images were trained on) uses the one that lies in its workdir, made by the run before.
+`selection.json` in the workdir holds the selection. A run with a validation split makes it. A run without one
+(`data.validation` is empty: all labelled images were trained on) reads the file that an earlier run made and that was
+put into its workdir.
 """
 
 import json
@@ -31,29 +32,24 @@ class Selection(NamedTuple):
   prediction: dict[str, Any]  # temperature and thresholds for scores of the centre view alone, which prediction sees
 
 
-def svm_features(answers: Outputs, config: Any) -> np.ndarray:
-  """The features as the SVMs see them."""
-  return svm.normalize(answers.features) if config.evaluation.svm_normalize else answers.features
+def svm_features(outputs: Outputs, config: Any) -> np.ndarray:
+  """The features [N, F] as the SVMs see them."""
+  return svm.normalize(outputs.features) if config.evaluation.svm_normalize else outputs.features
 
 
 def _choose_c(config: Any, train: Outputs | None, validation: Outputs) -> tuple[float | None, dict[str, float]]:
   """The C of highest mAP on the validation split, the lowest of equals, and every C's mAP; None without SVMs."""
   section = config.evaluation
   grid = sorted(section.svm_c)
-  if train is None:
-    return None, {}
-  if len(grid) == 1:
-    return grid[0], {}
-  features = svm_features(validation, config)
-  every = svm.fit(
-    svm_features(train, config), train.labels, grid, ignore=train.ignore, solver=section.svm_solver, seed=config.seed
-  )
+  if train is None or len(grid) == 1:
+    return (None if train is None else grid[0]), {}
+  options = {"ignore": train.ignore, "solver": section.svm_solver, "seed": config.seed}
+  features, ap_method = svm_features(validation, config), section.ap_method
   found = {}
-  for c, machines in zip(grid, every, strict=True):
-    precisions = metrics.average_precisions(
-      machines.margins(features), validation.labels, ignore=validation.ignore, method=section.ap_method
-    )
-    found[str(c)] = metrics.mean_average_precision(precisions)
+  for c, machines in zip(grid, svm.fit(svm_features(train, config), train.labels, grid, **options), strict=True):
+    margins = machines.margins(features)
+    every = metrics.average_precisions(margins, validation.labels, ignore=validation.ignore, method=ap_method)
+    found[str(c)] = metrics.mean_average_precision(every)
   return max(grid, key=lambda c: found[str(c)]), found
 
 
@@ -66,17 +62,17 @@ def select(
   validation: Outputs,
   one_view: Outputs,
 ) -> Selection:
-  """Chooses on a validation split.
+  """Chooses on the validation split of this name, for scores trained with the classification loss `kind`.
 
-  Args:
-    config: the configuration.
-    kind: the classification loss, "sigmoid" or "euclidean".
-    class_names: L names.
-    name: the validation split's.
-    train: on training images, for the SVMs; None without SVMs.
-    validation: on the validation split.
-    one_view: on the centre view alone of the same images.
+  `train` are outputs on training images, for the SVMs, or None without SVMs; `validation` those on the validation split;
+  `one_view` those on the centre view alone of the same images.
   """
+
+  def calibrated(outputs: Outputs) -> dict[str, Any]:
+    known = outputs.scores, outputs.labels, outputs.ignore
+    thresholds = calibration.fit_thresholds(*known, config.evaluation.thresholds)
+    return {"temperature": calibration.fit_temperature(*known, kind), "thresholds": thresholds.tolist()}
+
   svm_c, tried = _choose_c(config, train, validation)
   return Selection(
     chosen_on=name,
@@ -85,8 +81,8 @@ def select(
     seen=_seen(config),
     svm_c=svm_c,
     svm_mAP=tried,
-    **_calibrate(config, kind, validation),
-    prediction=_calibrate(config, kind, one_view),
+    **calibrated(validation),
+    prediction=calibrated(one_view),
   )
 
 
@@ -95,29 +91,15 @@ def _seen(config: Any) -> dict[str, str]:
 
 
 def differing(selection: Selection, config: Any) -> str:
-  """A sentence where an evaluation differs from the one that its selection were made with, else nothing."""
+  """A sentence where an evaluation differs from the one that its selection was made with, else nothing."""
   now = {**_seen(config), "thresholds": config.evaluation.thresholds}
   then = {**selection.seen, "thresholds": selection.rule}
-  fields = [f"{name} {then.get(name)} (now {now[name]})" for name in now if now[name] != then.get(name)]
-  return (
-    f"C, temperature and thresholds were chosen on {selection.chosen_on} with {', '.join(fields)}" if fields else ""
-  )
-
-
-def _calibrate(config: Any, kind: str, validation: Outputs) -> dict[str, Any]:
-  truth = validation.labels, validation.ignore
-  return {
-    "temperature": calibration.fit_temperature(validation.scores, *truth, kind),
-    "thresholds": calibration.fit_thresholds(validation.scores, *truth, config.evaluation.thresholds).tolist(),
-  }
+  fields = ", ".join(f"{name} {then.get(name)} (now {now[name]})" for name in now if now[name] != then.get(name))
+  return f"C, temperature and thresholds were chosen on {selection.chosen_on} with {fields}" if fields else ""
 
 
 def check(folder: pathlib.Path) -> None:
-  """Refuses a workdir without selection.
-
-  Raises:
-    UserError: says where they could come from.
-  """
+  """Refuses a workdir without a selection; the UserError says where it could come from."""
   if not (folder / FILE).exists():
     raise UserError(
       f"data.validation is empty and {folder} holds no {FILE}: copy the one of a run that had a validation split, or"
@@ -126,12 +108,7 @@ def check(folder: pathlib.Path) -> None:
 
 
 def read(folder: pathlib.Path, class_names: Sequence[str]) -> Selection:
-  """The selection that lie in a workdir.
-
-  Raises:
-    UserError: there are none.
-    UserError: not readable, or made for other classes.
-  """
+  """The selection in a workdir; raises a UserError if it is not there, not readable, or made for other classes."""
   check(folder)
   path = folder / FILE
   try:

@@ -7,7 +7,6 @@ For each class, with targets t_i = +1 or -1 and the bias b regularised as `Linea
 Letters: N images, F features, L classes; W [F + 1, L] holds the weights with the biases in its last row.
 """
 
-import contextlib
 import functools
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 
 from rmam_jax.runtime import files
 from rmam_jax.runtime import mesh as mesh_lib
-from rmam_jax.runtime.errors import UserError
+from rmam_jax.runtime.errors import UserError, check_name
 
 FILE = "svm.npz"
 SOLVERS = ("newton", "liblinear")
@@ -52,7 +51,7 @@ class Machines(NamedTuple):
 
 
 def normalize(features: np.ndarray) -> np.ndarray:
-  """Rows scaled to Euclidean length 1; rows of zeros stay."""
+  """Rows [N, F] scaled to Euclidean length 1; rows of zeros stay zeros."""
   length = np.linalg.norm(features, axis=1, keepdims=True)
   return features / np.maximum(length, np.finfo(features.dtype).tiny)
 
@@ -69,25 +68,17 @@ def fit(
 ) -> Iterator[Machines]:
   """Fits the machines of every class for one value of C after the other; the values share the features.
 
-  Args:
-    features: float [N, F].
-    labels: [N, L] of 0 and 1.
-    cs: the values of C, positive.
-    ignore: bool [N, L]; labels to leave out of their class.
-    solver: "newton", all classes at once in JAX, or "liblinear", scikit-learn's `LinearSVC` at its own tolerance, one
-      class after the other.
-    class_names: L names, kept with the machines.
-    seed: of LIBLINEAR's shuffling.
+  Features are float [N, F], labels [N, L] of 0 and 1, `cs` the values of C, positive. Labels marked in `ignore`, bool
+  [N, L], are left out of their class. The solver "newton" fits all classes at once in JAX; "liblinear" is scikit-learn's
+  `LinearSVC` at its own tolerance, one class after the other, and `seed` is that of its shuffling.
 
   Yields:
-    Machines, float64. A class with only positives or only negatives cannot be fitted: see `Machines`.
+    Machines, float64, with the L class names. A class of only positives or only negatives cannot be fitted: see there.
 
   Raises:
-    UserError: features that are not finite, or a value of C that is not positive.
-    UserError: no convergence.
+    UserError: features that are not finite, a value of C that is not positive, or no convergence.
   """
-  if solver not in SOLVERS:
-    raise UserError(f"evaluation.svm_solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+  check_name("evaluation.svm_solver", solver, SOLVERS)
   if not cs or min(cs) <= 0:
     raise UserError(f"evaluation.svm_c must hold positive values, got {tuple(cs)}")
   features, labels = np.asarray(features), np.asarray(labels) > 0
@@ -115,64 +106,57 @@ def _liblinear(features, labels, kept, cs, *, seed) -> Iterator[np.ndarray]:
 
 # Newton's method with conjugate gradients (Lin, Weng, Keerthi 2008), for all classes at once: each product with the
 # features serves them all. Steps are taken in the features' own type until they become small, and then with objective
-# and gradient in float64, which make_thresholds the solution; the curvature, which only decides how fast it is reached, stays in
-# the features' type.
+# and gradient in float64, which decide the solution. The curvature only decides how fast it is reached, and stays in the
+# features' type.
 
 
-def _matmul(a, b):
-  return jnp.matmul(a, b, precision="highest")
+_matmul = functools.partial(jnp.matmul, precision="highest")
 
 
-def _blocks(rows: int) -> tuple[int, int]:
-  """(length, count) of the blocks that cover the rows; the last one overlaps the one before."""
-  length = min(rows, BLOCK)
-  return length, -(-rows // length)
+def _over_blocks(x_NF, dtype, body, initial):
+  """Folds body(carry, block, start, first new row) over blocks of rows; the last one overlaps the one before."""
+  length = min(len(x_NF), BLOCK)
+
+  def step(i, carry):
+    start = jnp.minimum(i * length, len(x_NF) - length)
+    return body(carry, jax.lax.dynamic_slice_in_dim(x_NF, start, length).astype(dtype), start, i * length)
+
+  return jax.lax.fori_loop(0, -(-len(x_NF) // length), step, initial)
 
 
 def _times(x_NF, w):
   """[x, 1] w in w's type: [F + 1, L] -> [N, L]; as (w^T x^T)^T, on a CPU twice as fast as x w."""
+
+  def product(x):
+    return _matmul(w[:-1].T, x.T).T + w[-1]
+
+  def body(out, block, start, _):
+    return jax.lax.dynamic_update_slice_in_dim(out, product(block), start, 0)
+
   if x_NF.dtype == w.dtype:
-    return _matmul(w[:-1].T, x_NF.T).T + w[-1]
-  length, count = _blocks(len(x_NF))
-
-  def body(i, out):
-    start = jnp.minimum(i * length, len(x_NF) - length)
-    block = jax.lax.dynamic_slice_in_dim(x_NF, start, length).astype(w.dtype)
-    return jax.lax.dynamic_update_slice_in_dim(out, _matmul(w[:-1].T, block.T).T + w[-1], start, 0)
-
-  return jax.lax.fori_loop(0, count, body, jnp.zeros((len(x_NF), w.shape[1]), w.dtype))
+    return product(x_NF)
+  return _over_blocks(x_NF, w.dtype, body, jnp.zeros((len(x_NF), w.shape[1]), w.dtype))
 
 
 def _transposed_times(x_NF, r, power=1):
-  """[x, 1]^T r in r's type, with x raised to a power: [N, L] -> [F + 1, L].
+  """[x, 1]^T r in r's type, x raised to a power: [N, L] -> [F + 1, L]; as (r^T x)^T, on a CPU ten times as fast."""
 
-  In blocks, and as (r^T x)^T: on a CPU ten times as fast as x^T r.
-  """
-  length, count = _blocks(len(x_NF))
+  def body(total, block, start, new):
+    rows = jax.lax.dynamic_slice_in_dim(r, start, len(block))
+    fresh = start + jnp.arange(len(block)) >= new  # the last block's first rows may have been counted
+    return total + _matmul(jnp.where(fresh[:, None], rows, 0).T, block**power)
 
-  def body(i, total):
-    start = jnp.minimum(i * length, len(x_NF) - length)
-    block = jax.lax.dynamic_slice_in_dim(x_NF, start, length).astype(r.dtype) ** power
-    fresh = start + jnp.arange(length) >= i * length  # the last block's first rows may have been counted
-    rows = jnp.where(fresh[:, None], jax.lax.dynamic_slice_in_dim(r, start, length), 0)
-    return total + _matmul(rows.T, block)
-
-  product = jax.lax.fori_loop(0, count, body, jnp.zeros((r.shape[1], x_NF.shape[1]), r.dtype))
+  product = _over_blocks(x_NF, r.dtype, body, jnp.zeros((r.shape[1], x_NF.shape[1]), r.dtype))
   return jnp.concatenate([product.T, r.sum(0, keepdims=True)])
-
-
-class Directions(NamedTuple):
-  """In which the images spread most once every column has mean 0 and deviation 1; what it takes to precondition by them."""
-
-  mean: jax.Array  # [F]
-  deviation: jax.Array  # [F]
-  directions: jax.Array  # [F, R], orthonormal
-  images: jax.Array  # [N, R], along them
 
 
 @jax.jit
 def _spread(x_NF):
-  """Directions from a sample of the images, by three rounds of subspace iteration."""
+  """The directions in which the images spread most once every column has mean 0 and deviation 1.
+
+  They come from a sample of the images, by three rounds of subspace iteration. Returns the columns' deviation [F], the
+  directions [F, R], orthonormal, and the images along them [N, R].
+  """
   sample = x_NF[:: -(-len(x_NF) // SAMPLE)]
   mean, deviation = sample.mean(0), sample.std(0)
   inverse = jnp.where(deviation > 0, 1 / jnp.where(deviation > 0, deviation, 1), 0)
@@ -183,7 +167,7 @@ def _spread(x_NF):
     directions, _ = jnp.linalg.qr(_matmul(_matmul(scaled, directions).T, scaled).T)
   weights = directions * inverse[:, None]
   bias = -_matmul(mean, weights)
-  return Directions(mean, deviation, directions, _times(x_NF, jnp.concatenate([weights, bias[None]])))
+  return deviation, directions, _times(x_NF, jnp.concatenate([weights, bias[None]]))
 
 
 def _preconditioner(x_NF, spread, active):
@@ -194,21 +178,20 @@ def _preconditioner(x_NF, spread, active):
   diagonal is inverted, and on the scale that this sets the curvature along the directions in which images spread most,
   which are the same for all classes.
   """
+  deviation, directions, images = spread
   sums, squares = _transposed_times(x_NF, active), _transposed_times(x_NF, active, power=2)[:-1]
   total = sums[-1]
   mean = sums[:-1] / jnp.maximum(total, jnp.finfo(sums.dtype).tiny)
-  diagonal = 1 + mean**2 + jnp.maximum(squares - total * mean**2, 0)
-  scale = jax.lax.rsqrt(diagonal)
-
-  first, second = _matmul(active.T, spread.images).T, _matmul(active.T, spread.images**2).T
+  scale = jax.lax.rsqrt(1 + mean**2 + jnp.maximum(squares - total * mean**2, 0))
+  first, second = _matmul(active.T, images).T, _matmul(active.T, images**2).T
   variance = jnp.maximum(second - first**2 / jnp.maximum(total, jnp.finfo(sums.dtype).tiny), 0)
-  shares = spread.directions.T**2
-  along = _matmul(shares, scale**2) + variance * _matmul(shares, spread.deviation[:, None] * scale) ** 2
+  shares = directions.T**2
+  along = _matmul(shares, scale**2) + variance * _matmul(shares, deviation[:, None] * scale) ** 2
   gain = 1 / jnp.maximum(along, jnp.finfo(sums.dtype).eps) - 1
 
   def apply(r):
     w = (r[:-1] - mean * r[-1]) * scale
-    w += _matmul(spread.directions, gain * _matmul(spread.directions.T, w))
+    w += _matmul(directions, gain * _matmul(directions.T, w))
     w *= scale
     b = r[-1] / (1 + total) - (mean * w).sum(0)
     return jnp.concatenate([w, b[None]])
@@ -237,16 +220,10 @@ def _conjugate_gradients(curvature, precondition, g, tolerance):
 
 
 @jax.jit
-def _newton_step(x, spread, targets, kept, c, w):
+def _newton_step(x, spread, c, targets, kept, w):
   """One step for every class, in w's type: w, and the largest move and the largest weight of each class.
 
-  Args:
-    x: [N, F], never copied.
-    spread: its `_spread`.
-    targets: [N, L] of +1 and -1.
-    kept: [N, L] of 1 and 0.
-    c: a scalar.
-    w: [F + 1, L].
+  x [N, F] is never copied, `spread` its `_spread`, targets [N, L] of +1 and -1, kept [N, L] of 1 and 0, w [F + 1, L].
   """
   t, kept = targets.astype(w.dtype), kept.astype(w.dtype)
   xw = _times(x, w)
@@ -288,10 +265,6 @@ def _line_search(w, d, t, kept, c, xw, xd):
   return jax.lax.fori_loop(0, LINE_SEARCH, body, (one, 0 * one, jnp.inf * one))[0]
 
 
-def _double() -> contextlib.AbstractContextManager:
-  return jax.enable_x64(True)
-
-
 def _bucket(count: int, classes: int, devices: int) -> int:
   """Columns for `count` classes: all, or a half, a quarter, ... of them, so that few sizes are compiled."""
   size = classes
@@ -302,9 +275,8 @@ def _bucket(count: int, classes: int, devices: int) -> int:
 
 def _newton(features, labels, kept, cs) -> Iterator[np.ndarray]:
   mesh = mesh_lib.make_mesh(jax.local_devices())
-  classes = labels.shape[1]
-  by_class = mesh_lib.by_class(mesh)
-  with _double():
+  classes, by_class = labels.shape[1], mesh_lib.by_class(mesh)
+  with jax.enable_x64(True):
     x = jax.device_put(features, mesh_lib.replicated(mesh))
     spread = _spread(x)
   targets, counts = np.where(labels, 1, -1).astype(np.int8), kept.astype(np.int8)
@@ -313,23 +285,17 @@ def _newton(features, labels, kept, cs) -> Iterator[np.ndarray]:
   def step(chosen, c, dtype) -> np.ndarray:
     """One step of the chosen classes; returns the share of its largest weight that each moved one by."""
     padding = [(0, 0), (0, _bucket(len(chosen), classes, mesh.size) - len(chosen))]  # with classes of no images
-
-    def on_devices(array):
-      return jax.device_put(np.pad(array[:, chosen], padding), by_class)
-
-    with _double():
-      moved = _newton_step(
-        x, spread, on_devices(targets), on_devices(counts), dtype.type(c), on_devices(w.astype(dtype))
-      )
+    with jax.enable_x64(True):
+      arrays = [jax.device_put(np.pad(a[:, chosen], padding), by_class) for a in (targets, counts, w.astype(dtype))]
+      moved = _newton_step(x, spread, dtype.type(c), *arrays)
     new, distance, largest = (np.asarray(array, np.float64)[..., : len(chosen)] for array in moved)
     w[:, chosen] = new
     return distance / np.maximum(largest, np.finfo(np.float32).tiny)
 
   for c in cs:
-    # Classes that have arrived rest. float32 where it is good enough, until a step has become small; then float64.
-    share = np.full(classes, np.inf)
+    # Classes that have converged wait. float32 is good enough until a step has become small; then float64.
     for dtype, enough in ((features.dtype, NARROW), (np.dtype(np.float64), TOLERANCE)):
-      share[:] = np.inf
+      share = np.full(classes, np.inf)
       for _ in range(MOST_STEPS):
         chosen = np.flatnonzero(share > enough)
         if not len(chosen):
@@ -347,16 +313,11 @@ def _newton(features, labels, kept, cs) -> Iterator[np.ndarray]:
 
 def save(path: pathlib.Path, machines: Machines) -> None:
   """Machines to an .npz, with the names of their classes."""
-  arrays = {"weights": machines.weights, "biases": machines.biases, "class_names": np.array(machines.class_names)}
-  files.write_npz(path, arrays)
+  files.write_npz(path, machines._asdict() | {"class_names": np.array(machines.class_names)})
 
 
 def load(path: pathlib.Path) -> Machines:
-  """Machines from `save`; no pickle is read.
-
-  Raises:
-    UserError: a file that is none.
-  """
+  """Machines from `save`, no pickle; raises UserError for a file that is none."""
   stored = files.read_npz(path, "run eval.py again")
   try:
     return Machines(stored["weights"], stored["biases"], tuple(stored["class_names"].tolist()))

@@ -10,21 +10,13 @@ from rmam_jax.runtime.errors import UserError
 
 
 class Thresholds(NamedTuple):
-  """How labels are chosen. N images, L classes.
+  """Which labels an image is given: those that pass all three limits. N images, L classes."""
 
-  Attributes:
-    classification: the loss that the scores were trained by; its link makes them probabilities.
-    temperature: scores are divided by it first.
-    scores_from: a label is given from this score on; a number or [L].
-    probabilities_from: and from this probability on.
-    top: of these, the so many highest; 0 is no limit.
-  """
-
-  classification: str
-  temperature: float
-  scores_from: float | np.ndarray
-  probabilities_from: float
-  top: int
+  classification: str  # the loss that the scores were trained by; its link makes them probabilities
+  temperature: float  # scores are divided by it first
+  scores_from: float | np.ndarray  # the lowest score; a number or [L]
+  probabilities_from: float  # the lowest probability
+  top: int  # how many labels at most, the highest; 0 is no limit
 
   def probabilities(self, scores: np.ndarray) -> np.ndarray:
     """[..., L] -> float [..., L] in [0, 1]."""
@@ -44,22 +36,15 @@ def make_thresholds(
   top: int | None = None,
   threshold: float | None = None,
 ) -> Thresholds:
-  """The decision of a trained recogniser.
+  """The thresholds of a trained recognizer.
 
-  A threshold that is given, a probability, comes first; then those chosen on validation images; then, for a sigmoid,
-  one half. A softmax shares out 1 among the labels of an image, so that no probability is high by itself: without a
-  threshold its `top_k` highest labels are given.
+  A `threshold` that is given comes first; then those chosen on validation images; then, for a sigmoid, one half. A
+  softmax shares out 1 among the labels of an image, so that no probability is high by itself: without a threshold its
+  `top_k` highest labels are given.
 
-  Args:
-    classification: the loss that the scores were trained with.
-    selection: what was chosen on validation images: `temperature`, and `thresholds` [L] on the scores, where there are
-      any.
-    top_k: `evaluation.top_k`.
-    top: the so many highest labels at most; 0 is no limit.
-    threshold: a probability.
-
-  Raises:
-    UserError: a negative `top`, or a threshold that is no probability.
+  `classification` is the loss that the scores were trained with. `selection` is what was chosen on validation images:
+  `temperature` and `thresholds` [L] on the scores, or neither. `top_k` is `evaluation.top_k`. An image is given at most
+  `top` labels; 0 is no limit. Raises a UserError for a negative `top`, and for a `threshold` that is no probability.
   """
   if top is not None and top < 0:
     raise UserError(f"top must be 0 (no limit) or more, got {top}")

@@ -1,8 +1,7 @@
 """The views of one image (Sec. 5.1): windows cut from the feature map of the whole image and of its mirror image.
 
-The windows touch the image's own border at most: where a view made by cropping pixels is surrounded by zeros, a window
-of the map still feels the pixels around it. That is the paper's way, and it needs two passes of the backbone for ten
-views.
+The paper cuts them so, and ten views then cost two passes of the backbone. Crops of the pixels would differ at their
+borders: zeros surround a crop, while a window of the map still feels the pixels around it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,14 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from rmam_jax import backbones, recognizer
-from rmam_jax.runtime.errors import UserError
+from rmam_jax.runtime.errors import UserError, check_name
 
 KINDS = ("centre", "five", "ten")
 MIRRORS = ("image", "map")
 
 
 class Views(NamedTuple):
-  """Where a recogniser looks from. The first view is the centre of the image as it is."""
+  """Which parts of an image a recognizer sees. The first view is the centre of the image as it is."""
 
   windows: Sequence[tuple[int, int]] = ((0, 0),)  # (top, left) on the map, in cells
   side: int | None = None  # of a window, in cells; None: all of the map
@@ -36,13 +35,11 @@ CENTRE = Views()  # one view, cropped from the pixels as in training
 def from_config(config: Any) -> Views:
   """The views that `evaluation.views` and `evaluation.mirror` name.
 
-  Raises:
-    UserError: an unknown name, or a window that does not lie on whole cells.
+  Raises a UserError for an unknown name, and where a window would not lie on whole cells.
   """
   kind, mirror = config.evaluation.views, config.evaluation.mirror
-  for field, value, known in (("views", kind, KINDS), ("mirror", mirror, MIRRORS)):
-    if value not in known:
-      raise UserError(f"evaluation.{field} must be one of {', '.join(known)}, got {value!r}")
+  check_name("evaluation.views", kind, KINDS)
+  check_name("evaluation.mirror", mirror, MIRRORS)
   if kind == "centre":
     return CENTRE
   size, crop, stride = config.data.image_size, config.data.crop_size, backbones.stride(config.model)
@@ -71,16 +68,9 @@ def in_words(named: Mapping[str, Any]) -> str:
 
 def feature_maps(model: recognizer.Recognizer, params: Any, images: jax.Array, views: Views) -> jax.Array:
   """Images [B, height, width, 3] -> the maps of their views [B, V, h, w, C], the centre first."""
-
-  def backbone(images):
-    return model.apply({"params": params}, images, method="feature_map")
-
-  if views.mirror == "image":
-    both = jnp.stack([images, images[:, :, ::-1]], axis=1)
-    maps = backbone(both.reshape(-1, *images.shape[1:]))
-    maps = maps.reshape(len(images), 2, *maps.shape[1:])
-  else:
-    maps = backbone(images)[:, None]
+  images = jnp.stack([images, images[:, :, ::-1]] if views.mirror == "image" else [images], axis=1)
+  maps = model.apply({"params": params}, images.reshape(-1, *images.shape[2:]), method="feature_map")
+  maps = maps.reshape(*images.shape[:2], *maps.shape[1:])
   if views.mirror == "map":
     maps = jnp.concatenate([maps, maps[:, :, :, ::-1]], axis=1)
   side = views.side or maps.shape[2]

@@ -1,16 +1,16 @@
-"""Networks from a feature map to scores and regions: one file and one `HeadSpec` a head, found by its name."""
+"""Networks from a feature map to scores and regions: one file and one `HeadSpec` for each head, found by its name."""
 
 from collections.abc import Iterable
 
 from rmam_jax.heads import fixed_grid, pooling, proposals, rarl, recurrent, rlsd, saliency, whole_image
-from rmam_jax.heads.spec import BOXES as BOXES
-from rmam_jax.heads.spec import DENSE_SCORES as DENSE_SCORES
-from rmam_jax.heads.spec import RPN as RPN
-from rmam_jax.heads.spec import HeadLoss as HeadLoss
-from rmam_jax.heads.spec import HeadSpec
+from rmam_jax.heads.spec import BOXES, DENSE_SCORES, RPN, HeadLoss, HeadSpec
 from rmam_jax.runtime.errors import check_name
 
-SPECS: dict[str, HeadSpec] = {}
+__all__ = ["BOXES", "DENSE_SCORES", "RPN", "SPECS", "HeadLoss", "HeadSpec", "get", "register", "unused_sections"]
+
+_WAYS_OF_LOOKING = (recurrent.SPEC, saliency.SPEC, rarl.SPEC, *rlsd.SPECS, fixed_grid.SPEC, proposals.SPEC)
+_CONTROLS = (whole_image.SPEC, *pooling.SPECS)
+SPECS = {spec.name: spec for spec in (*_WAYS_OF_LOOKING, *_CONTROLS)}
 
 
 def register(spec: HeadSpec) -> None:
@@ -25,13 +25,6 @@ def get(name: str, field: str = "model.head") -> HeadSpec:
 
 
 def unused_sections(used: Iterable[str]) -> tuple[str, ...]:
-  """The beginnings, "SECTION.", of the fields that only other heads read than these, by name."""
+  """The beginnings, "SECTION.", of the configuration's fields that only other heads than these read."""
   sections = {name: {f"{section}." for section in spec.defaults} for name, spec in SPECS.items()}
   return tuple(sorted(set().union(*sections.values()) - set().union(*(sections[name] for name in used))))
-
-
-for _spec in (
-  *(recurrent.SPEC, saliency.SPEC, rarl.SPEC, *rlsd.SPECS, fixed_grid.SPEC, proposals.SPEC),
-  *(whole_image.SPEC, *pooling.SPECS),
-):
-  register(_spec)

@@ -1,117 +1,79 @@
-"""What heads have in common that look at regions: their fields, and the module around `ops.attention.attend`."""
+"""What heads share that look at regions: the module that holds their parameters, and the spec of those that follow a rule."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 
 from rmam_jax.heads.spec import HeadSpec
-from rmam_jax.ops import attention, next_region
+from rmam_jax.ops import attention
 from rmam_jax.ops.attention import Attention
+from rmam_jax.ops.next_region import no_parameters
 
 
-class Regions(nn.Module):
-  """The fields of heads that look at regions and remember.
-
-  Attributes:
-    num_classes: L.
-    region_size, pool, squash_cell, align_corners: as in `attention.attend`.
-    x_width, lstm_width, z_width, forget_bias: as in `attention.init_attention`.
-  """
-
-  num_classes: int
-  region_size: Sequence[int] = (7, 7)
-  pool: int = 1
-  squash_cell: bool = False
-  align_corners: bool = True
-  x_width: int = 4096
-  lstm_width: int = 4096
-  z_width: int = 4096
-  forget_bias: float = 0.0
-
-  def _parameters(self, init: Callable[..., Any], feature_map: jax.Array) -> Any:
-    """The head's one parameter tree, by an initialiser that takes a key and what `attention.init_attention` does."""
-    return self.param(
-      "attention",
-      lambda key: init(
-        key,
-        channels=feature_map.shape[-1],
-        num_classes=self.num_classes,
-        region_size=tuple(self.region_size),
-        **{name: getattr(self, name) for name in ("x_width", "lstm_width", "z_width", "forget_bias")},
-      ),
-    )
-
-  def _looking(self) -> dict[str, Any]:
-    """Keyword arguments of the function that looks."""
-    names = ("pool", "squash_cell", "align_corners")
-    return {"region_size": tuple(self.region_size), **{name: getattr(self, name) for name in names}}
-
-
-def options(model: Any) -> dict[str, Any]:
-  """The fields of `Regions` from the `model` section of a configuration, but for the number of classes."""
-  names = ("squash_cell", "align_corners", "x_width", "lstm_width", "z_width", "forget_bias")
-  return {
-    "region_size": tuple(model.region_size),
-    "pool": model.region_pool,
-    **{name: model[name] for name in names},
-  }
-
-
-class Attending(Regions, kw_only=True):
-  """Holds the parameters of `attention.attend`.
+class Attending(nn.Module):
+  """Two pure functions as a module, whose one parameter tree is named "attention".
 
   Attributes:
-    num_regions: K.
-    next_region: the rule, with all but its parameters, the map and its guide filled in.
-    init_next_region: the rule's initialiser.
+    init_params: key, *, channels -> the parameters; channels are the map's.
+    attend: parameters, feature map [B, H, W, C] and the guide, by keyword -> `Attention`.
+    samples: whether `attend` takes a `key`, too: of the generator "look", or None where there is none.
   """
 
-  num_regions: int
-  next_region: attention.NextRegion
-  init_next_region: Callable[..., Any]
+  init_params: Callable[..., Any]
+  attend: Callable[..., Attention]
+  samples: bool = False
 
   @nn.compact
   def __call__(self, feature_map: jax.Array, **guide: jax.Array) -> Attention:
-    """[B, H, W, C] -> K regions; `guide` is what the rule reads beside the map, e.g. `dense_scores` [B, H, W, L]."""
-    init = functools.partial(attention.init_attention, init_next_region=self.init_next_region)
-    return attention.attend(
-      self._parameters(init, feature_map),
-      feature_map,
-      num_regions=self.num_regions,
-      next_region=functools.partial(self.next_region, **guide),
-      **self._looking(),
-    )
+    """[B, H, W, C] and what the head is guided by, e.g. `dense_scores` [B, H, W, L] -> K regions."""
+    params = self.param("attention", lambda key: self.init_params(key, channels=feature_map.shape[-1]))
+    if self.samples:
+      guide["key"] = self.make_rng("look") if self.has_rng("look") else None
+    return self.attend(params, feature_map, **guide)
+
+
+def init_options(model: Any, num_classes: int) -> dict[str, Any]:
+  """What the `model` section of a configuration says of `attention.init_attention`."""
+  names = ("x_width", "lstm_width", "z_width", "forget_bias")
+  fields = {name: model[name] for name in names}
+  return {"num_classes": num_classes, "region_size": tuple(model.region_size), **fields}
+
+
+def sampling(model: Any) -> dict[str, Any]:
+  """What the `model` section of a configuration says of `attention.region_features`."""
+  return {"region_size": tuple(model.region_size), "pool": model.region_pool, "align_corners": model.align_corners}
 
 
 def attending_spec(
   name: str,
   rule: Callable[[Any], attention.NextRegion],
-  init: Callable[[Any], Callable[..., Any]] = lambda model: next_region.no_parameters,
+  init: Callable[[Any], Callable[..., Any]] = lambda model: no_parameters,
   *,
   defaults: Mapping[str, Any] | None = None,
-  **options_of_spec: Any,
+  **others: Any,
 ) -> HeadSpec:
-  """The spec of a head that looks by a rule.
+  """The spec of a head that looks by a rule of `ops.next_region`.
 
   Args:
     name: of the head.
     rule: from the `model` section to the rule, all but its parameters, the map and its guide filled in.
     init: from the `model` section to the rule's initialiser.
     defaults: the fields of the section `model.NAME`.
-    **options_of_spec: see `HeadSpec`.
+    **others: of `HeadSpec`.
   """
 
   def build(model: Any, num_classes: int) -> Attending:
-    return Attending(
-      num_classes=num_classes,
-      num_regions=model.num_regions,
-      next_region=rule(model),
-      init_next_region=init(model),
-      **options(model),
-    )
+    next_region = rule(model)
+    options = {"num_regions": model.num_regions, "squash_cell": model.squash_cell, **sampling(model)}
 
-  sections = {f"model.{name}": defaults} if defaults else {}
-  return HeadSpec(name, build, defaults=sections, **options_of_spec)
+    def attend(params, feature_map, **guide):
+      guided = functools.partial(next_region, **guide)
+      return attention.attend(params, feature_map, next_region=guided, **options)
+
+    init_params = functools.partial(attention.init_attention, init_next_region=init(model))
+    return Attending(functools.partial(init_params, **init_options(model, num_classes)), attend)
+
+  return HeadSpec(name, build, defaults={f"model.{name}": defaults} if defaults else {}, **others)

@@ -64,7 +64,6 @@ SPECS = (
     lambda model, num_classes: ScoreMap(num_classes, places=model.score_map.places),
     looks=False,
     gives_dense_scores=True,
-    # whose mean is a class's score; about as many as the smallest object has cells
-    defaults={"model.score_map": {"places": 1}},
+    defaults={"model.score_map": {"places": 1}},  # about as many as the smallest object has cells
   ),
 )

@@ -1,49 +1,16 @@
 """The sister system RARL, reconstructed: see `ops.rarl` and docs/systems.md."""
 
 import functools
-from collections.abc import Sequence
 from typing import Any
-
-import flax.linen as nn
-import jax
-import numpy as np
 
 from rmam_jax.heads import attending
 from rmam_jax.heads.spec import HeadLoss, HeadSpec
 from rmam_jax.ops import rarl
-from rmam_jax.ops.attention import Attention
 from rmam_jax.runtime.errors import UserError, check_name
 
 
-class RARL(attending.Regions, kw_only=True):
-  """Holds the parameters of `rarl.attend`; samples where it looks if it is given the generator "look".
-
-  Attributes:
-    steps, shapes, deviation: as in `rarl.attend`; the shapes as a tuple of pairs.
-    policy_scale: as in `rarl.init_attention`.
-  """
-
-  steps: int
-  shapes: Sequence[tuple[float, float]]
-  deviation: float
-  policy_scale: float = 0.01
-
-  @nn.compact
-  def __call__(self, feature_map: jax.Array) -> Attention:
-    """[B, H, W, C] -> T * k regions; their memory is a `rarl.Rollout`."""
-    init = functools.partial(rarl.init_attention, policy_scale=self.policy_scale)
-    return rarl.attend(
-      self._parameters(init, feature_map),
-      feature_map,
-      steps=self.steps,
-      shapes=np.asarray(self.shapes, np.float32),
-      deviation=self.deviation,
-      key=self.make_rng("look") if self.has_rng("look") else None,
-      **self._looking(),
-    )
-
-
-def _build(model: Any, num_classes: int) -> RARL:
+def _build(model: Any, num_classes: int) -> attending.Attending:
+  """The module: [B, H, W, C] -> T * k regions around centres that it samples in training."""
   section = model.rarl
   for field, allowed in (
     ("steps", section.steps >= 1),
@@ -53,14 +20,17 @@ def _build(model: Any, num_classes: int) -> RARL:
   ):
     if not allowed:
       raise UserError(f"model.rarl.{field} must be positive, got {section[field]}")
-  return RARL(
-    num_classes=num_classes,
+  options = attending.init_options(model, num_classes)
+  init_params = functools.partial(rarl.init_attention, policy_scale=section.policy_scale, **options)
+  attend = functools.partial(
+    rarl.attend,
     steps=section.steps,
-    shapes=tuple(map(tuple, rarl.region_shapes(section.sizes, section.aspects).tolist())),
+    shapes=rarl.region_shapes(section.sizes, section.aspects),
     deviation=section.deviation,
-    policy_scale=section.policy_scale,
-    **attending.options(model),
+    squash_cell=model.squash_cell,
+    **attending.sampling(model),
   )
+  return attending.Attending(init_params, attend, samples=True)
 
 
 def _loss(config: Any, classification: str) -> HeadLoss:

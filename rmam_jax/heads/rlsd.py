@@ -7,45 +7,27 @@ from another data set's boxes, `rlsd_ft_rpn` one that learned from the data set'
 import functools
 from typing import Any
 
-import flax.linen as nn
-import jax
-
 from rmam_jax.heads import attending
 from rmam_jax.heads.spec import RPN, HeadLoss, HeadSpec
 from rmam_jax.ops import rlsd
-from rmam_jax.ops.attention import Attention
 from rmam_jax.runtime.errors import UserError
 
 
-class RLSD(attending.Regions, kw_only=True):
-  """Holds the parameters of `rlsd.recognize`.
-
-  Attributes:
-    steps: labels that are read at most.
-  """
-
-  steps: int
-
-  @nn.compact
-  def __call__(self, feature_map: jax.Array, *, boxes: jax.Array) -> Attention:
-    """[B, H, W, C] and boxes [B, K, 4] of (top, left, bottom, right) as shares of what it shows -> K regions."""
-    params = self._parameters(rlsd.init, feature_map)
-    return rlsd.recognize(params, feature_map, boxes, steps=self.steps, **self._looking())
-
-
-def _build(model: Any, num_classes: int) -> RLSD:
+def _build(model: Any, num_classes: int) -> attending.Attending:
   steps, order = model.rlsd.steps, tuple(model.rlsd.order)
   if steps < 1:
     raise UserError(f"model.rlsd.steps must be at least 1, got {steps}")
   if order and sorted(order) != list(range(num_classes)):
     raise UserError(f"model.rlsd.order must hold each of the {num_classes} classes' numbers once, got {order}")
-  return RLSD(num_classes=num_classes, steps=steps, **attending.options(model))
+  init_params = functools.partial(rlsd.init, **attending.init_options(model, num_classes))
+  options = {"steps": steps, "squash_cell": model.squash_cell, **attending.sampling(model)}
+  return attending.Attending(init_params, functools.partial(rlsd.recognize, **options))
 
 
 def _loss(config: Any, classification: str) -> HeadLoss:
   del classification
-  model = config.model
-  return rlsd.make_loss(steps=model.rlsd.steps, order=tuple(model.rlsd.order), squash_cell=model.squash_cell)
+  section = config.model.rlsd
+  return rlsd.make_loss(steps=section.steps, order=tuple(section.order), squash_cell=config.model.squash_cell)
 
 
 # DenseCap's anchor boxes: width and height in pixels of an image whose longer side has 720.

@@ -18,7 +18,7 @@ class Proposed(NamedTuple):
   """What the layer says of a batch and what it is to learn from. N anchor boxes."""
 
   scores: jax.Array  # [B, N, 2], of nothing and of an object
-  offsets: jax.Array  # [B, N, 4]
+  offsets: jax.Array  # [B, N, 4]; see `ops.rpn`
   anchors: jax.Array  # [N, 4]
   boxes: jax.Array | None  # [B, n, 4] as they came
   noise: jax.Array | None  # [B, N], uniform, of the generator "look"
@@ -55,12 +55,7 @@ class RegionProposalNetwork(nn.Module):
     self.offsets = convolution(4 * len(self.anchor_sizes), (1, 1), kernel_init=nn.initializers.zeros)
 
   def __call__(self, images: jax.Array, boxes: jax.Array | None = None) -> Proposed:
-    """For training.
-
-    Args:
-      images: [B, height, width, 3] of 0..255.
-      boxes: [B, n, 4] of (top, left, bottom, right) as shares of the image; those of no area are padding.
-    """
+    """For training: images [B, height, width, 3] of 0..255, and boxes [B, n, 4] as in `ops.rpn`."""
     scores, offsets, anchors = self._layer(self.feature_map(images))
     noise = jax.random.uniform(self.make_rng("look"), scores.shape[:2]) if self.has_rng("look") else None
     return Proposed(scores, offsets, anchors, boxes, noise)

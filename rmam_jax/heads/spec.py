@@ -1,4 +1,4 @@
-"""What a head says of itself: all that the rest of the system asks about it."""
+"""What a head says of itself: all that the other rooms ask about it."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

@@ -1,18 +1,18 @@
-"""Labels, probabilities and regions for any images, from a trained recogniser."""
+"""Labels, probabilities and regions for any images, from a trained recognizer."""
 
-import collections
 import concurrent.futures
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from rmam_jax import heads
 from rmam_jax.data import batches
+from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.evaluation import regions as regions_lib
 from rmam_jax.evaluation import thresholds as thresholds_lib
 from rmam_jax.ops import boxes as boxes_lib
@@ -45,7 +45,7 @@ class Region(NamedTuple):
 
 
 class Prediction(NamedTuple):
-  """What the recogniser says of one image."""
+  """What the recognizer says of one image."""
 
   width: int  # pixels of the original, upright image
   height: int
@@ -56,37 +56,28 @@ class Prediction(NamedTuple):
 
 class _View(NamedTuple):
   pixels: np.ndarray  # uint8 [crop_size, crop_size, 3]
-  width: int  # of the original
-  height: int
-
-
-def _name(source: Source, index: int) -> str:
-  return os.fspath(source) if isinstance(source, str | os.PathLike) else f"image {index}"
+  height: int  # of the original
+  width: int
 
 
 def read_image(source: Source, name: str) -> np.ndarray:
-  """A file, the bytes of one, or pixels as uint8 [height, width, 3].
-
-  Raises:
-    UserError: no readable image; names it.
-    UserError: the file cannot be read.
-  """
+  """A file, the bytes of one, or pixels as uint8 [height, width, 3]; raises UserError with the name of what is no image."""
   if isinstance(source, np.ndarray):
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3 or 0 in source.shape:
       raise UserError(f"{name}: pixels must be uint8 [height, width, 3], got {source.dtype} {list(source.shape)}")
     return source
   if isinstance(source, str | os.PathLike):
-    source = pathlib.Path(source).read_bytes()
+    try:
+      source = pathlib.Path(source).read_bytes()
+    except OSError as error:
+      raise UserError(f"{name}: {error.strerror or error}") from error
   return batches.decode_image(source, name)
 
 
 class Predictor:
-  """A recogniser with all that it needs to answer for images as they come.
+  """A recognizer with all that it needs to predict for images as they come.
 
-  Attributes:
-    config: of its training.
-    class_names: L names.
-    decision: how labels are chosen; see `thresholds_lib.make_thresholds`.
+  Its `thresholds` say which labels an image is given; `config` is that of its training, `class_names` has L names.
   """
 
   def __init__(
@@ -98,7 +89,7 @@ class Predictor:
     batch_size: int = 32,
     threads: int = 4,
   ):
-    """Makes a predictor of what `exported.load` gives.
+    """Makes a predictor of a trained model, from `exported.load`.
 
     Args:
       trained: configuration, class names, parameters and selection.
@@ -107,40 +98,33 @@ class Predictor:
       batch_size: images in one pass; rounded up to a multiple of the devices.
       threads: that read and decode ahead.
 
-    Raises:
-      UserError: an option out of its range.
+    Raises a UserError for an option out of its range, and for a head that needs more than images.
     """
     if batch_size < 1 or threads < 1:
       raise UserError(f"batch_size and threads must be at least 1, got {batch_size} and {threads}")
-    config = self.config = trained.config
-    self.class_names = trained.class_names
-    selection = (trained.selection or {}).get("prediction", {})
-    self.decision = thresholds_lib.make_thresholds(
+    config, self.class_names = trained.config, trained.class_names
+    self.thresholds = thresholds_lib.make_thresholds(
       stages.classification_of(config, "stage_two"),
-      selection,
+      (trained.selection or {}).get("prediction", {}),
       top_k=config.evaluation.top_k,
       top=top,
       threshold=threshold,
     )
+    spec = heads.get(config.model.head)
+    if spec.guide == heads.BOXES:
+      raise UserError(
+        f"head {spec.name!r} looks at proposals, which images alone do not have: it can only be evaluated"
+      )
     mesh = mesh_lib.make_mesh()
+    self.config, self._looks, self._threads = config, spec.looks, threads
     self._batch_size = -(-batch_size // mesh.size) * mesh.size
-    self._threads = threads
-    head = config.model.head
-    self._looks = heads.get(head).looks
-    if heads.get(head).guide == heads.BOXES:
-      raise UserError(f"head {head!r} looks at proposals, which images alone do not have: it can only be evaluated")
-    model = stages.build_model(config, "stage_two", len(trained.class_names))
     self._params = jax.device_put(trained.params, mesh_lib.replicated(mesh))
-    self._forward = _make_forward(model, mesh)
+    self._forward = outputs_lib.make_forward(stages.build_model(config, "stage_two", len(self.class_names)), mesh)
 
   def predict(self, images: Iterable[Source]) -> list[Prediction]:
-    """What the recogniser says of each image, in order.
+    """What the recognizer says of each image, in order: files, the bytes of files, or pixels as uint8 [height, width, 3].
 
-    Args:
-      images: files, the bytes of files, or pixels as uint8 [height, width, 3].
-
-    Raises:
-      UserError: names the first image that cannot be read.
+    Raises a UserError that names the first image that cannot be read.
     """
     if isinstance(images, str | bytes | os.PathLike):
       raise UserError("images must be a list of images, got a single one: predict([image])")
@@ -152,109 +136,74 @@ class Predictor:
     return predictions
 
   def stream(self, images: Iterable[Source]) -> Iterator[Prediction | UserError]:
-    """`predict` for any number of images: one answer for each, in order, in the memory of a few batches.
+    """`predict` for any number of images: one result for each, in order, in the memory of a few batches.
 
-    An image that cannot be read gives its error in place of a prediction and the others go on. Reading and decoding
-    run ahead on threads while the network works, and the next batch begins before the last one's answer is used.
+    An image that cannot be read gives its error in place of a prediction and the others go on. Threads read and decode
+    the next images while the network works.
     """
-    tasks = ((source, _name(source, index)) for index, source in enumerate(images))
     with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
-      views = _ahead(pool, self._read, tasks, 2 * self._batch_size)
-      begun: collections.deque = collections.deque()
-      while batch := list(itertools.islice(views, self._batch_size)):
-        begun.append((batch, self._begin(batch)))
-        if len(begun) == 2:
-          yield from self._finish(*begun.popleft())
-      while begun:
-        yield from self._finish(*begun.popleft())
+      tasks = enumerate(images)
+      groups = iter(lambda: list(itertools.islice(tasks, self._batch_size)), [])
+      views = outputs_lib.one_ahead(pool.map(self._read, group) for group in groups)  # `map` begins all of a group
+      for begun, arrays in outputs_lib.one_ahead(map(self._begin, views)):
+        yield from self._finish(begun, arrays)
 
-  def _read(self, task: tuple[Source, str]) -> _View | UserError:
-    data = self.config.data
+  def _read(self, task: tuple[int, Source]) -> _View | UserError:
+    (index, source), data = task, self.config.data
     offset = batches.centre_offset(data.image_size, data.crop_size)
     try:
-      image = read_image(*task)
-    except OSError as error:
-      return UserError(f"{task[1]}: {error.strerror or error}")
+      image = read_image(source, os.fspath(source) if isinstance(source, str | os.PathLike) else f"image {index}")
     except ValueError as error:
       return error
-    height, width = image.shape[:2]
-    return _View(batches.view(image, data.image_size, data.crop_size, offset, offset, False), width, height)
+    return _View(batches.view(image, data.image_size, data.crop_size, offset, offset, False), *image.shape[:2])
 
-  def _begin(self, batch: list[_View | Exception]) -> tuple[jax.Array, jax.Array]:
+  def _begin(self, views: Iterable[_View | UserError]) -> tuple[list[_View | UserError], dict[str, jax.Array]]:
     """Starts the network on the views of a batch, padded: one shape is compiled once."""
-    size = self.config.data.crop_size
+    size, views = self.config.data.crop_size, list(views)
     pixels = np.zeros((self._batch_size, size, size, 3), np.uint8)
-    for row, view in enumerate(batch):
+    for row, view in enumerate(views):
       if isinstance(view, _View):
         pixels[row] = view.pixels
-    return self._forward(self._params, pixels)
+    return views, self._forward(self._params, pixels)
 
-  def _finish(self, batch: list[_View | Exception], answer) -> Iterator[Prediction | UserError]:
-    """The answers of a batch, in order; what is no view is passed on."""
-    scores_KBL, thetas_KB4 = jax.device_get(answer)
-    scores_KBL, thetas_KB4 = scores_KBL[:, : len(batch)], thetas_KB4[:, : len(batch)]
-    if not np.isfinite(scores_KBL).all():
-      raise UserError("the recogniser's scores are not finite: its parameters are damaged")
-    pooled_BL = scores_KBL.max(axis=0)
-    probabilities_BL, chosen_BL = self.decision.probabilities(pooled_BL), self.decision.chosen(pooled_BL)
-    each_KBL = self.decision.probabilities(scores_KBL)
-    boxes_KB4 = boxes_lib.clip_boxes(regions_lib.region_boxes(thetas_KB4, self.config))
-    winners_BL = scores_KBL.argmax(axis=0)
-    for b, view in enumerate(batch):
-      if isinstance(view, _View):
-        yield self._prediction(view, probabilities_BL[b], chosen_BL[b], winners_BL[b], each_KBL[:, b], boxes_KB4[:, b])
-      else:
-        yield view
+  def _finish(self, views: list[_View | UserError], arrays: dict[str, jax.Array]) -> Iterator[Prediction | UserError]:
+    """The predictions of a batch, in order; errors are passed on."""
+    fetched = jax.device_get((arrays["region_scores"], arrays["thetas"]))
+    scores_BKL, thetas_BK4 = (array[: len(views)] for array in fetched)
+    if not np.isfinite(scores_BKL).all():
+      raise UserError("the recognizer's scores are not finite: its parameters are damaged")
+    pooled_BL = scores_BKL.max(axis=1)
+    found = (
+      self.thresholds.probabilities(pooled_BL),
+      self.thresholds.chosen(pooled_BL),
+      scores_BKL.argmax(axis=1),
+      self.thresholds.probabilities(scores_BKL),
+      boxes_lib.clip_boxes(regions_lib.region_boxes(thetas_BK4, self.config)),
+    )
+    for view, *of_image in zip(views, *found, strict=True):
+      yield self._prediction(view, *of_image) if isinstance(view, _View) else view
 
-  def _prediction(self, view: _View, probabilities, chosen, winners, each_KL, shares_K4) -> Prediction:
+  def _prediction(self, view: _View, probabilities_L, chosen_L, winners_L, each_KL, shares_K4) -> Prediction:
     boxes: list[Box] = [
       (left * view.width, top * view.height, right * view.width, bottom * view.height)
       for top, left, bottom, right in shares_K4.tolist()
     ]
+    won = [(int(k) + 1, boxes[k]) if self._looks else (None, None) for k in winners_L]
     labels = [
-      Label(
-        self.class_names[c],
-        float(probabilities[c]),
-        int(winners[c]) + 1 if self._looks else None,
-        boxes[winners[c]] if self._looks else None,
-      )
-      for c in np.argsort(-probabilities, kind="stable")
-      if chosen[c]
+      Label(self.class_names[c], float(probabilities_L[c]), *won[c])
+      for c in np.argsort(-probabilities_L, kind="stable")
+      if chosen_L[c]
     ]
-    looks = [
-      Region(step + 1, box, self.class_names[scores.argmax()], float(scores.max()))
-      for step, (box, scores) in enumerate(zip(boxes, each_KL, strict=True))
+    regions = [
+      Region(step, box, self.class_names[each_L.argmax()], float(each_L.max()))
+      for step, (box, each_L) in enumerate(zip(boxes, each_KL, strict=True), 1)
     ]
-    return Prediction(view.width, view.height, labels, looks if self._looks else [], probabilities)
-
-
-def _make_forward(model: Any, mesh: jax.sharding.Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
-  """Jits params, images -> the scores and thetas of all regions, over the mesh."""
-
-  def forward(params, images):
-    attention = model.apply({"params": params}, images).attention
-    return attention.scores, attention.thetas
-
-  replicated = mesh_lib.replicated(mesh)
-  return jax.jit(forward, in_shardings=(replicated, mesh_lib.by_example(mesh)), out_shardings=replicated)
-
-
-def _ahead(pool: concurrent.futures.Executor, function: Callable, items: Iterable, window: int) -> Iterator:
-  """function(item) for each item, in order, with at most `window` of them begun and not yet taken."""
-  waiting: collections.deque[concurrent.futures.Future] = collections.deque()
-  for item in items:
-    waiting.append(pool.submit(function, item))
-    if len(waiting) == window:
-      yield waiting.popleft().result()
-  while waiting:
-    yield waiting.popleft().result()
+    return Prediction(view.width, view.height, labels, regions if self._looks else [], probabilities_L)
 
 
 def load(folder: str | os.PathLike | None = None, **options) -> Predictor:
-  """The predictor of a workdir or an exported folder; without one, of the digit scenes' that ships with the package.
+  """The predictor of a workdir or an exported folder, with options of `Predictor`; see `exported.load`.
 
-  Args:
-    folder: see `exported.load`.
-    **options: of `Predictor`.
+  Without a folder it is the recognizer of digit scenes that ships with the package.
   """
   return Predictor(exported.load(pathlib.Path(folder or PRETRAINED)), **options)

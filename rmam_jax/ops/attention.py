@@ -13,7 +13,8 @@ Letters: B batch, H W C the feature map, K regions, X Z N widths of x, z and the
 `rmam_jax.ops.next_region` holds the ways of choosing the next region; `init_attention` makes the tree.
 """
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,19 +25,11 @@ Params = Any
 Memory = Any
 
 
-class Choose(Protocol):
-  """One step of a rule: what it remembers, z_k [B, Z] and k -> what it remembers now, M_{k+1} as theta [B, 4]."""
-
-  def __call__(self, memory: Memory, z: jax.Array, k: jax.Array) -> tuple[Memory, jax.Array]: ...
-
-
-class NextRegion(Protocol):
-  """A way of looking: reads the map [B, H, W, C] once and returns its first memory and its step.
-
-  A memory that changes is made of the map from the start, or `jax.shard_map` takes it for the same on every device.
-  """
-
-  def __call__(self, params: Params, feature_map: jax.Array) -> tuple[Memory, Choose]: ...
+# A rule of where to look next: it reads the map [B, H, W, C] once and returns its first memory and its step, which takes
+# memory, z_k [B, Z] and k, and returns the memory and M_{k+1} as theta [B, 4]. A memory that changes is made of the map
+# from the start, or `jax.shard_map` takes it for the same on every device.
+Step = Callable[[Memory, jax.Array, jax.Array], tuple[Memory, jax.Array]]
+NextRegion = Callable[[Params, jax.Array], tuple[Memory, Step]]
 
 
 class Attention(NamedTuple):
@@ -52,15 +45,14 @@ class Attention(NamedTuple):
 
 def dense(params: Params, inputs: jax.Array) -> jax.Array:
   """W x + b, multiplied in the inputs' type and summed in float32 or better."""
-  wide = jnp.promote_types(inputs.dtype, jnp.float32)
-  product = jnp.matmul(inputs, params["kernel"].astype(inputs.dtype), preferred_element_type=wide)
-  return product + params["bias"]
+  wide = spatial_transformer.wide_dtype(inputs)
+  return jnp.matmul(inputs, params["kernel"].astype(inputs.dtype), preferred_element_type=wide) + params["bias"]
 
 
 def region_features(
   feature_map: jax.Array,
   theta: jax.Array,
-  region_size: tuple[int, int],
+  region_size: tuple[int, int] = (7, 7),
   *,
   pool: int = 1,
   align_corners: bool = True,
@@ -71,23 +63,21 @@ def region_features(
     feature_map: [B, H, W, C].
     theta: [B, 4].
     region_size: (h, w) of the result.
-    pool: 2 samples 14x14 for 7x7, as RoI pooling after VGG would; 1 samples the region directly.
+    pool: 2 samples 14x14 for 7x7, as RoI pooling would; 1 samples the region directly.
     align_corners: as in `rmam_jax.ops.spatial_transformer`.
 
   Returns:
     [B, h * w * C] in the map's type.
   """
   h, w = region_size
-  batch, channels = feature_map.shape[0], feature_map.shape[-1]
   fine = spatial_transformer.spatial_transform(feature_map, theta, (h * pool, w * pool), align_corners=align_corners)
+  batch, _, _, channels = fine.shape
   return fine.reshape(batch, h, pool, w, pool, channels).max(axis=(2, 4)).reshape(batch, -1)
 
 
-def region_code(
-  params: Params, feature_map: jax.Array, theta: jax.Array, region_size: tuple[int, int], **sampling: Any
-) -> jax.Array:
-  """x_k = ReLU(W_fx f_k + b_x), [B, X]; arguments as of `attend` and `region_features`."""
-  return jax.nn.relu(dense(params["fx"], region_features(feature_map, theta, region_size, **sampling)))
+def region_code(params: Params, feature_map: jax.Array, theta: jax.Array, **sampling: Any) -> jax.Array:
+  """x_k = ReLU(W_fx f_k + b_x), [B, X] (Eq. 4); `sampling` as in `region_features`."""
+  return jax.nn.relu(dense(params["fx"], region_features(feature_map, theta, **sampling)))
 
 
 def read_state(params: Params, h: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -124,10 +114,8 @@ def attend(
   *,
   num_regions: int,
   next_region: NextRegion,
-  region_size: tuple[int, int] = (7, 7),
-  pool: int = 1,
   squash_cell: bool = False,
-  align_corners: bool = True,
+  **sampling: Any,
 ) -> Attention:
   """K+1 looks at a feature map in one scan (Eq. 2-5): first the whole image, which is not scored, then K regions.
 
@@ -136,10 +124,9 @@ def attend(
     feature_map: [B, H, W, C], float32 or bfloat16; coordinates and everything after x_k are float32.
     num_regions: K >= 1.
     next_region: the rule that chooses where to look next.
-    region_size: (h, w) of a region's features.
-    pool: see `region_features`.
     squash_cell: see `lstm_step`.
-    align_corners: as in `rmam_jax.ops.spatial_transformer`.
+    **sampling: `region_size`, (h, w) of a region's features, by default (7, 7); `pool` and `align_corners`; see
+      `region_features`.
 
   Returns:
     Scores, thetas and features of the regions 1..K.
@@ -151,21 +138,20 @@ def attend(
     raise ValueError(f"num_regions must be at least 1, got {num_regions}")
   if feature_map.ndim != 4:
     raise ValueError(f"feature_map must have shape [B, H, W, C], got {list(feature_map.shape)}")
-  batch = feature_map.shape[0]
-  memory, choose = next_region(params["next_region"], feature_map)
+  memory, step = next_region(params["next_region"], feature_map)
 
   def look(state, k):
-    (carry, theta, memory) = state
-    x = region_code(params, feature_map, theta, region_size, pool=pool, align_corners=align_corners)
+    carry, theta, memory = state
+    x = region_code(params, feature_map, theta, **sampling)
     carry, h = lstm_step(params["lstm"], carry, x, squash_cell=squash_cell)
     z, scores = read_state(params, h)
-    memory, next_theta = choose(memory, z, k)
+    memory, next_theta = step(memory, z, k)
     return (carry, next_theta + nothing, memory), (scores, theta, x, h, z)
 
-  wide = jnp.promote_types(feature_map.dtype, jnp.float32)
+  wide = spatial_transformer.wide_dtype(feature_map)
   # Zeros [B, 1] made of the map: inside `jax.shard_map` a scan's state has to vary between devices from the start.
   nothing = (feature_map[:, :1, 0, 0] > jnp.inf).astype(wide)
-  zeros = jnp.zeros((batch, params["lstm"]["w_h"].shape[0]), wide) + nothing
+  zeros = jnp.zeros((len(feature_map), len(params["lstm"]["w_h"])), wide) + nothing
   theta = jnp.asarray(spatial_transformer.WHOLE_IMAGE, wide) + nothing
   state = ((zeros, zeros), theta, memory)
   (_, _, memory), looks = jax.lax.scan(look, state, jnp.arange(num_regions + 1))
@@ -187,7 +173,7 @@ def init_attention(
   *,
   channels: int,
   num_classes: int,
-  init_next_region,
+  init_next_region: Callable[..., Params],
   region_size: tuple[int, int] = (7, 7),
   x_width: int = 4096,
   lstm_width: int = 4096,
@@ -202,7 +188,7 @@ def init_attention(
     num_classes: L.
     init_next_region: key, *, channels, z_width -> the rule's parameters.
     region_size: (h, w) of a region's features.
-    x_width, lstm_width, z_width: X, N, Z; 4096 each for VGG-16.
+    x_width, lstm_width, z_width: X, N, Z; the paper gives none.
     forget_bias: the forget gate's first bias; 1 is a common other choice.
   """
   xavier = jax.nn.initializers.glorot_uniform()
@@ -211,16 +197,15 @@ def init_attention(
   def init_dense(key, rows, columns):
     return {"kernel": xavier(key, (rows, columns)), "bias": jnp.zeros(columns)}
 
-  def init_gates(keys, rows):  # Xavier for each gate by itself
-    return jnp.concatenate([xavier(key, (rows, lstm_width)) for key in keys], axis=1)
+  def init_gates(key, rows):  # Xavier for each gate by itself
+    return jnp.concatenate([xavier(key, (rows, lstm_width)) for key in jax.random.split(key, 4)], axis=1)
 
-  gate_bias = jnp.zeros((4, lstm_width)).at[1].set(forget_bias).reshape(-1)
   return {
     "fx": init_dense(keys[0], region_size[0] * region_size[1] * channels, x_width),
     "lstm": {
-      "w_x": init_gates(jax.random.split(keys[1], 4), x_width),
-      "w_h": init_gates(jax.random.split(keys[2], 4), lstm_width),
-      "b": gate_bias,
+      "w_x": init_gates(keys[1], x_width),
+      "w_h": init_gates(keys[2], lstm_width),
+      "b": jnp.zeros((4, lstm_width)).at[1].set(forget_bias).reshape(-1),
     },
     "hz": init_dense(keys[3], lstm_width, z_width),
     "zs": init_dense(keys[4], z_width, num_classes),

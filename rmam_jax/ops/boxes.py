@@ -1,4 +1,4 @@
-"""Boxes: (top, left, bottom, right) as shares of an image. Every function takes numpy arrays and jax arrays alike."""
+"""Boxes: (top, left, bottom, right) as shares of an image. Every function takes numpy arrays or jax arrays."""
 
 WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0)
 
@@ -17,11 +17,7 @@ def clip_boxes(boxes):
 
 
 def box_iou(a, b):
-  """Intersection over union of every box of a set [..., m, 4] with every box of another [..., n, 4].
-
-  Returns:
-    [..., m, n] in [0, 1]; 0 where both are empty.
-  """
+  """Intersection over union of boxes [..., m, 4] with boxes [..., n, 4] -> [..., m, n] in [0, 1]; 0 if both are empty."""
   xp = a.__array_namespace__()
   a, b = a[..., :, None, :], b[..., None, :, :]
   corners = [xp.maximum(a[..., :2], b[..., :2]), xp.minimum(a[..., 2:], b[..., 2:])]
@@ -31,7 +27,7 @@ def box_iou(a, b):
 
 
 def suppress(boxes, confidence, *, count: int, overlap: float):
-  """Greedy non-maximum suppression in one image: the surest boxes that overlap no surer one that is kept.
+  """Greedy non-maximum suppression in one image: the K surest boxes that overlap no surer one that is kept.
 
   Args:
     boxes: [N, 4].
@@ -40,8 +36,7 @@ def suppress(boxes, confidence, *, count: int, overlap: float):
     overlap: the IoU above which of two boxes only the surer one is kept.
 
   Returns:
-    [K, 4] and their confidence [K], the surest first. Where fewer are left the whole image stands in their place, at
-    minus infinity.
+    [K, 4] and their confidence [K], the surest first; the whole image at minus infinity where no box is left.
   """
   xp = boxes.__array_namespace__()
   whole_image, index = xp.asarray(WHOLE_IMAGE, dtype=boxes.dtype), xp.arange(len(boxes))

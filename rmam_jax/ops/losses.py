@@ -31,19 +31,13 @@ def batch_mean(per_example: jax.Array, example_mask: jax.Array | None) -> jax.Ar
 
 def _check_labels(scores, labels):
   if scores.ndim != 2 or scores.shape != labels.shape:
-    raise ValueError(
-      f"scores and labels must both have shape [B, L], got {list(scores.shape)} and {list(labels.shape)}"
-    )
+    raise ValueError(f"scores and labels must both have shape [B, L], got {list(scores.shape)}, {list(labels.shape)}")
   if not isinstance(labels, jax.core.Tracer) and not np.isin(labels, (0, 1)).all():
     raise ValueError("labels must be 0 or 1")  # traced values cannot be read: check batches before the step
 
 
 def classification_loss(
-  scores: jax.Array,
-  labels: jax.Array,
-  *,
-  ignore: jax.Array | None = None,
-  example_mask: jax.Array | None = None,
+  scores: jax.Array, labels: jax.Array, *, ignore: jax.Array | None = None, example_mask: jax.Array | None = None
 ) -> jax.Array:
   """The Euclidean loss of Eq. 8 between the softmax of the pooled scores (Eq. 7) and labels / |labels|_1.
 
@@ -62,19 +56,14 @@ def classification_loss(
   _check_labels(scores, labels)
   labels = jnp.asarray(labels, scores.dtype)
   kept = None if ignore is None else ~jnp.asarray(ignore, bool)
-  if kept is not None:
-    labels = labels * kept
+  labels = labels if kept is None else labels * kept
   target = labels / jnp.maximum(labels.sum(axis=-1, keepdims=True), 1)
   probability = jax.nn.softmax(scores, axis=-1, where=kept)
   return batch_mean(((probability - target) ** 2).sum(axis=-1), example_mask)
 
 
 def sigmoid_loss(
-  scores: jax.Array,
-  labels: jax.Array,
-  *,
-  ignore: jax.Array | None = None,
-  example_mask: jax.Array | None = None,
+  scores: jax.Array, labels: jax.Array, *, ignore: jax.Array | None = None, example_mask: jax.Array | None = None
 ) -> jax.Array:
   """Binary cross-entropy of each class by itself, in place of Eq. 8. Arguments and reduction as there."""
   _check_labels(scores, labels)
@@ -131,12 +120,10 @@ def localization_loss(
   """
   if thetas.ndim != 3 or thetas.shape[-1] != 4:
     raise ValueError(f"thetas must have shape [K, B, 4], got {list(thetas.shape)}")
-  per_example = (
-    scale_weight * scale_loss(thetas, max_scale=max_scale).sum(axis=0)
-    + anchor_weight * anchor_loss(thetas).sum(axis=0)
-    + positive_weight * positive_loss(thetas, min_scale=min_scale).sum(axis=0)
-  )
-  return batch_mean(per_example, example_mask)
+  l_s = scale_loss(thetas, max_scale=max_scale).sum(axis=0)
+  l_a = anchor_loss(thetas).sum(axis=0)
+  l_p = positive_loss(thetas, min_scale=min_scale).sum(axis=0)
+  return batch_mean(scale_weight * l_s + anchor_weight * l_a + positive_weight * l_p, example_mask)
 
 
 def joint_loss(
@@ -158,14 +145,12 @@ def joint_loss(
     labels: [B, L] of 0 and 1.
     localization_weight: gamma.
     classification: `classification_loss` (Eq. 7-8) or `sigmoid_loss`.
-    ignore: [B, L].
-    example_mask: [B].
+    ignore, example_mask: as in `classification_loss`.
     **localization: weights and thresholds for `localization_loss`.
 
   Returns:
     A scalar.
   """
-  pooled = max_pool_scores(scores)
-  return classification(
-    pooled, labels, ignore=ignore, example_mask=example_mask
-  ) + localization_weight * localization_loss(thetas, example_mask=example_mask, **localization)
+  l_cls = classification(max_pool_scores(scores), labels, ignore=ignore, example_mask=example_mask)
+  l_loc = localization_loss(thetas, example_mask=example_mask, **localization)
+  return l_cls + localization_weight * l_loc

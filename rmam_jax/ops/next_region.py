@@ -1,10 +1,10 @@
 """Ways of choosing the next region: the update rule of M (Sec. 3.2) and its rivals.
 
-A rule reads the feature map once and returns its first memory and its step (`attention.NextRegion`), so that what
-depends on the map alone is computed outside the scan. Each rule has an initialiser of its parameters beside it; the
-arguments after `feature_map` are set with `functools.partial`.
+A rule takes its parameters and the feature map [B, H, W, C], whether it needs them or not, and returns its first memory
+and its step (`attention.NextRegion`), so that what depends on the map alone is computed outside the scan. Its keyword
+arguments are set with `functools.partial`. Its initialiser takes a key, the map's channels C and the width Z of z.
 
-Letters: B batch, H W C the feature map, Z width of z, D width of keys and queries, K regions.
+Letters: B batch, H W C the feature map, Z width of z, L classes, K regions.
 """
 
 import jax
@@ -18,38 +18,35 @@ from rmam_jax.ops.attention import dense
 def recurrent(params, feature_map, *, origins=None):
   """The paper's rule: M_{k+1} = W_zm z_k + b_m (Eq. 5), unbounded.
 
-  Its gradient reaches the map only through the few cells under the present region.
-
-  Args:
-    params: {"kernel": [Z, 4], "bias": [4]}.
-    feature_map: unused; every rule takes it.
-    origins: [K, 2] of (x, y), added to (t_x, t_y) of the K regions; None adds nothing, as printed. With the centre and
-      the anchor points, the layer predicts corrections to the anchors.
+  Its gradient reaches the map only through the few cells under the present region. Its parameters are
+  {"kernel": [Z, 4], "bias": [4]}. `origins` [K, 2] of (x, y) are added to (t_x, t_y) of the K regions, so that the layer
+  predicts corrections, e.g. to the centre and the anchor points; None adds nothing, as printed.
   """
   del feature_map
 
-  def choose(memory, z, k):
+  def step(memory, z, k):
     theta = dense(params, z)
     if origins is not None:
       theta = theta.at[:, 2:].add(jnp.asarray(origins)[jnp.minimum(k, len(origins) - 1)])
     return memory, theta
 
-  return (), choose
+  return (), step
 
 
 def init_recurrent(key, *, channels, z_width, bias=spatial_transformer.WHOLE_IMAGE, weight_scale=0.01):
-  """Small Xavier weights and the identity as bias: with a zero bias every region would collapse to one point.
+  """Small Xavier weights and, as bias, the identity: with a zero bias every region would collapse to one point.
 
-  Args:
-    key: a PRNG key.
-    channels: unused; every initialiser takes it.
-    z_width: Z.
-    bias: the first (s_x, s_y, t_x, t_y).
-    weight_scale: variance of the weights relative to Xavier's.
+  `bias` is the first (s_x, s_y, t_x, t_y); `weight_scale` the variance of the weights relative to Xavier's.
   """
   del channels
   init = jax.nn.initializers.variance_scaling(weight_scale, "fan_avg", "uniform")
   return {"kernel": init(key, (z_width, 4)), "bias": jnp.asarray(bias, jnp.float32)}
+
+
+def no_parameters(key, *, channels, z_width):
+  """The initialiser of the rules below, which have nothing to learn."""
+  del key, channels, z_width
+  return {}
 
 
 def grid_thetas(num_regions: int, scale: float = 0.5) -> np.ndarray:
@@ -59,57 +56,50 @@ def grid_thetas(num_regions: int, scale: float = 0.5) -> np.ndarray:
 
 
 def fixed_grid(params, feature_map, *, num_regions, scale=0.5):
-  """Regions that never move: the control that every attention result needs. No parameters."""
+  """Regions that never move, those of `grid_thetas`: the control that every attention result needs."""
   del params
   thetas = jnp.asarray(grid_thetas(num_regions, scale))
-  batch = feature_map.shape[0]
 
-  def choose(memory, z, k):
+  def step(memory, z, k):
     theta = thetas[jnp.minimum(k, num_regions - 1)]  # the last choice is made but not looked at
-    return memory, jnp.broadcast_to(theta, (batch, 4)).astype(z.dtype)
+    return memory, jnp.broadcast_to(theta, (len(feature_map), 4)).astype(z.dtype)
 
-  return (), choose
+  return (), step
 
 
 def proposals(params, feature_map, *, boxes, align_corners=True):
-  """Looks at boxes that something else has proposed, in their order: the paper's comparison of Table 3. No parameters.
+  """Looks at boxes that something else has proposed, in their order: the paper's comparison of Table 3.
 
-  Args:
-    params: unused; every rule takes them.
-    feature_map: [B, H, W, C]; only its size is used.
-    boxes: [B, K, 4] of (top, left, bottom, right) as shares of what the map shows.
-    align_corners: where the map's cells lie, as in `attend`.
+  `boxes` [B, K, 4] are (top, left, bottom, right) as shares of what the map shows; only the map's size is read.
   """
   del params
   thetas = spatial_transformer.boxes_to_thetas(boxes, feature_map.shape[1:3], align_corners=align_corners)
 
-  def choose(memory, z, k):
+  def step(memory, z, k):
     return memory, thetas[:, jnp.minimum(k, thetas.shape[1] - 1)].astype(z.dtype)
 
-  return (), choose
+  return (), step
 
 
 def saliency(params, feature_map, *, dense_scores, scale=0.3, inhibition=1.2, peak_width=0.2, align_corners=True):
   """Looks where the classes score highest on the map, and never returns to a place.
 
   The salience of each of the H x W places is the log-sum-exp of its class scores, its sigmoid a probability that
-  something is there. (t_x, t_y) is the mean of the places weighted by it, around its highest peak so that two objects
-  are never averaged. Places within an extent of the region around it are taken out for good: left to themselves the K looks settle on one object, and a
-  penalty is simply outgrown. Neither place nor size asks z_k: a query from it changed nothing, and a size that is
-  learned through the sampled region shrinks to a point.
+  something is there. (t_x, t_y) is the mean of the places weighted by it, around its highest peak so that two objects are
+  never averaged. Places within an extent of the region around it are taken out for good: without that the K looks settle
+  on one object, and a penalty is simply outgrown. Neither place nor size depends on z_k: a query from it changed nothing,
+  and a size that is learned through the sampled region shrinks to a point.
 
   Gradient path: through the mean place into the weights, and so into the scores of every open place; through the
   sampled region into the cells under it; not through where the peak is nor through what was taken out. The scores are
-  best taught directly as well, by a loss of their own (`models.heads.ScoreMap`).
+  best taught directly as well, by a loss of their own (`heads.pooling.ScoreMap`).
 
   Args:
-    params: unused; every rule takes them.
-    feature_map: unused; the scores were read from it.
     dense_scores: [B, H, W, L], a score of every class at every place of the map.
     scale: s_x and s_y of every region.
     inhibition: of what a look takes out, the radius in extents of the region, `scale`.
     peak_width: standard deviation of the weight around the peak, in normalised coordinates (the map is 2 wide).
-    align_corners: where the map's cells lie, as in `attend`.
+    align_corners: as in `attention.attend`.
   """
   del params, feature_map
   batch, height, width, _ = dense_scores.shape
@@ -121,7 +111,7 @@ def saliency(params, feature_map, *, dense_scores, scale=0.3, inhibition=1.2, pe
   def squared_distance(points):
     return ((places - points[:, None]) ** 2).sum(-1)
 
-  def choose(visited, z, k):
+  def step(visited, z, k):
     del k
     # Where every place is taken, the choice is free again.
     open_places = ~visited | visited.all(axis=1, keepdims=True)
@@ -132,10 +122,4 @@ def saliency(params, feature_map, *, dense_scores, scale=0.3, inhibition=1.2, pe
     visited |= squared_distance(jax.lax.stop_gradient(centre)) < (inhibition * scale) ** 2
     return visited, jnp.concatenate([jnp.full_like(centre, scale), centre], axis=1).astype(z.dtype)
 
-  return salience > jnp.inf, choose  # nowhere yet
-
-
-def no_parameters(key, *, channels, z_width):
-  """The initialiser of rules that have nothing to learn: the fixed grid, proposals, and saliency beside its scores."""
-  del key, channels, z_width
-  return {}
+  return salience > jnp.inf, step  # nowhere yet

@@ -3,14 +3,12 @@
 After Chen, Wang, Li, Lin: "Recurrent Attentional Reinforcement Learning for Multi-label Image Recognition" (AAAI 2018),
 of which only the abstract was at hand. What follows from other sources or from memory is marked "reconstructed".
 
-Letters: B batch, H W C the feature map, T steps, k regions at each, X Z N widths of x, z and the LSTM, L classes. Regions
-are numbered step by step: K = T * k. Centres are (t_x, t_y) of `rmam_jax.ops.spatial_transformer`.
+Letters as in `ops.attention`, and T steps, k regions at each, numbered step by step: K = T * k. Centres are (t_x, t_y).
 
-`attend` takes its parameters as a plain tree:
+The parameters are "fx", "lstm", "hz" and "zs" of `ops.attention`, and
 
-    {"fx", "lstm", "hz", "zs": as in `rmam_jax.ops.attention`,
-     "policy":   {"kernel": [N, 2], "bias": [2]},   from the LSTM's state to the next centre's mean
-     "baseline": {"kernel": [N, 1], "bias": [1]}}   and to the reward that is expected there
+    "policy":   {"kernel": [N, 2], "bias": [2]}   from the LSTM's state to the next centre's mean
+    "baseline": {"kernel": [N, 1], "bias": [1]}   and to the reward that is expected there
 """
 
 import functools
@@ -22,9 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmam_jax.ops import attention, losses, spatial_transformer
-from rmam_jax.ops.attention import Attention, dense
+from rmam_jax.ops.attention import Attention, Params, dense
 
-Params = Any
 BASELINES = ("learned", "batch")
 
 
@@ -40,14 +37,8 @@ class Rollout(NamedTuple):
 def region_shapes(sizes: Sequence[float], aspects: Sequence[float]) -> np.ndarray:
   """(s_x, s_y) of every size with every aspect ratio, at the size's area.
 
-  The paper's regions differ in size and aspect ratio; which sizes and that the area is kept is reconstructed.
-
-  Args:
-    sizes: sides of the square regions, as shares of the image's side.
-    aspects: width over height.
-
-  Returns:
-    float32 [k, 2], k = len(sizes) * len(aspects).
+  Sizes are sides of the square regions as shares of the image's, aspects width over height; float32 [k, 2]. The paper's
+  regions differ in both; which sizes, and that the area is kept, is reconstructed.
   """
   return np.array([(size * aspect**0.5, size / aspect**0.5) for size in sizes for aspect in aspects], np.float32)
 
@@ -60,26 +51,21 @@ def attend(
   shapes: np.ndarray,
   deviation: float,
   key: jax.Array | None = None,
-  region_size: tuple[int, int] = (7, 7),
-  pool: int = 1,
   squash_cell: bool = False,
-  align_corners: bool = True,
+  **sampling: Any,
 ) -> Attention:
   """An episode: the whole image, which only finds the first centre, then T steps of k regions around one centre each.
 
   Reconstructed: each region of a step enters the LSTM with the state that the step before left, and the mean of the k
   states that come of it goes on; the next centre's mean is the tanh of a linear layer on h, and so inside the image; the
-  centre is Gaussian around it with a fixed deviation; a region's scores are those of `rmam_jax.ops.attention.attend`, by way
-  of z.
+  centre is Gaussian around it with a fixed deviation; a region's scores come from z, as in RMAM.
 
   Args:
-    params: see the module's docstring.
-    feature_map: [B, H, W, C].
+    params, feature_map, squash_cell, **sampling: as in `attention.attend`; the parameters as above.
     steps: T >= 1.
     shapes: [k, 2] of (s_x, s_y), see `region_shapes`.
     deviation: of each coordinate of a centre, in units of half the image.
     key: of the noise; None, as in evaluation, looks at the means.
-    region_size, pool, squash_cell, align_corners: as in `rmam_jax.ops.attention.attend`.
 
   Returns:
     Scores, thetas and features of the K regions; the memory is a `Rollout`.
@@ -89,36 +75,26 @@ def attend(
   """
   if steps < 1 or not len(shapes):
     raise ValueError(f"steps must be at least 1 and shapes not empty, got {steps} and {len(shapes)} shapes")
-  batch = feature_map.shape[0]
-
-  @functools.partial(jax.vmap, in_axes=(None, 0))
-  def code(feature_map, theta):
-    return attention.region_code(params, feature_map, theta, region_size, pool=pool, align_corners=align_corners)
+  batch = len(feature_map)
 
   def look(state, thetas_kB4):
-    """The k regions, and the mean of their states."""
-    x = code(feature_map, thetas_kB4)
-    shared = jax.tree.map(lambda array: array[None], state)
-    states, h = attention.lstm_step(params["lstm"], shared, x, squash_cell=squash_cell)
+    """The mean state after each of the k regions, and their x and h."""
+    x = jax.vmap(functools.partial(attention.region_code, params, feature_map, **sampling))(thetas_kB4)
+    states, h = attention.lstm_step(params["lstm"], state, x, squash_cell=squash_cell)
     return jax.tree.map(lambda array: array.mean(axis=0), states), x, h
 
   def step(state, noise):
-    h_before = state[1]
+    _, h_before = state
     mean = jnp.tanh(dense(params["policy"], h_before))
     centre = jax.lax.stop_gradient(mean + deviation * noise)
     expected = dense(params["baseline"], jax.lax.stop_gradient(h_before))[:, 0]
-    thetas = jnp.concatenate(
-      [
-        jnp.broadcast_to(jnp.asarray(shapes)[:, None], (len(shapes), batch, 2)),
-        jnp.broadcast_to(centre, (len(shapes), batch, 2)),
-      ],
-      axis=-1,
-    )
+    halves = jnp.asarray(shapes)[:, None], centre
+    thetas = jnp.concatenate([jnp.broadcast_to(half, (len(shapes), batch, 2)) for half in halves], axis=-1)
     state, x, h = look(state, thetas)
     z, scores = attention.read_state(params, h)
     return state, ((scores, thetas, x, h, z), Rollout(mean, centre, h_before, expected))
 
-  zeros = jnp.zeros((batch, params["lstm"]["w_h"].shape[0]), jnp.promote_types(feature_map.dtype, jnp.float32))
+  zeros = jnp.zeros((batch, len(params["lstm"]["w_h"])), spatial_transformer.wide_dtype(feature_map))
   whole_image = jnp.broadcast_to(jnp.asarray(spatial_transformer.WHOLE_IMAGE, zeros.dtype), (1, batch, 4))
   state, _, _ = look((zeros, zeros), whole_image)
   noise = jnp.zeros((steps, batch, 2)) if key is None else jax.random.normal(key, (steps, batch, 2))
@@ -126,44 +102,28 @@ def attend(
   return Attention(*(every.reshape(-1, *every.shape[2:]) for every in looks), rollout)
 
 
-def init_attention(key: jax.Array, *, policy_scale: float = 0.01, **widths: Any) -> Params:
+def init_attention(key: jax.Array, *, lstm_width: int, policy_scale: float = 0.01, **options: Any) -> Params:
   """Parameters for `attend`: as RMAM's, a small policy whose first means are near the image's middle, a baseline of 0.
 
-  Args:
-    key: a PRNG key.
-    policy_scale: variance of the policy's weights, relative to Xavier's.
-    **widths: as in `rmam_jax.ops.attention.init_attention`.
+  `policy_scale` is the variance of the policy's weights relative to Xavier's; options as of `attention.init_attention`.
   """
   policy = jax.nn.initializers.variance_scaling(policy_scale, "fan_avg", "uniform")
-
-  def init_policy(key, *, channels, z_width):
-    del channels, z_width
-    return policy(key, (widths["lstm_width"], 2))
-
-  params = attention.init_attention(key, init_next_region=init_policy, **widths)
-  kernel = params.pop("next_region")
+  params = attention.init_attention(
+    key, lstm_width=lstm_width, init_next_region=lambda key, **_: policy(key, (lstm_width, 2)), **options
+  )
+  policy_kernel = params.pop("next_region")
   return {
     **params,
-    "policy": {"kernel": kernel, "bias": jnp.zeros(2)},
-    "baseline": {"kernel": jnp.zeros((len(kernel), 1)), "bias": jnp.zeros(1)},
+    "policy": {"kernel": policy_kernel, "bias": jnp.zeros(2)},
+    "baseline": {"kernel": jnp.zeros((lstm_width, 1)), "bias": jnp.zeros(1)},
   }
-
-
-def log_probability(rollout: Rollout, deviation: float) -> jax.Array:
-  """log pi of each centre: of two independent Gaussians, without their constant. [T, B]."""
-  return -((rollout.centres - rollout.means) ** 2).sum(axis=-1) / (2 * deviation**2)
 
 
 def reward(scores: jax.Array, labels: jax.Array, ignore: jax.Array) -> tuple[jax.Array, jax.Array]:
   """|G ∩ P| / n at the end of an episode: G the n true labels, P the n that score highest (reconstructed).
 
-  Args:
-    scores: [B, L], of Eq. 6.
-    labels: [B, L] of 0 and 1.
-    ignore: [B, L]; such labels are in neither set.
-
-  Returns:
-    The reward [B] in [0, 1], and whether there is one, bool [B]: an image without true labels has none, and 0.
+  Scores of Eq. 6, labels and ignore are [B, L]; ignored labels are in neither set. Returns the reward [B] in [0, 1], and
+  whether there is one, bool [B]: an image without true labels has none, and 0.
   """
   true = (labels > 0) & ~ignore
   count = true.sum(axis=-1)
@@ -176,20 +136,13 @@ def reward(scores: jax.Array, labels: jax.Array, ignore: jax.Array) -> tuple[jax
 def advantages(rewards: jax.Array, counted: jax.Array, rollout: Rollout, baseline: str) -> jax.Array:
   """Reward less baseline for each centre; a baseline that knows nothing of that centre leaves the gradient's mean alone.
 
-  Args:
-    rewards: [B].
-    counted: [B], 1 for the episodes that count.
-    rollout: of the episodes.
-    baseline: "learned", of the state before each centre, or "batch", the mean reward of the other episodes.
-
-  Returns:
-    [T, B], without gradient; 0 for episodes that do not count.
+  Rewards are [B], `counted` [B] is 1 for the episodes that count; the baseline is "learned", of the state before each
+  centre, or "batch", the mean reward of the other episodes. [T, B], without gradient; 0 where nothing counts.
   """
+  expected = rollout.baselines
   if baseline == "batch":
-    others = ((rewards * counted).sum() - rewards) / jnp.maximum(counted.sum() - 1, 1)
-    expected = jnp.broadcast_to(others, rollout.baselines.shape)
-  else:
-    expected = rollout.baselines
+    expected = ((rewards * counted).sum() - rewards) / jnp.maximum(counted.sum() - 1, 1)
+    expected = jnp.broadcast_to(expected, rollout.baselines.shape)
   return jax.lax.stop_gradient((rewards - expected) * counted)
 
 
@@ -197,16 +150,7 @@ def policy_variance(rollout: Rollout, advantages_TB: jax.Array, counted: jax.Arr
   """How uncertain a batch's REINFORCE gradient of the policy's kernel is: the variance of all its entries, summed.
 
   The gradient is a mean over episodes; its variance is estimated from how the episodes of the batch differ, which is
-  noise and images together.
-
-  Args:
-    rollout: of the episodes.
-    advantages_TB: [T, B], 0 for episodes that do not count.
-    counted: [B], 1 for the episodes that count.
-    deviation: the policy's.
-
-  Returns:
-    A scalar; 0 with fewer than two episodes.
+  noise and images together. Arguments as in `advantages`. A scalar; 0 with fewer than two episodes.
   """
   slope = (rollout.centres - rollout.means) / deviation**2 * (1 - rollout.means**2)  # d log pi / d (before tanh)
   by_episode = jnp.einsum("TBN,TBd,TB->BNd", rollout.states, slope, advantages_TB)
@@ -231,13 +175,11 @@ def loss(
 
   Args:
     found: of `attend` with a key.
-    labels, ignore: [B, L].
-    mask: [B], 1 for real examples.
+    labels, ignore, mask: as in `heads.spec.HeadLoss`.
     deviation: the policy's.
     classification: of `losses.CLASSIFICATION_LOSSES`; Eq. 7-8 by reconstruction.
-    policy_weight: of -J; reconstructed.
+    policy_weight, baseline_weight: of -J and of the learned baseline's squared error; reconstructed.
     baseline: of `BASELINES`; reconstructed.
-    baseline_weight: of the learned baseline's squared error.
 
   Returns:
     The loss, and "classification", "policy", "baseline" where it is learned, the mean "reward" and "policy_variance".
@@ -253,9 +195,11 @@ def loss(
   counted = mask.astype(rewards.dtype) * has_reward
   gains = advantages(rewards, counted, rollout, baseline)
   mean = functools.partial(losses.batch_mean, example_mask=mask)
+  # log pi of each centre [T, B]: of two independent Gaussians, without their constant.
+  log_probability = -((rollout.centres - rollout.means) ** 2).sum(axis=-1) / (2 * deviation**2)
   terms = {
     "classification": losses.CLASSIFICATION_LOSSES[classification](scores, labels, ignore=ignore, example_mask=mask),
-    "policy": -mean((log_probability(rollout, deviation) * gains).sum(axis=0)),
+    "policy": -mean((log_probability * gains).sum(axis=0)),
   }
   total = terms["classification"] + policy_weight * terms["policy"]
   if baseline == "learned":

@@ -1,8 +1,7 @@
 """Labels read off regions one after the other (RLSD: Zhang, Wu, Shen, Zhang and Lu, 2016; reconstructed).
 
-From its abstract and RMAM's account of it: regions that may hold several dependent labels are localised
-(`rmam_jax.ops.rpn`), an LSTM reads the labels of each, and the results are max-pooled over the regions. All else is
-reconstructed:
+From its abstract and RMAM's account of it: a network proposes regions that may hold several dependent labels
+(`ops.rpn`), an LSTM reads the labels of each, and the results are max-pooled over the regions. All else is reconstructed:
 
   * The code x of a region is the LSTM's first input, as an image's is in a captioner; after it come the embeddings of the
     labels that were read. From z of each step follows a logit for every label and for END.
@@ -18,23 +17,15 @@ Letters: B batch, K regions, T steps, X Z N widths of x, z and the LSTM, L class
 The parameters are those of `attention.attend` with L + 1 outputs, and "labels" [L, X], the embeddings.
 """
 
+import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rmam_jax.ops import attention, losses, next_region, spatial_transformer
-from rmam_jax.ops.attention import Attention
-
-Params = Any
-
-
-class Memory(NamedTuple):
-  """What the loss needs to read the true labels off the regions."""
-
-  codes: jax.Array  # [K, B, X]
-  params: Params
+from rmam_jax.ops.attention import Attention, Params
 
 
 def init(key: jax.Array, *, num_classes: int, x_width: int, **options: Any) -> Params:
@@ -53,22 +44,16 @@ def _step(params: Params, carry, x: jax.Array, squash_cell: bool) -> tuple[Any, 
   return carry, h, *attention.read_state(params, h)
 
 
-def _nothing(params: Params, codes: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """The LSTM's first state."""
+def _first_state(params: Params, codes: jax.Array) -> tuple[jax.Array, jax.Array]:
   zeros = jnp.zeros((*codes.shape[:2], len(params["lstm"]["w_h"])), codes.dtype)
   return zeros, zeros
 
 
 def label_sequence(labels: jax.Array, steps: int, order: Sequence[int] = ()) -> tuple[jax.Array, jax.Array]:
-  """The labels of each image in a fixed order, then END.
+  """The labels [B, L] of each image in a fixed order, then END: int [B, T], and which of them count, bool [B, T].
 
-  Args:
-    labels: [B, L] of 0 and 1.
-    steps: T; what does not fit in is left out.
-    order: all classes, the first read first; empty: as they are numbered.
-
-  Returns:
-    int [B, T], and which of them count, bool [B, T]: those after END do not.
+  Those after END do not count; labels that do not fit into T steps are left out. `order` holds all classes, the first to
+  be read first; empty: as they are numbered.
   """
   num_classes = labels.shape[1]
   order = jnp.asarray(order or range(num_classes))
@@ -81,16 +66,9 @@ def label_sequence(labels: jax.Array, steps: int, order: Sequence[int] = ()) -> 
 
 
 def read_given(params: Params, codes: jax.Array, sequence: jax.Array, *, squash_cell: bool = False) -> jax.Array:
-  """Teacher forcing: the logits of every step, given the labels before it.
+  """Teacher forcing: the logits [T, K, B, L + 1] of every step, given the labels before it.
 
-  Args:
-    params: see the module's docstring.
-    codes: [K, B, X].
-    sequence: int [B, T]; END counts for nothing and what follows it neither.
-    squash_cell: see `attention.lstm_step`.
-
-  Returns:
-    [T, K, B, L + 1].
+  Codes are [K, B, X], `sequence` is int [B, T]; what is read after END means nothing.
   """
   before = params["labels"][jnp.minimum(sequence[:, :-1], len(params["labels"]) - 1)].swapaxes(0, 1)  # [T - 1, B, X]
   inputs = jnp.concatenate([codes[None], jnp.broadcast_to(before[:, None], (len(before), *codes.shape))])
@@ -99,7 +77,7 @@ def read_given(params: Params, codes: jax.Array, sequence: jax.Array, *, squash_
     carry, _, _, logits = _step(params, carry, x, squash_cell)
     return carry, logits
 
-  return jax.lax.scan(step, _nothing(params, codes), inputs)[1]
+  return jax.lax.scan(step, _first_state(params, codes), inputs)[1]
 
 
 def sequence_loss(
@@ -107,28 +85,20 @@ def sequence_loss(
 ) -> jax.Array:
   """The cross-entropy of the regions' pooled logits with the true sequence: summed over steps, mean over examples.
 
-  Args:
-    logits: [T, K, B, L + 1].
-    sequence, counts: [B, T]; see `label_sequence`.
-    ignore: bool [B, L]; labels that are neither are left out of the softmax.
-    mask: [B], 1 for real examples and 0 for padding.
+  Logits are [T, K, B, L + 1], sequence and counts those of `label_sequence`; ignored labels [B, L] are left out of the
+  softmax; mask [B] is 1 for real examples.
   """
   pooled = logits.max(axis=1).swapaxes(0, 1)  # [B, T, L + 1]
   kept = jnp.pad(~ignore.astype(bool), ((0, 0), (0, 1)), constant_values=True)
   log_probabilities = jax.nn.log_softmax(pooled, axis=-1, where=kept[:, None])
   entropy = -jnp.take_along_axis(log_probabilities, sequence[..., None], axis=-1)[..., 0]
-  each = jnp.where(counts, entropy, 0).sum(axis=1)
-  return losses.batch_mean(each, mask)
+  return losses.batch_mean(jnp.where(counts, entropy, 0).sum(axis=1), mask)
 
 
 def log_odds(logits: jax.Array) -> jax.Array:
-  """Each label's log-odds against all others and END, were no other region to speak for it.
+  """Each label's log-odds against all others and END, were no other region to speak for it: [K, B, L + 1] -> [K, B, L].
 
-  Args:
-    logits: [K, B, L + 1].
-
-  Returns:
-    [K, B, L]; the maximum over K is the log-odds of the softmax of the logits' maximum over K.
+  Their maximum over K is the log-odds of the softmax of the logits' maximum over K.
   """
   pooled = logits.max(axis=0)
   itself = jnp.eye(pooled.shape[-1], dtype=bool)[:-1]
@@ -137,15 +107,9 @@ def log_odds(logits: jax.Array) -> jax.Array:
 
 
 def read(params: Params, codes: jax.Array, *, steps: int, squash_cell: bool = False) -> jax.Array:
-  """Reads up to `steps` labels off the regions of each image, the likeliest at each step, until END.
+  """Reads up to T labels off the regions of each image, the likeliest at each step, until END.
 
-  Args:
-    params, squash_cell: as in `read_given`.
-    codes: [K, B, X].
-    steps: T >= 1.
-
-  Returns:
-    The scores [K, B, L]: the highest `log_odds` of all steps up to END.
+  Codes [K, B, X] -> the scores [K, B, L]: the highest `log_odds` of all steps up to END.
   """
   num_classes = len(params["labels"])
 
@@ -161,7 +125,7 @@ def read(params: Params, codes: jax.Array, *, steps: int, squash_cell: bool = Fa
 
   batch = codes.shape[1]
   scores = jnp.full((*codes.shape[:2], num_classes), -jnp.inf)
-  state = _nothing(params, codes), codes, scores, jnp.zeros((batch, num_classes + 1), bool), jnp.ones(batch, bool)
+  state = _first_state(params, codes), codes, scores, jnp.zeros((batch, num_classes + 1), bool), jnp.ones(batch, bool)
   return jax.lax.scan(step, state, length=steps)[0][2]
 
 
@@ -171,43 +135,31 @@ def recognize(
   boxes: jax.Array,
   *,
   steps: int,
-  region_size: tuple[int, int] = (7, 7),
-  pool: int = 1,
   squash_cell: bool = False,
   align_corners: bool = True,
+  **sampling: Any,
 ) -> Attention:
-  """Scores of localised regions; h and z are the LSTM's after a region's code alone.
+  """Scores of the proposed regions; other arguments are as in `attention.attend`, the parameters as above.
 
-  Args:
-    params: see the module's docstring.
-    feature_map: [B, H, W, C].
-    boxes: [B, K, 4] of (top, left, bottom, right) as shares of what the map shows.
-    steps: labels that are read at most.
-    region_size, pool, squash_cell, align_corners: as in `attention.attend`.
-
-  Returns:
-    Its memory is a `Memory`.
+  `boxes` [B, K, 4] are (top, left, bottom, right) as shares of what the map shows; `steps` is T >= 1. In the answer, x are
+  the codes, h and z the LSTM's after a region's code alone, and the memory are the parameters, for `make_loss`.
   """
-  thetas = spatial_transformer.boxes_to_thetas(boxes, feature_map.shape[1:3], align_corners=align_corners).swapaxes(
-    0, 1
-  )
-
-  def code(theta):
-    return attention.region_code(params, feature_map, theta, region_size, pool=pool, align_corners=align_corners)
-
+  thetas = spatial_transformer.boxes_to_thetas(boxes, feature_map.shape[1:3], align_corners=align_corners)
+  thetas = thetas.swapaxes(0, 1)
+  code = functools.partial(attention.region_code, params, feature_map, align_corners=align_corners, **sampling)
   codes = jax.lax.map(code, thetas)
-  _, h, z, _ = _step(params, _nothing(params, codes), codes, squash_cell)
+  _, h, z, _ = _step(params, _first_state(params, codes), codes, squash_cell)
   scores = read(params, codes, steps=steps, squash_cell=squash_cell)
-  return Attention(scores, thetas, codes, h, z, Memory(codes, params))
+  return Attention(scores, thetas, codes, h, z, memory=params)
 
 
 def make_loss(*, steps: int, order: Sequence[int] = (), squash_cell: bool = False):
-  """The head's loss (`heads.spec.HeadLoss`): `sequence_loss` by teacher forcing. Arguments as above."""
+  """The head's loss (`heads.spec.HeadLoss`) of what `recognize` returns: `sequence_loss` by teacher forcing."""
 
-  def head_loss(attention, labels, ignore, mask):
+  def loss(found: Attention, labels, ignore, mask):
     sequence, counts = label_sequence(jnp.where(ignore, 0, labels), steps, order)
-    logits = read_given(attention.memory.params, attention.memory.codes, sequence, squash_cell=squash_cell)
-    loss = sequence_loss(logits, sequence, counts, ignore=ignore, mask=mask)
-    return loss, {"sequence": loss}
+    logits = read_given(found.memory, found.x, sequence, squash_cell=squash_cell)
+    value = sequence_loss(logits, sequence, counts, ignore=ignore, mask=mask)
+    return value, {"sequence": value}
 
-  return head_loss
+  return loss

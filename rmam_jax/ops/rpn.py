@@ -1,14 +1,14 @@
 """A fully convolutional region proposal network, as DenseCap's (Johnson, Karpathy and Fei-Fei, CVPR 2016, Sec. 3.2).
 
-At each cell of a feature map lie k anchors of different sizes. For each the layer gives a confidence that an object is
-there and four offsets (t_x, t_y, t_w, t_h) that make the anchor (x_a, y_a, w_a, h_a) a region:
+At each cell of a feature map lie k anchor boxes of different sizes. For each the layer gives a confidence that an object
+is there and four offsets (t_x, t_y, t_w, t_h) that make the anchor box (x_a, y_a, w_a, h_a) a region:
 
     x = x_a + t_x w_a    y = y_a + t_y h_a    w = w_a e^{t_w}    h = h_a e^{t_h}
 
 with (x, y) the centre. It learns from boxes, whatever is in them. RLSD takes its regions from such a layer.
 
-Boxes are (top, left, bottom, right) as shares of what the map shows. Letters: B batch, H W cells of the map, k anchors
-a cell, N = H W k anchors, n boxes of an image, K regions.
+Boxes are (top, left, bottom, right) as shares of what the map shows. Letters: H W cells of the map, k anchor boxes a
+cell, N = H W k anchor boxes, n boxes of an image, K regions. All functions see one image.
 """
 
 from collections.abc import Sequence
@@ -22,15 +22,10 @@ from rmam_jax.ops.boxes import box_area, box_iou, suppress
 
 
 def anchor_boxes(cells: tuple[int, int], sizes: Sequence[tuple[float, float]], stride: int) -> np.ndarray:
-  """The anchors around the centre of every cell, in the order of rows, columns and sizes.
+  """The anchor boxes around the centre of every cell, by rows, columns and sizes: float32 [N, 4].
 
-  Args:
-    cells: (H, W) of the map.
-    sizes: k of (width, height) in pixels of the image.
-    stride: pixels between neighbouring cells.
-
-  Returns:
-    float32 [N, 4]; some reach beyond the image.
+  `cells` is (H, W) of the map, `sizes` are k of (width, height) in pixels of the image, `stride` is the pixels between
+  neighbouring cells. Some boxes reach beyond the image.
   """
   height, width = cells
   y, x = np.mgrid[:height, :width].reshape(2, -1, 1) + 0.5
@@ -45,31 +40,24 @@ def _centre_and_size(boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def apply_offsets(anchors: jax.Array, offsets: jax.Array) -> jax.Array:
-  """Anchors [..., 4] and offsets (t_x, t_y, t_w, t_h) [..., 4] -> regions [..., 4]."""
+  """Anchor boxes [..., 4] and offsets (t_x, t_y, t_w, t_h) [..., 4] -> regions [..., 4]."""
   centre, size = _centre_and_size(anchors)
   centre, half = centre + offsets[..., :2] * size, size * jnp.exp(offsets[..., 2:]) / 2
   return jnp.concatenate([(centre - half)[..., ::-1], (centre + half)[..., ::-1]], axis=-1)
 
 
 def find_offsets(anchors: jax.Array, boxes: jax.Array) -> jax.Array:
-  """The offsets that make anchors [..., 4] boxes [..., 4] of positive area: the inverse of `apply_offsets`."""
+  """The offsets that make anchor boxes [..., 4] boxes [..., 4] of positive area: the inverse of `apply_offsets`."""
   (centre, size), (wanted_centre, wanted_size) = _centre_and_size(anchors), _centre_and_size(boxes)
   return jnp.concatenate([(wanted_centre - centre) / size, jnp.log(wanted_size / size)], axis=-1)
 
 
-def match(
-  anchors: jax.Array, boxes: jax.Array, *, positive: float = 0.7, negative: float = 0.3
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Which anchors of one image stand for an object and which for none; those between are for neither.
+def match(anchors: jax.Array, boxes: jax.Array, *, positive: float = 0.7, negative: float = 0.3):
+  """Which anchor boxes stand for an object, bool [N], and which for none, bool [N]; the others are not learned from.
 
-  Args:
-    anchors: [N, 4].
-    boxes: [n, 4]; those of no area are padding.
-    positive: an anchor with a higher IoU with some box stands for it, and so does the best anchor of each box.
-    negative: an anchor with a lower IoU with all of them stands for none.
-
-  Returns:
-    bool [N], bool [N], and the box that each positive anchor stands for, int [N].
+  One whose IoU with some of the boxes [n, 4] is above `positive` stands for it, and so does the best one of each box; one
+  whose IoU with all of them is below `negative` stands for none. Boxes of no area are padding. Returns, too, the box that
+  each positive one stands for, int [N].
   """
   present = box_area(boxes) > 0
   iou = jnp.where(present, box_iou(anchors, boxes), 0)
@@ -88,15 +76,9 @@ def _first(eligible: jax.Array, order: jax.Array, count: jax.Array | int) -> jax
 
 
 def sample(noise: jax.Array, positive: jax.Array, negative: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-  """Draws the anchors that one image is learned from: at most half of them positive, the rest negative.
+  """Draws `count` anchor boxes to learn from, if there are so many: at most half of them positive, the rest negative.
 
-  Args:
-    noise: [N], uniform: the draw.
-    positive, negative: bool [N].
-    count: how many, if there are so many.
-
-  Returns:
-    Those of each kind, bool [N].
+  The draw is by uniform noise [N]; returns those of each kind, bool [N].
   """
   drawn = _first(positive, noise, count // 2)
   return drawn, _first(negative, noise, count - drawn.sum())
@@ -113,16 +95,13 @@ def layer_loss(
   negative: float = 0.3,
   samples: int = 256,
 ) -> tuple[jax.Array, jax.Array]:
-  """What the layer gets wrong on one image, by the anchors drawn for it.
+  """What the layer gets wrong, by the anchor boxes drawn for the image.
 
   Args:
     scores: [N, 2], of nothing and of an object.
-    offsets: [N, 4].
-    anchors: [N, 4].
-    boxes: [n, 4], within the image; those of no area are padding.
-    noise: [N], uniform; see `sample`.
-    positive, negative: see `match`.
-    samples: see `sample`.
+    offsets, anchors: [N, 4].
+    boxes, positive, negative: as in `match`; the boxes are within the image.
+    noise, samples: as in `sample`.
 
   Returns:
     The mean cross-entropy of the confidence, and the mean over the positive ones of the smooth L1 distance of the
@@ -132,7 +111,7 @@ def layer_loss(
   positives, negatives = sample(noise, positives, negatives, samples)
   drawn = positives | negatives
   entropy = optax.softmax_cross_entropy_with_integer_labels(scores, positives.astype(int))
-  # A box of area for every anchor, or its logarithm would be infinite and the gradient of what is left out nan.
+  # A box of area for every anchor box, or its logarithm would be infinite and the gradient of what is left out nan.
   wanted = find_offsets(anchors, jnp.where(positives[:, None], boxes[stands_for], anchors))
   distance = optax.huber_loss(offsets, wanted).sum(axis=1)
   confidence = (entropy * drawn).sum() / jnp.maximum(drawn.sum(), 1)
@@ -142,14 +121,9 @@ def layer_loss(
 def propose(
   scores: jax.Array, offsets: jax.Array, anchors: jax.Array, *, count: int, overlap: float
 ) -> tuple[jax.Array, jax.Array]:
-  """The surest regions of one image that differ, within the image.
+  """The surest regions that differ [K, 4], within the image, and their confidence [K], as log-odds; see `suppress`.
 
-  Args:
-    scores, offsets, anchors: [N, 2], [N, 4] and [N, 4], as in `layer_loss`.
-    count, overlap: see `suppress`.
-
-  Returns:
-    [K, 4] and their confidence [K], as log-odds; see `suppress`.
+  Scores, offsets and anchors are as in `layer_loss`; count K and overlap as in `suppress`.
   """
   boxes = jnp.clip(apply_offsets(anchors, offsets), 0, 1)
   confidence = jnp.where(box_area(boxes) > 0, scores[:, 1] - scores[:, 0], -jnp.inf)

@@ -23,14 +23,14 @@ WHOLE_IMAGE = (1.0, 1.0, 0.0, 0.0)  # M_0 of Eq. 3
 
 
 def _axis_points(length: int, align_corners: bool, dtype) -> jax.Array:
-  """The normalised positions of `length` samples along one axis: [length] in [-1, 1]."""
+  """The normalised positions [length] of samples along one axis, in [-1, 1]."""
   if align_corners:
     return jnp.linspace(-1, 1, length, dtype=dtype) if length > 1 else jnp.zeros(1, dtype)
   return (2 * jnp.arange(length, dtype=dtype) + 1) / length - 1
 
 
 def to_cells(coordinate: jax.Array, length: int, *, align_corners: bool = True) -> jax.Array:
-  """Normalised coordinate to cell index: -1..1 to 0..length-1 (aligned) or -0.5..length-0.5 (not aligned)."""
+  """Normalised coordinate to cell index: -1..1 to 0..length-1 if aligned, else to -0.5..length-0.5."""
   if align_corners:
     return (coordinate + 1) * (0.5 * (length - 1))
   return ((coordinate + 1) * length - 1) * 0.5
@@ -44,56 +44,44 @@ def from_cells(cell: jax.Array, length: int, *, align_corners: bool = True) -> j
 
 
 def boxes_to_thetas(boxes: jax.Array, cells: tuple[int, int], *, align_corners: bool = True) -> jax.Array:
-  """The regions that sample from edge to edge of boxes.
+  """The thetas [..., 4] of the regions that sample from edge to edge of boxes [..., 4].
 
-  Args:
-    boxes: [..., 4] of (top, left, bottom, right) as shares of what the map shows.
-    cells: (H, W) of the map.
-    align_corners: the grid's convention.
-
-  Returns:
-    theta [..., 4].
+  Boxes are (top, left, bottom, right) as shares of what the map shows; `cells` is (H, W) of the map.
   """
-  lengths = jnp.asarray([*cells, *cells], boxes.dtype)
+  lengths = (*cells, *cells)
+  edges = boxes * jnp.asarray(lengths, boxes.dtype) - 0.5  # in cells
   top, left, bottom, right = (
-    from_cells(edge, length, align_corners=align_corners)
-    for edge, length in zip(jnp.moveaxis(boxes * lengths - 0.5, -1, 0), (*cells, *cells), strict=True)
+    from_cells(edges[..., side], length, align_corners=align_corners) for side, length in enumerate(lengths)
   )
   return jnp.stack([(right - left) / 2, (bottom - top) / 2, (right + left) / 2, (bottom + top) / 2], axis=-1)
 
 
 def map_to_pixels(points: jax.Array, cells: int, stride: int, *, align_corners: bool = True) -> jax.Array:
-  """Places on a feature map -> places on the image it came from.
+  """Normalised coordinates along an axis of `cells` cells -> pixels of the image that the feature map came from.
 
-  A cell stands for a square of stride x stride pixels, and its centre for the square's.
-
-  Args:
-    points: any shape, normalised coordinates along axes of `cells` cells.
-    cells: side of the feature map.
-    stride: pixels in a cell.
-    align_corners: the grid's convention.
-
-  Returns:
-    Pixels from the image's edge: 0 is the outer edge of the first pixel, cells * stride that of the last.
+  A cell stands for a square of `stride` x `stride` pixels, and its centre for the square's. Pixels count from the image's
+  edge: 0 is the outer edge of the first pixel, cells * stride that of the last.
   """
   return (to_cells(points, cells, align_corners=align_corners) + 0.5) * stride
 
 
-def _coordinate_dtype(array: jax.Array):
+def wide_dtype(array: jax.Array):
+  """The array's type, but float32 at least."""
   return jnp.promote_types(array.dtype, jnp.float32)
 
 
-def _check(name: str, array: jax.Array, rank: int, last: int | None) -> None:
-  if array.ndim < rank or (last is not None and array.shape[-1] != last):
-    wanted = ", ".join(["..."] + ["?"] * (rank - 1) + [str(last or "?")])
-    raise ValueError(f"{name} must have shape [{wanted}], got {list(array.shape)}")
+def _check(array: jax.Array, name: str, shape: str) -> None:
+  """Raises ValueError unless the array's last dimensions are as in "..., h, w, 2", letters being any numbers."""
+  wanted = shape.split(", ")[1:]
+  if array.ndim < len(wanted) or (wanted[-1].isdigit() and array.shape[-1] != int(wanted[-1])):
+    raise ValueError(f"{name} must have shape [{shape}], got {list(array.shape)}")
 
 
-def _check_with_map(feature_map: jax.Array, name: str, array: jax.Array, rank: int, last: int) -> None:
-  """Checks a map [..., H, W, C] and an array of `rank` last dimensions that belongs to it."""
-  _check("feature_map", feature_map, 3, None)
-  _check(name, array, rank, last)
-  if feature_map.shape[:-3] != array.shape[:-rank]:
+def _check_with_map(feature_map: jax.Array, array: jax.Array, name: str, shape: str) -> None:
+  """Raises ValueError unless a map and an array of this shape belong together."""
+  _check(feature_map, "feature_map", "..., H, W, C")
+  _check(array, name, shape)
+  if feature_map.shape[:-3] != array.shape[: -shape.count(",")]:
     raise ValueError(
       f"feature_map {list(feature_map.shape)} and {name} {list(array.shape)} differ in their leading dimensions"
     )
@@ -111,8 +99,8 @@ def affine_grid(theta: jax.Array, size: tuple[int, int], *, align_corners: bool 
     [..., h, w, 2] of (x, y); inside the map where both are in [-1, 1].
   """
   theta = jnp.asarray(theta)
-  _check("theta", theta, 1, 4)
-  theta = theta.astype(_coordinate_dtype(theta))
+  _check(theta, "theta", "..., 4")
+  theta = theta.astype(wide_dtype(theta))
   h, w = size
   s_x, s_y, t_x, t_y = jnp.moveaxis(theta[..., None, None], -3, 0)
   x = s_x * _axis_points(w, align_corners, theta.dtype) + t_x
@@ -135,57 +123,17 @@ def grid_sample(feature_map: jax.Array, grid: jax.Array, *, align_corners: bool 
     [..., h, w, C] in the map's type.
   """
   feature_map, grid = jnp.asarray(feature_map), jnp.asarray(grid)
-  _check_with_map(feature_map, "grid", grid, 3, 2)
-  dtype = jnp.promote_types(_coordinate_dtype(feature_map), _coordinate_dtype(grid))
-  *_, height, width, channels = feature_map.shape
-
-  def sample_one(map_HWC, grid_hw2):
-    x = to_cells(grid_hw2[..., 0], width, align_corners=align_corners)
-    y = to_cells(grid_hw2[..., 1], height, align_corners=align_corners)
-    x_0, y_0 = jnp.floor(x), jnp.floor(y)
-    cells = map_HWC.reshape(-1, channels)
-    total = jnp.zeros((*grid_hw2.shape[:-1], channels), dtype)
-    for row, weight_y in ((y_0, 1 - (y - y_0)), (y_0 + 1, y - y_0)):
-      for column, weight_x in ((x_0, 1 - (x - x_0)), (x_0 + 1, x - x_0)):
-        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        index = jnp.where(inside, row * width + column, 0).astype(jnp.int32)
-        weight = jnp.where(inside, weight_y * weight_x, 0)
-        total += weight[..., None] * cells[index]
-    return total.astype(map_HWC.dtype)
-
-  lead = feature_map.shape[:-3]
-  sampled = jax.vmap(sample_one)(
-    feature_map.reshape(-1, height, width, channels), grid.astype(dtype).reshape(-1, *grid.shape[-3:])
-  )
+  _check_with_map(feature_map, grid, "grid", "..., h, w, 2")
+  grid = grid.astype(jnp.promote_types(wide_dtype(feature_map), grid.dtype))
+  *lead, height, width, channels = feature_map.shape
+  x = to_cells(grid[..., 0], width, align_corners=align_corners).reshape(-1, *grid.shape[-3:-1])
+  y = to_cells(grid[..., 1], height, align_corners=align_corners).reshape(x.shape)
+  sampled = jax.vmap(_gather)(feature_map.reshape(-1, height, width, channels), y, x)
   return sampled.reshape(*lead, *sampled.shape[1:])
 
 
-def _hat(position: jax.Array, length: int) -> jax.Array:
-  """Bilinear weights [..., n, length] of `length` cells at cell positions [..., n]: the hat function around each.
-
-  Written in two halves so that its derivative at a cell's centre is one-sided, as that of `grid_sample` is.
-  """
-  distance = position[..., None] - jnp.arange(length, dtype=position.dtype)
-  rising = (distance >= -1) & (distance < 0)
-  falling = (distance >= 0) & (distance < 1)
-  return jnp.where(falling, 1 - distance, 0) + jnp.where(rising, 1 + distance, 0)
-
-
-def _by_products(map_BHWC: jax.Array, y_Bh: jax.Array, x_Bw: jax.Array) -> jax.Array:
-  """f = A_y F A_x^T: two small matrix products, whose gradients are matrix products again.
-
-  With bfloat16 features the weights are rounded too: an error of some 0.6 % where gathering has 0.15 %.
-  """
-  rows, columns = (
-    _hat(position, length).astype(map_BHWC.dtype)
-    for position, length in zip((y_Bh, x_Bw), map_BHWC.shape[1:3], strict=True)
-  )
-  highest = jax.lax.Precision.HIGHEST
-  return jnp.einsum("BhH,BHWC,BwW->BhwC", rows, map_BHWC, columns, precision=highest)
-
-
 def _neighbours(position: jax.Array, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Of cell positions [n]: the two cells around each, their weights, and 1 where they are cells of the map; [2, n] each."""
+  """Around cell positions [...]: the two cells, their weights, and 1 where they are cells of the map; [2, ...] each."""
   below = jnp.floor(position)
   cells = jnp.stack([below, below + 1])
   inside = (cells >= 0) & (cells < length)
@@ -196,64 +144,76 @@ def _neighbours(position: jax.Array, length: int) -> tuple[jax.Array, jax.Array,
 _CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
 
 
-@jax.vmap
-def _by_gather(map_HWC: jax.Array, y_h: jax.Array, x_w: jax.Array) -> jax.Array:
-  """The weighted sum of the four cells around each sample."""
-  rows, weights_y, _ = _neighbours(y_h, map_HWC.shape[0])
-  columns, weights_x, _ = _neighbours(x_w, map_HWC.shape[1])
+def _gather(map_HWC: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
+  """Sums the four cells around each sample by their weights: at cell positions y and x [h, w], or [h, 1] and [1, w]."""
+  rows, weights_y, _ = _neighbours(y, map_HWC.shape[0])
+  columns, weights_x, _ = _neighbours(x, map_HWC.shape[1])
   total = 0
   for a, b in _CORNERS:
-    cells = map_HWC.at[rows[a][:, None], columns[b]].get(mode="promise_in_bounds")
-    total += (weights_y[a][:, None] * weights_x[b])[..., None] * cells
+    cells = map_HWC.at[rows[a], columns[b]].get(mode="promise_in_bounds")
+    total += (weights_y[a] * weights_x[b])[..., None] * cells
   return total.astype(map_HWC.dtype)
 
 
+def _hat(position: jax.Array, length: int) -> jax.Array:
+  """Bilinear weights [..., n, length] of `length` cells at cell positions [..., n]: the hat function around each.
+
+  Written in two halves so that its derivative at a cell's centre is one-sided, as that of `grid_sample` is.
+  """
+  distance = position[..., None] - jnp.arange(length, dtype=position.dtype)
+  falling = jnp.where((distance >= 0) & (distance < 1), 1 - distance, 0)
+  return falling + jnp.where((distance >= -1) & (distance < 0), 1 + distance, 0)
+
+
+def _by_products(map_BHWC: jax.Array, y_Bh1: jax.Array, x_B1w: jax.Array) -> jax.Array:
+  """f = A_y F A_x^T: two small matrix products, whose gradients are matrix products again.
+
+  With bfloat16 features the weights are rounded too: an error of some 0.6 % where gathering has 0.15 %.
+  """
+  rows = _hat(y_Bh1[:, :, 0], map_BHWC.shape[1]).astype(map_BHWC.dtype)
+  columns = _hat(x_B1w[:, 0], map_BHWC.shape[2]).astype(map_BHWC.dtype)
+  return jnp.einsum("BhH,BHWC,BwW->BhwC", rows, map_BHWC, columns, precision=jax.lax.Precision.HIGHEST)
+
+
+def _by_products_gradients(map_BHWC, y_Bh1, x_B1w, gradient_BhwC):
+  return jax.vjp(_by_products, map_BHWC, y_Bh1, x_B1w)[1](gradient_BhwC)
+
+
 @jax.vmap
-def _by_gather_gradients(
-  map_HWC: jax.Array, y_h: jax.Array, x_w: jax.Array, gradient_hwC: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The gradients of `_by_gather`: one buffer for the map, added to in place, where autodiff would make four."""
-  rows, weights_y, inside_y = _neighbours(y_h, map_HWC.shape[0])
-  columns, weights_x, inside_x = _neighbours(x_w, map_HWC.shape[1])
+def _gather_gradients(map_HWC, y_h1, x_1w, gradient_hwC):
+  """The gradients of `_gather`: one buffer for the map, added to in place, where autodiff would make four."""
+  rows, weights_y, inside_y = _neighbours(y_h1, map_HWC.shape[0])
+  columns, weights_x, inside_x = _neighbours(x_1w, map_HWC.shape[1])
   gradient_hwC = gradient_hwC.astype(jnp.promote_types(map_HWC.dtype, weights_y.dtype))
   to_map = jnp.zeros_like(map_HWC, gradient_hwC.dtype)
   to_weight = {}  # [h, w] for each corner
   for a, b in _CORNERS:
-    place = rows[a][:, None], columns[b]
-    weighted = (weights_y[a][:, None] * weights_x[b])[..., None] * gradient_hwC
-    to_map = to_map.at[place].add(weighted, mode="promise_in_bounds")
-    cells = map_HWC.at[place].get(mode="promise_in_bounds")
-    to_weight[a, b] = (gradient_hwC * cells).sum(axis=-1) * inside_y[a][:, None] * inside_x[b]
-  to_y = sum(weights_x[b] * (to_weight[1, b] - to_weight[0, b]) for b in (0, 1)).sum(axis=1)
-  to_x = sum(weights_y[a][:, None] * (to_weight[a, 1] - to_weight[a, 0]) for a in (0, 1)).sum(axis=0)
-  return to_map.astype(map_HWC.dtype), to_y.astype(y_h.dtype), to_x.astype(x_w.dtype)
-
-
-def _by_products_gradients(map_BHWC, y_Bh, x_Bw, gradient_BhwC):
-  return jax.vjp(_by_products, map_BHWC, y_Bh, x_Bw)[1](gradient_BhwC)
+    weighted = (weights_y[a] * weights_x[b])[..., None] * gradient_hwC
+    to_map = to_map.at[rows[a], columns[b]].add(weighted, mode="promise_in_bounds")
+    cells = map_HWC.at[rows[a], columns[b]].get(mode="promise_in_bounds")
+    to_weight[a, b] = (gradient_hwC * cells).sum(axis=-1) * inside_y[a] * inside_x[b]
+  to_y = sum(weights_x[b] * (to_weight[1, b] - to_weight[0, b]) for b in (0, 1)).sum(axis=1, keepdims=True)
+  to_x = sum(weights_y[a] * (to_weight[a, 1] - to_weight[a, 0]) for a in (0, 1)).sum(axis=0, keepdims=True)
+  return to_map.astype(map_HWC.dtype), to_y.astype(y_h1.dtype), to_x.astype(x_1w.dtype)
 
 
 @jax.custom_vjp
 @jax.jit
-def _sample_rectangle(map_BHWC: jax.Array, y_Bh: jax.Array, x_Bw: jax.Array) -> jax.Array:
+def _sample_rectangle(map_BHWC: jax.Array, y_Bh1: jax.Array, x_B1w: jax.Array) -> jax.Array:
   """Bilinear samples [B, h, w, C] at all pairs of the cell positions y and x, in the form that suits the platform.
 
   Both forms are exact. On a CPU the gather takes the least work (`python -m benchmarks.sampler`); elsewhere matrix
   products, which no scatter slows down, are the choice until they have been measured there.
   """
-  return jax.lax.platform_dependent(map_BHWC, y_Bh, x_Bw, cpu=_by_gather, default=_by_products)
-
-
-def _sample_rectangle_forward(map_BHWC, y_Bh, x_Bw):
-  return _sample_rectangle(map_BHWC, y_Bh, x_Bw), (map_BHWC, y_Bh, x_Bw)
+  return jax.lax.platform_dependent(map_BHWC, y_Bh1, x_B1w, cpu=jax.vmap(_gather), default=_by_products)
 
 
 @jax.jit
 def _sample_rectangle_backward(inputs, gradient):
-  return jax.lax.platform_dependent(*inputs, gradient, cpu=_by_gather_gradients, default=_by_products_gradients)
+  return jax.lax.platform_dependent(*inputs, gradient, cpu=_gather_gradients, default=_by_products_gradients)
 
 
-_sample_rectangle.defvjp(_sample_rectangle_forward, _sample_rectangle_backward)
+_sample_rectangle.defvjp(lambda *inputs: (_sample_rectangle(*inputs), inputs), _sample_rectangle_backward)
 
 
 def spatial_transform(
@@ -274,9 +234,9 @@ def spatial_transform(
     [..., h, w, C] in the map's type; differentiable in the map and in theta.
   """
   feature_map, theta = jnp.asarray(feature_map), jnp.asarray(theta)
-  _check_with_map(feature_map, "theta", theta, 1, 4)
+  _check_with_map(feature_map, theta, "theta", "..., 4")
   *lead, height, width, channels = feature_map.shape
-  theta = theta.astype(_coordinate_dtype(theta)).reshape(-1, 4)
+  theta = theta.astype(wide_dtype(theta)).reshape(-1, 4)
   s_x, s_y, t_x, t_y = jnp.moveaxis(theta[..., None], -2, 0)
 
   def positions(scale, offset, cells, samples):
@@ -284,7 +244,7 @@ def spatial_transform(
     return to_cells(points, cells, align_corners=align_corners)
 
   y, x = positions(s_y, t_y, height, size[0]), positions(s_x, t_x, width, size[1])
-  sampled = _sample_rectangle(feature_map.reshape(-1, height, width, channels), y, x)
+  sampled = _sample_rectangle(feature_map.reshape(-1, height, width, channels), y[:, :, None], x[:, None])
   return sampled.reshape(*lead, *sampled.shape[1:])
 
 
@@ -303,10 +263,10 @@ def anchor_points(num_regions: int) -> np.ndarray:
   if num_regions < 1:
     raise ValueError(f"num_regions must be at least 1, got {num_regions}")
   count = num_regions - 1
-  # Angles as multiples of pi / (4 * count), in (-pi, pi], so that the order is exact.
+  # Angles as whole multiples of pi / (4 * count), in (-pi, pi], so that the order is exact.
   turns = [(count + 8 * j) % (8 * count) for j in range(count)]
   turns = [turn - 8 * count if turn > 4 * count else turn for turn in turns]
   turns.sort(key=lambda turn: (abs(turn), -turn))
-  angles = np.array([turn * math.pi / (4 * count) for turn in turns]).reshape(-1, 1)
-  points = math.sqrt(0.5) * np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+  angles = np.array([turn * math.pi / (4 * count) for turn in turns])
+  points = math.sqrt(0.5) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
   return np.round(points, 12).astype(np.float32)

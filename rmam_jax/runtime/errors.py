@@ -1,11 +1,24 @@
 """The one kind of error that commands show as a sentence."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
   """What a user can mend: names the file, record or field and says what to do. All other errors keep their traceback."""
+
+
+@contextlib.contextmanager
+def os_errors(what: str, remedy: str = "") -> Iterator[None]:
+  """Within, an OSError becomes a `UserError`: what cannot be done, why, and what to do about it."""
+  try:
+    yield
+  except OSError as error:
+    reason = error.strerror or error
+    if error.filename and str(error.filename) not in what:
+      reason = f"{reason} ({error.filename})"
+    raise UserError(f"{what}: {reason}" + (f". {remedy}" if remedy else "")) from error
 
 
 def check_name(what: str, name: str, known: Iterable[str]) -> None:

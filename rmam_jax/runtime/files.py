@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from rmam_jax.runtime.errors import UserError
+from rmam_jax.runtime.errors import UserError, os_errors
 
-GO_ON = "What is there stays: free or open the folder and run the same command again."
+GO_ON = "Nothing that was there is lost: free or open the folder and run the same command again."
 
 
 def cache_folder() -> pathlib.Path:
@@ -25,15 +25,12 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """A draft beside `path` to write into; at the end it takes its place, so that no reader ever sees half of it.
 
   Raises:
-    UserError: it cannot be written; names the file.
+    UserError: it cannot be written; names the file, which a full disk's error does not.
   """
   draft = path.with_name(path.name + ".draft")
-  try:
+  with os_errors(f"cannot write {path}", GO_ON):
     yield draft
     draft.replace(path)
-  except OSError as error:  # a full disk's names no file
-    draft.unlink(missing_ok=True)
-    raise UserError(f"cannot write {path}: {error.strerror or error}. {GO_ON}") from error
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -48,15 +45,12 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """A JSON file's value.
-
-  Raises:
-    UserError: it is no JSON, or cannot be read; names the file.
-  """
+  """A JSON file's value; raises UserError, which names the file, where it is none or cannot be read."""
   try:
-    return json.loads(path.read_text())
-  except OSError as error:
-    raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    with os_errors(f"cannot read {path}"):
+      return json.loads(path.read_text())
+  except UserError:
+    raise
   except ValueError as error:
     raise UserError(f"{path} is not JSON ({error})") from error
 
@@ -68,16 +62,7 @@ def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray], *, compresse
 
 
 def read_npz(path: pathlib.Path, remedy: str) -> dict[str, np.ndarray]:
-  """The arrays of an .npz; no pickle is read.
-
-  Args:
-    path: of the file.
-    remedy: what to do where it is damaged.
-
-  Raises:
-    UserError: it is damaged; names the file.
-    FileNotFoundError: it is not there.
-  """
+  """The arrays of an .npz; no pickle is read. Raises UserError, with the remedy, where the file is damaged."""
   try:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
       return dict(stored)

@@ -4,6 +4,7 @@ Orbax commits a checkpoint by renaming it, so that there is no half of one, but 
 bit is restored in silence and another type cast. So each holds the digests of its leaves, which are compared.
 """
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -11,12 +12,16 @@ import shutil
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
+from rmam_jax.recognizer import Recognizer
 from rmam_jax.runtime import files
+from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError
-from rmam_jax.training.step import Params, TrainState
+from rmam_jax.training import stages
+from rmam_jax.training.step import Params, TrainState, init_params
 from rmam_jax.weights import tensors
 
 KEPT = {"last": 2, "best": 1}  # steps of each kind
@@ -33,12 +38,7 @@ class StageCheckpoints:
   """
 
   def __init__(self, folder: pathlib.Path, *, writing: bool = False):
-    """Opens or makes them.
-
-    Args:
-      folder: of the stage.
-      writing: whether this is the process that saves: it removes what a killed one left half written.
-    """
+    """Opens or makes them; the one who writes removes what a killed process left half written."""
     self._managers = {}
     for name, kept in KEPT.items():
       options = ocp.CheckpointManagerOptions(
@@ -67,15 +67,10 @@ class StageCheckpoints:
       ) from error
 
   def _restore_step(self, name: str, step: int, like: Any) -> tuple[Any, dict]:
-    """A step, compared with its digests.
-
-    Raises:
-      Damaged: names the item or the leaf.
-      UserError: it is of another model than `like`; names the leaf.
-    """
+    """A step, compared with its digests; raises Damaged, or UserError where it is of another model than `like`."""
     manager = self._managers[name]
     folder = manager.directory / str(step)
-    progress, digests = self._read_json(name, step, "progress"), self._read_json(name, step, "digests")
+    progress, digests = (self._read_json(name, step, item) for item in ("progress", "digests"))
     if not isinstance(digests, dict) or digests.get("whole") != _digest_json([digests.get("arrays"), progress]):
       raise Damaged(f"{folder} is damaged: progress does not have its digest")
     described, wanted = digests["arrays"], {name: _kind(leaf) for name, leaf in tensors.flatten(like).items()}
@@ -113,10 +108,7 @@ class StageCheckpoints:
   def restore_last(self, like: TrainState) -> tuple[TrainState, dict] | None:
     """The last state, placed and sharded as `like` (arrays or shapes with shardings), or None.
 
-    If the last one is damaged, that is said and the one before it taken.
-
-    Raises:
-      UserError: all are damaged, or the last is of another model.
+    If it is damaged, that is said and the one before it taken; UserError if all are, or it is of another model.
     """
     steps = sorted(self._managers["last"].all_steps(), reverse=True)
     for step in steps:
@@ -131,11 +123,7 @@ class StageCheckpoints:
     return None
 
   def restore_best(self, like: Params) -> tuple[Params, dict] | None:
-    """The best epoch's parameters, placed and sharded as `like`, or None.
-
-    Raises:
-      UserError: they are damaged or of another model.
-    """
+    """The best epoch's parameters, placed and sharded as `like`, or None; UserError if damaged or of another model."""
     step = self.best_step()
     try:
       return None if step is None else self._restore_step("best", step, like)
@@ -164,24 +152,61 @@ class StageCheckpoints:
       manager.close()
 
 
-def take_over(stage: str, source: pathlib.Path, folder: pathlib.Path) -> None:
-  """Begins a workdir with a stage of another that has finished it: its checkpoints, and its lines of the metrics.
+def _saved(folder: pathlib.Path, stage: str) -> contextlib.closing[StageCheckpoints]:
+  return contextlib.closing(StageCheckpoints(folder / "checkpoints" / stage))
 
-  Args:
-    stage: its name; nothing happens if the source has not trained it, or the workdir has begun it.
-    source, folder: the workdirs; the second is made.
+
+def best_epochs(folder: pathlib.Path) -> dict[str, int]:
+  """The best epoch of each training of a workdir that has one, by its name."""
+  found = {}
+  for name in (stages.RPN, *stages.NAMES):
+    if (folder / "checkpoints" / name).is_dir():
+      with _saved(folder, name) as saved:
+        if progress := saved.best_progress():
+          found[name] = progress["best_epoch"]
+  return found
+
+
+def best_digest(folder: pathlib.Path) -> str | None:
+  """A digest of all that was saved at stage two's best epoch, or None."""
+  with _saved(folder, "stage_two") as saved:
+    return saved.best_digest()
+
+
+def load_best(
+  config: ml_collections.ConfigDict, folder: pathlib.Path, num_classes: int, mesh: jax.sharding.Mesh
+) -> tuple[Recognizer, Params, dict]:
+  """Stage two's recognizer, the parameters of its best epoch, and what the host knew then.
+
+  Raises:
+    UserError: stage two has not finished an epoch there; or the checkpoint is damaged, or of another model.
+  """
+  model = stages.build_model(config, "stage_two", num_classes)
+  like = jax.eval_shape(lambda key: init_params(model, key, config.data.crop_size), jax.random.key(0))
+  with _saved(folder, "stage_two") as saved:
+    restored = saved.restore_best(abstract(like, mesh_lib.replicated(mesh)))
+  if restored is None:
+    raise UserError(f"{folder} holds no checkpoint of stage two: run train.py --workdir={folder} to its end")
+  return model, *restored
+
+
+def take_over(stage: str, source: pathlib.Path, folder: pathlib.Path) -> None:
+  """Begins a workdir with a stage that another has finished: its checkpoints, and its lines of the metrics.
+
+  Nothing happens if the source has not trained the stage, or the workdir has begun it.
   """
   place = folder / "checkpoints" / stage
   if place.exists() or not (source / "checkpoints" / stage).is_dir():
     return
-  draft = folder / "draft"
+  draft, log = folder / "draft", folder / "metrics.jsonl"
   shutil.rmtree(draft, ignore_errors=True)
   shutil.copytree(source / "checkpoints" / stage, draft)
-  log = folder / "metrics.jsonl"
-  lines = log.read_text().splitlines(keepends=True) if log.exists() else []
-  lines = [line for line in lines if json.loads(line)["stage"] != stage]
-  theirs = (source / "metrics.jsonl").read_text().splitlines(keepends=True)
-  files.write_text(log, "".join(lines + [line for line in theirs if json.loads(line)["stage"] == stage]))
+
+  def lines(path: pathlib.Path, wanted: bool) -> list[str]:
+    every = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line for line in every if (json.loads(line)["stage"] == stage) == wanted]
+
+  files.write_text(log, "".join(lines(log, False) + lines(source / "metrics.jsonl", True)))
   place.parent.mkdir(exist_ok=True)
   draft.rename(place)
 

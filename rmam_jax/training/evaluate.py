@@ -22,7 +22,7 @@ from rmam_jax.evaluation import views as views_lib
 from rmam_jax.runtime import files, processes
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError, check_name
-from rmam_jax.training import best_checkpoint, stages, workdir
+from rmam_jax.training import checkpoints, stages, workdir
 from rmam_jax.training import rpn as rpn_training
 from rmam_jax.visual import panels
 
@@ -91,7 +91,7 @@ def evaluate(
     raise UserError(f"evaluation.batch_size {section.batch_size} must be a multiple of the {mesh.size} devices")
   test = open_split(data, data.test or data.validation)
   names = test.class_names
-  model, params, progress = best_checkpoint.load(config, folder, len(names), mesh)
+  model, params, progress = checkpoints.load_best(config, folder, len(names), mesh)
   digest = output_cache.digest_params(params)
 
   @functools.cache
@@ -131,7 +131,7 @@ def evaluate(
       print(note)
 
   test_outputs = outputs(test, "test images")
-  about = scores_lib.made_by(config, best_checkpoint.digest(folder))
+  about = scores_lib.made_by(config, checkpoints.best_digest(folder))
   if not processes.is_first():
     return {}
   margins = None
@@ -270,4 +270,4 @@ def _is_evaluated(folder: pathlib.Path) -> bool:
   workdir.read_config(folder)  # refuses what is no workdir
   if not (folder / scores_lib.FILE).exists():
     return False
-  return scores_lib.about(scores_lib.load(folder))["checkpoint"] == best_checkpoint.digest(folder)
+  return scores_lib.about(scores_lib.load(folder))["checkpoint"] == checkpoints.best_digest(folder)

@@ -11,7 +11,7 @@ from rmam_jax.config import from_fields
 from rmam_jax.runtime import files
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError
-from rmam_jax.training import best_checkpoint, stages, workdir
+from rmam_jax.training import checkpoints, stages, workdir
 from rmam_jax.training import step as step_lib
 from rmam_jax.version import __version__
 from rmam_jax.weights import tensors
@@ -82,7 +82,7 @@ def load(folder: pathlib.Path) -> TrainedModel:
 
 def _load_workdir(folder: pathlib.Path) -> TrainedModel:
   config, class_names = workdir.read_config(folder), workdir.read_class_names(folder)
-  _, params, _ = best_checkpoint.load(config, folder, len(class_names), mesh_lib.make_mesh())
+  _, params, _ = checkpoints.load_best(config, folder, len(class_names), mesh_lib.make_mesh())
   path = folder / "selection.json"
   selection = files.read_json(path) if path.exists() else None
   return TrainedModel(config, class_names, jax.device_get(params), selection)

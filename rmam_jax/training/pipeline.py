@@ -19,7 +19,7 @@ from rmam_jax.data.splits import open_split
 from rmam_jax.evaluation import selection as selection_lib
 from rmam_jax.runtime import files, processes
 from rmam_jax.runtime.errors import UserError, check_name
-from rmam_jax.training import best_checkpoint, checkpoints, initial_weights, loop, stages, workdir
+from rmam_jax.training import checkpoints, initial_weights, loop, stages, workdir
 from rmam_jax.training import rpn as rpn_training
 from rmam_jax.training.evaluate import check_evaluation, controls_beside, evaluate, print_results
 
@@ -152,7 +152,7 @@ def _run(phase: Phase, profile_folder: pathlib.Path | None) -> dict[str, Any]:
   if phase.chosen_in is not None:
     if config.rpn.data and processes.is_first():  # what it learns from is the same: it is not trained again
       checkpoints.take_over(rpn_training.NAME, phase.chosen_in, phase.folder)
-    config = _with_epochs(config, best_checkpoint.epochs(phase.chosen_in))
+    config = _with_epochs(config, checkpoints.best_epochs(phase.chosen_in))
   loop.train(config, phase.folder, profile_folder=profile_folder)
   if phase.chosen_in is not None and processes.is_first():
     shutil.copyfile(phase.chosen_in / selection_lib.FILE, phase.folder / selection_lib.FILE)

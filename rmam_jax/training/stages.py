@@ -16,6 +16,7 @@ from rmam_jax.training import rpn as rpn_training
 from rmam_jax.training import step as step_lib
 
 NAMES = ("stage_one", "stage_two")
+RPN = rpn_training.NAME
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import ml_collections
 from rmam_jax import config as config_lib
 from rmam_jax import heads
 from rmam_jax.runtime import files
-from rmam_jax.runtime.errors import UserError
+from rmam_jax.runtime.errors import UserError, os_errors
 from rmam_jax.version import __version__
 
 FORMAT = 4  # of a workdir; a new field of the configuration takes its default, and needs no other format
@@ -46,17 +46,19 @@ def determining(fields: Mapping[str, Any], config: ml_collections.ConfigDict) ->
   return found | ({name: bool(found[name]) for name in _SPLITS} if config.data.name == "custom" else {})
 
 
+def _usable(folder: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+  return os_errors(f"cannot use {folder} as workdir", "Name another with --workdir=DIR.")
+
+
 def check(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
   """Refuses a folder that belongs to another configuration; changes nothing.
 
   Raises:
     UserError: names the fields that differ; or the folder cannot be read.
   """
-  try:
+  with _usable(folder):
     if not (folder / "config.json").exists():
       return
-  except OSError as error:
-    raise _unusable(folder, error) from error
   theirs, mine = (determining(flatten(json.loads(each.to_json())), config) for each in (read_config(folder), config))
   differing = [
     f"{name} ({theirs.get(name, 'absent')} there, {mine.get(name, 'absent')} now)"
@@ -97,10 +99,8 @@ def claim(
       f"{folder} began with other records of {' and '.join(changed)}: labels, images or boxes have changed since. Name"
       " another folder with --workdir=DIR, or bring the data back."
     )
-  try:
+  with _usable(folder):
     folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise _unusable(folder, error) from error
   files.write_json(folder / "config.json", {"format": FORMAT, **json.loads(config.to_json())})
   files.write_json(classes, list(class_names))
   if not data.exists():
@@ -118,11 +118,9 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     UserError: another process holds it; names that process. Or the folder cannot be made or locked.
   """
   path = folder / "lock"
-  try:
+  with _usable(folder):
     folder.mkdir(parents=True, exist_ok=True)
     file = path.open("a+")
-  except OSError as error:
-    raise _unusable(folder, error) from error
   with file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -147,11 +145,6 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
         folder.rmdir()
 
 
-def _unusable(folder: pathlib.Path, error: OSError) -> OSError:
-  reason = f"{error.strerror} ({error.filename})" if error.filename else str(error)
-  return UserError(f"cannot use {folder} as workdir: {reason}. Name another with --workdir=DIR.")
-
-
 def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
   """The configuration that a workdir belongs to; fields that it did not know yet have their defaults.
 
@@ -171,11 +164,7 @@ def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def read_class_names(folder: pathlib.Path) -> tuple[str, ...]:
-  """The classes of a workdir, in the order of its scores.
-
-  Raises:
-    UserError: the folder has no list of them.
-  """
+  """The classes of a workdir, in the order of its scores; raises UserError without a list of them."""
   path = folder / "classes.json"
   if not path.exists():
     raise UserError(f"{folder} holds no classes.json: the command that trained it, once more, writes it")
@@ -183,15 +172,7 @@ def read_class_names(folder: pathlib.Path) -> tuple[str, ...]:
 
 
 def check_space(folder: pathlib.Path, needed: int) -> None:
-  """Refuses to start what the disk cannot hold.
-
-  Args:
-    folder: an existing folder.
-    needed: bytes.
-
-  Raises:
-    UserError: names the folder, what is needed and what is free.
-  """
+  """Refuses to start what the disk cannot hold: `needed` bytes in an existing folder."""
   free = shutil.disk_usage(folder).free
   if free < needed:
     raise UserError(
@@ -201,11 +182,7 @@ def check_space(folder: pathlib.Path, needed: int) -> None:
 
 
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The JSON lines of a log by stage and step, without a last one that was cut short.
-
-  Raises:
-    UserError: the log is damaged.
-  """
+  """The JSON lines of a log by stage and step, but for a last one that was cut short; UserError if it is damaged."""
   whole, _, _ = path.read_text().rpartition("\n")
   try:
     lines = [json.loads(line) for line in whole.splitlines()]
@@ -217,11 +194,7 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def keep_until(path: pathlib.Path, stage: str, step: int) -> None:
-  """Drops a stage's JSON lines after a step from a log, if it is there, and a last line that was cut short.
-
-  Raises:
-    UserError: the log is damaged.
-  """
+  """Drops a stage's lines after a step from a log, if it is there; raises as `read_lines`."""
   if path.exists():
     kept = [line for line in read_lines(path) if line["stage"] != stage or line["step"] <= step]
     files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -243,16 +216,9 @@ class MetricsLog:
     self._tensorboard = tensorboardX.SummaryWriter(str(folder / "tensorboard" / stage), purge_step=step + 1)
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
-    """One line for one step.
-
-    Raises:
-      UserError: names the file.
-    """
-    try:
-      with self._path.open("a") as file:
-        file.write(json.dumps({"stage": self._stage, "step": step, **metrics}) + "\n")
-    except OSError as error:
-      raise UserError(f"cannot write {self._path}: {error.strerror or error}. {files.GO_ON}") from error
+    """One line for one step; raises UserError if it cannot be written."""
+    with os_errors(f"cannot write {self._path}", files.GO_ON), self._path.open("a") as file:
+      file.write(json.dumps({"stage": self._stage, "step": step, **metrics}) + "\n")
     for name, value in metrics.items():
       self._tensorboard.add_scalar(name, value, step)
     self._tensorboard.flush()

@@ -12,12 +12,7 @@ OTHERS = "#1f77b4"
 
 
 def regions_and_labels(path: pathlib.Path, panels: Sequence[pictures.Panel]) -> None:
-  """Like Fig. 1: each image with the regions that won its labels; below it the labels, in their regions' colours.
-
-  Args:
-    path: of the PNG.
-    panels: side by side; their chosen verdicts are the labels.
-  """
+  """Like Fig. 1: a PNG of images with the regions that won the labels given; below them the labels, in the same colours."""
   from matplotlib.figure import Figure
 
   labels = [[verdict for verdict in panel.verdicts if verdict.chosen] for panel in panels]
@@ -32,18 +27,14 @@ def regions_and_labels(path: pathlib.Path, panels: Sequence[pictures.Panel]) -> 
       background = "#ffffff" if verdict.step is None else pictures.colour(verdict.step)
       pictures.draw_tag(below, 0.5, row + 0.5, verdict.label, background, size=10, va="center", ha="center")
     winners = sorted({verdict.step for verdict in verdicts if verdict.step is not None})
-    pictures.draw_regions(view, panel.boxes[winners], [pictures.colour(step) for step in winners])
+    pictures.draw_regions(view, panel.boxes[winners], list(map(pictures.colour, winners)))
   figure.savefig(path)
 
 
 def regions_and_others(path: pathlib.Path, panels: Sequence[pictures.Panel], others: np.ndarray, name: str) -> None:
-  """Like Fig. 5: all regions of each image, in green, above other regions for the same image, in blue.
+  """Like Fig. 5: a PNG of all regions of each image, in green, above other regions for the same image, in blue.
 
-  Args:
-    path: of the PNG.
-    panels: one for each column.
-    others: [len(panels), M, 4] of (top, left, bottom, right) as shares of the images.
-    name: of the others.
+  `others` are [len(panels), M, 4] of (top, left, bottom, right) as shares of the images, `name` says what they are.
   """
   from matplotlib.figure import Figure
 

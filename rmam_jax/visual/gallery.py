@@ -38,13 +38,7 @@ class Curve(NamedTuple):
 
 
 def curves(class_names: Sequence[str], precisions: Sequence[float | None], scores, labels, ignore) -> list[Curve]:
-  """The curve of each class.
-
-  Args:
-    class_names: L names.
-    precisions: [L], their average precisions.
-    scores, labels, ignore: [N, L], of a whole split.
-  """
+  """The curve of each class: L names, their average precisions, and scores, labels, ignore [N, L] of a whole split."""
   found = []
   for c, (name, precision) in enumerate(zip(class_names, precisions, strict=True)):
     kept = ~ignore[:, c]
@@ -56,24 +50,19 @@ def curves(class_names: Sequence[str], precisions: Sequence[float | None], score
   return found
 
 
-def _thumbnail(image: np.ndarray) -> tuple[str, int, int]:
-  """A JPEG as a data URI, its width and its height."""
+def _card(panel: pictures.Panel, class_names: Sequence[str]) -> dict[str, Any]:
+  """What the template shows of an image; the image itself as a JPEG in a data URI."""
   from PIL import Image
 
-  small = Image.fromarray(image)
+  small = Image.fromarray(panel.image)
   small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
   file = io.BytesIO()
   small.save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
-  return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode(), small.width, small.height
-
-
-def _card(panel: pictures.Panel, class_names: Sequence[str]) -> dict[str, Any]:
-  source, width, height = _thumbnail(panel.image)
   return {
     "title": panel.title,
-    "source": source,
-    "width": width,
-    "height": height,
+    "source": "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode(),
+    "width": small.width,
+    "height": small.height,
     "boxes": (100 * boxes_lib.clip_boxes(panel.boxes)).round(2).tolist(),
     "labels": [
       {
@@ -96,17 +85,9 @@ def write(
   class_curves: Sequence[Curve],
   num_shown: int,
 ) -> None:
-  """Writes the page.
+  """Writes a new page: `num_shown` panels, as they come, the content of results.json, and each class's curve.
 
-  Args:
-    path: of the HTML file; must not exist.
-    panels: the images to show, with what is present known.
-    results: what `results.json` holds.
-    class_curves: from `curves`, in the order of the classes.
-    num_shown: how many panels there are.
-
-  Raises:
-    UserError: there is something at `path` already.
+  Raises a UserError if `path` exists or cannot be written.
   """
   import jinja2
 
@@ -120,21 +101,23 @@ def write(
     lstrip_blocks=True,
   )
   class_names = [curve.name for curve in class_curves]
-  localization = [
-    (name, meaning, *(results.get(prefix + name) for prefix in ("", "fixed_grid_", "chance_")))
-    for name, meaning in MEANINGS.items()
-    if name in results
-  ]
   page = environment.get_template("gallery.html").stream(
     cards=(_card(panel, class_names) for panel in panels),
     results=results,
     curves=class_curves,
-    localization=localization,
+    region_metrics=[
+      (name, meaning, *(results.get(prefix + name) for prefix in ("", "fixed_grid_", "chance_")))
+      for name, meaning in MEANINGS.items()
+      if name in results
+    ],
     colours=pictures.STEP_COLOURS,
     num_shown=num_shown,
   )
   page.enable_buffering(64)
   draft = path.with_name(path.name + ".draft")
-  with draft.open("w", encoding="utf-8") as file:
-    page.dump(file)
-  draft.replace(path)
+  try:
+    with draft.open("w", encoding="utf-8") as file:
+      page.dump(file)
+    draft.replace(path)
+  except OSError as error:
+    raise UserError(f"cannot write {path}: {error.strerror or error}") from error

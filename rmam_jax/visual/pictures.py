@@ -1,4 +1,4 @@
-"""Images with the regions that the recogniser looked at, and what it says of them."""
+"""Images with the regions that the recognizer looked at, and what it says of them."""
 
 import pathlib
 from collections.abc import Sequence
@@ -12,20 +12,18 @@ from rmam_jax.ops import boxes as boxes_lib
 STEP_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#ffffff")
 LONGEST_SIDE = 1024  # pixels of an image that a panel can show
 LONGEST_TITLE = 52  # characters
+MOST_VERDICTS = 10  # lines beside a picture
+MOST_REGIONS = 16  # that a picture shows all of; of more, those that won a label beside it
 
 
 class Verdict(NamedTuple):
-  """What the recogniser says of one label of one image."""
+  """What the recognizer says of one label of one image."""
 
   label: str
   probability: float
-  chosen: bool  # whether the recogniser would give this label
+  chosen: bool  # whether the image is given this label
   present: bool | None  # None where nobody knows
   step: int | None  # the region that won it, from 0; None for a head that does not look
-
-
-MOST_VERDICTS = 10  # lines beside a picture
-MOST_REGIONS = 16  # that a picture shows all of; of more, those that won a label beside it
 
 
 class Panel(NamedTuple):
@@ -34,49 +32,38 @@ class Panel(NamedTuple):
   title: str
   image: np.ndarray  # uint8 [height, width, 3], of any size
   boxes: np.ndarray  # [K, 4] of (top, left, bottom, right) as shares of the image; [0, 4] for a head that does not look
-  verdicts: Sequence[Verdict]  # best first
+  verdicts: Sequence[Verdict]  # the surest first
 
 
 def colour(step: int) -> str:
-  """The colour of a step, from 0."""
+  """Of a step, from 0."""
   return STEP_COLOURS[step % len(STEP_COLOURS)]
 
 
 def draw(path: pathlib.Path, panels: Sequence[Panel], *, columns: int = 1) -> None:
-  """A PNG of one panel or many: the image with its regions, numbered and coloured by step, its labels beside it.
+  """A PNG of panels in reading order: each image with its regions, coloured by step, and its labels beside it.
 
-  Of an image with more than `MOST_REGIONS` regions only those are shown that won a label.
-
-  A label has the number and colour of the step that won it; present labels are bold. The picture's size does not depend
-  on the image's.
-
-  Args:
-    path: of the PNG.
-    panels: in reading order.
-    columns: panels side by side.
+  Of more than `MOST_REGIONS` regions only those are shown that won a label. Present labels are bold. The picture's size
+  does not depend on the images'.
   """
   from matplotlib.figure import Figure
 
   columns = min(columns, len(panels))
   rows = -(-len(panels) // columns)
-  figure = Figure(figsize=(6.4 * columns, 4.6 * rows), dpi=100)
   width, height = 1 / columns, 1 / rows
+  figure = Figure(figsize=(6.4 * columns, 4.6 * rows), dpi=100)
   for index, panel in enumerate(panels):
     row, column = divmod(index, columns)
     left, bottom = column * width, 1 - (row + 1) * height
     view = figure.add_axes((left + 0.02 * width, bottom + 0.02 * height, 0.66 * width, 0.90 * height))
     beside = figure.add_axes((left + 0.70 * width, bottom + 0.02 * height, 0.29 * width, 0.90 * height))
     draw_image(view, panel.image, panel.title)
-    steps = _steps_to_draw(panel)
+    steps = list(range(len(panel.boxes)))
+    if len(steps) > MOST_REGIONS:
+      steps = sorted({verdict.step for verdict in panel.verdicts[:MOST_VERDICTS]})
     draw_regions(view, panel.boxes[steps], list(map(colour, steps)), numbers=[step + 1 for step in steps])
-    _draw_verdicts(beside, panel)
+    _draw_verdicts(beside, panel, steps)
   figure.savefig(path)
-
-
-def _steps_to_draw(panel: Panel) -> list[int]:
-  if len(panel.boxes) <= MOST_REGIONS:
-    return list(range(len(panel.boxes)))
-  return sorted({verdict.step for verdict in panel.verdicts[:MOST_VERDICTS]})
 
 
 def draw_image(axes, image: np.ndarray, title: str) -> None:
@@ -108,37 +95,32 @@ def draw_regions(axes, boxes: np.ndarray, colours: Sequence[str], *, numbers: Se
 
 
 def draw_tag(axes, x: float, y: float, text: str, background: str, *, size: int = 8, **where) -> None:
-  """Text on a colour, dark or light by itself."""
-  box = {"boxstyle": "square,pad=0.25", "facecolor": background, "edgecolor": "black", "linewidth": 0.5}
-  axes.text(x, y, text, fontsize=size, weight="bold", color=_ink(background), bbox=box, parse_math=False, **where)
-
-
-def _ink(background: str) -> str:
+  """Text on a colour, black or white, whichever can be read on it."""
   red, green, blue = (int(background[i : i + 2], 16) for i in (1, 3, 5))
-  return "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 110 else "white"
+  ink = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 110 else "white"
+  box = {"boxstyle": "square,pad=0.25", "facecolor": background, "edgecolor": "black", "linewidth": 0.5}
+  axes.text(x, y, text, fontsize=size, weight="bold", color=ink, bbox=box, parse_math=False, **where)
 
 
-def _draw_verdicts(axes, panel: Panel) -> None:
+def _draw_verdicts(axes, panel: Panel, steps: Sequence[int]) -> None:
+  def draw_step(x: float, y: float, step: int) -> None:
+    draw_tag(axes, x, y, str(step + 1), colour(step), va="center", ha="center")
+
   axes.set(xlim=(0, 1), ylim=(0, 1))
   axes.set_axis_off()
   for row, verdict in enumerate(panel.verdicts[:MOST_VERDICTS]):
     y = 0.96 - 0.075 * row
     if verdict.step is not None:
-      _draw_step(axes, 0.06, y, verdict.step)
+      draw_step(0.06, y, verdict.step)
+    text = f"{verdict.label}  {verdict.probability:.2f}{'  (absent)' if verdict.present is False else ''}"
     weight = "bold" if verdict.present else "normal"
-    absent = "  (absent)" if verdict.present is False else ""
-    text = f"{verdict.label}  {verdict.probability:.2f}{absent}"
     axes.text(0.15, y, text, va="center", fontsize=10, weight=weight, parse_math=False)
   more = len(panel.verdicts) - MOST_VERDICTS
   if more > 0:
     axes.text(0.15, 0.96 - 0.075 * MOST_VERDICTS, f"and {more} more", va="center", fontsize=9, style="italic")
   if len(panel.boxes):
-    few = len(panel.boxes) <= MOST_REGIONS
-    label = "looks, in order" if few else f"looks that won a label, of {len(panel.boxes)}"
+    every = len(panel.boxes) <= MOST_REGIONS
+    label = "regions, in order" if every else f"regions that won a label, of {len(panel.boxes)}"
     axes.text(0.0, 0.095, label, va="center", fontsize=8, color="#555555")
-    for index, step in enumerate(_steps_to_draw(panel)):
-      _draw_step(axes, 0.06 + 0.12 * (index % 8), 0.03 - 0.05 * (index // 8), step)
-
-
-def _draw_step(axes, x: float, y: float, step: int) -> None:
-  draw_tag(axes, x, y, str(step + 1), colour(step), va="center", ha="center")
+    for index, step in enumerate(steps):
+      draw_step(0.06 + 0.12 * (index % 8), 0.03 - 0.05 * (index // 8), step)
