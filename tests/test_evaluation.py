@@ -13,7 +13,6 @@ from rmam_jax.data import splits
 from rmam_jax.data.splits import open_split
 from rmam_jax.evaluation import output_cache, report, svm
 from rmam_jax.evaluation import outputs as outputs_lib
-from rmam_jax.evaluation import regions as regions_lib
 from rmam_jax.evaluation import scores as scores_lib
 from rmam_jax.evaluation import selection as selection_lib
 from rmam_jax.evaluation import views as views_lib
@@ -108,7 +107,7 @@ def test_windows_differ_from_cropped_pixels_at_their_border_only(small, data_roo
 
 def test_the_centre_window_s_places_are_those_of_the_pixels_crop():
   points = np.random.default_rng(0).uniform(-1, 1, (5, 2))
-  found = regions_lib.view_to_image(points, image_size=SIZE, crop_size=CROP, stride=STRIDE)
+  found = views_lib.view_to_image(points, image_size=SIZE, crop_size=CROP, stride=STRIDE)
   cells = (points + 1) * (CROP // STRIDE - 1) / 2 + 2  # the window begins at cell 2 of the whole map
   whole = cells / (SIZE // STRIDE - 1) * 2 - 1
   np.testing.assert_allclose(found, spatial_transformer.map_to_pixels(whole, SIZE // STRIDE, STRIDE) / SIZE, atol=1e-6)

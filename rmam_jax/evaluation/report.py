@@ -8,7 +8,6 @@ import numpy as np
 
 from rmam_jax import heads
 from rmam_jax.evaluation import calibration, metrics
-from rmam_jax.evaluation import regions as regions_lib
 from rmam_jax.evaluation import views as views_lib
 from rmam_jax.evaluation.outputs import Outputs
 from rmam_jax.evaluation.selection import Selection
@@ -25,11 +24,11 @@ def _all_region_metrics(test: Outputs, config: Any) -> dict[str, float]:
   winning regions: its figures are what the best choice would reach.
   """
   objects = test.objects()
-  ours = regions_lib.region_boxes(test.thetas, config).transpose(1, 0, 2)
+  ours = views_lib.region_boxes(test.thetas, config).transpose(1, 0, 2)
   grid = next_region.grid_thetas(len(test.thetas), config.model.fixed_grid.scale)
   found = (
     metrics.region_metrics(ours, test.winners, *objects),
-    metrics.region_metrics(np.broadcast_to(regions_lib.region_boxes(grid, config), ours.shape), None, *objects),
+    metrics.region_metrics(np.broadcast_to(views_lib.region_boxes(grid, config), ours.shape), None, *objects),
     metrics.chance_region_metrics(ours, test.winners, *objects),
   )
   named = zip(_PLACED, (figures._asdict() for figures in found), strict=True)

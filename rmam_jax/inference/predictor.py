@@ -12,9 +12,9 @@ import numpy as np
 
 from rmam_jax import heads
 from rmam_jax.data import batches
+from rmam_jax.evaluation import calibration
 from rmam_jax.evaluation import outputs as outputs_lib
-from rmam_jax.evaluation import regions as regions_lib
-from rmam_jax.evaluation import thresholds as thresholds_lib
+from rmam_jax.evaluation import views as views_lib
 from rmam_jax.ops import boxes as boxes_lib
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError
@@ -103,7 +103,7 @@ class Predictor:
     if batch_size < 1 or threads < 1:
       raise UserError(f"batch_size and threads must be at least 1, got {batch_size} and {threads}")
     config, self.class_names = trained.config, trained.class_names
-    self.thresholds = thresholds_lib.make_thresholds(
+    self.thresholds = calibration.make_thresholds(
       stages.classification_of(config, "stage_two"),
       (trained.selection or {}).get("prediction", {}),
       top_k=config.evaluation.top_k,
@@ -178,7 +178,7 @@ class Predictor:
       self.thresholds.chosen(pooled_BL),
       scores_BKL.argmax(axis=1),
       self.thresholds.probabilities(scores_BKL),
-      boxes_lib.clip_boxes(regions_lib.region_boxes(thetas_BK4, self.config)),
+      boxes_lib.clip_boxes(views_lib.region_boxes(thetas_BK4, self.config)),
     )
     for view, *of_image in zip(views, *found, strict=True):
       yield self._prediction(view, *of_image) if isinstance(view, _View) else view

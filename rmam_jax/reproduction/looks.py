@@ -8,7 +8,7 @@ import numpy as np
 from rmam_jax.data.splits import open_split
 from rmam_jax.evaluation import metrics
 from rmam_jax.evaluation import outputs as outputs_lib
-from rmam_jax.evaluation import regions as regions_lib
+from rmam_jax.evaluation import views as views_lib
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.training import checkpoints, workdir
 
@@ -39,7 +39,7 @@ def by_looks(folder: pathlib.Path, most: int = MOST) -> ByLooks:
   model, params, _ = checkpoints.load_best(config, folder, len(test.class_names), mesh)
   forward = outputs_lib.make_forward(model, mesh)
   found = outputs_lib.compute_outputs(forward, params, test, data=config.data, batch_size=config.evaluation.batch_size)
-  boxes = regions_lib.region_boxes(found.thetas, config).transpose(1, 0, 2)
+  boxes = views_lib.region_boxes(found.thetas, config).transpose(1, 0, 2)
 
   def precision(k):
     scores = found.region_scores[:k].max(axis=0)

@@ -17,7 +17,6 @@ from rmam_jax.evaluation import calibration, metrics, output_cache, report, svm
 from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.evaluation import scores as scores_lib
 from rmam_jax.evaluation import selection as selection_lib
-from rmam_jax.evaluation import thresholds as thresholds_lib
 from rmam_jax.evaluation import views as views_lib
 from rmam_jax.runtime import files, processes
 from rmam_jax.runtime import mesh as mesh_lib
@@ -155,7 +154,7 @@ def evaluate(
   if train is not None:
     results["svm_images"] = len(train.readable)
   results["controls"] = controls_beside(config, folder, results)
-  thresholds = thresholds_lib.make_thresholds(kind, selection._asdict(), top_k=section.top_k)
+  thresholds = calibration.make_thresholds(kind, selection._asdict(), top_k=section.top_k)
   shown = panels.EvaluatedSplit(config, head, thresholds, test, test_outputs)
   panels.draw_pictures(folder / "pictures", shown)
   files.write_json(folder / "results.json", results)

@@ -17,17 +17,6 @@ THUMBNAIL = 192  # pixels of the longer side
 JPEG_QUALITY = 80
 CURVE_POINTS = 100
 
-# What each figure of `metrics.RegionMetrics` says, for readers of the page.
-MEANINGS = {
-  "r_precision": "of the first n regions of an image with n objects, those centred on some object",
-  "coverage": "of the objects, those that hold some region's centre",
-  "pointing": "of the present labels, those whose winning region is centred on an object of the label",
-  "iou_30": "of the present labels, those whose winning region has IoU ≥ 0.3 with an object of the label",
-  "iou_50": "of the present labels, those whose winning region has IoU ≥ 0.5 with an object of the label",
-  "redundancy": "mean IoU of two regions of an image (low is good)",
-  "astray": "of the regions, those mirrored or centred outside the image (low is good)",
-}
-
 
 class Curve(NamedTuple):
   """One class's precision and recall, as a path in a square of 100 x 100 with recall to the right."""
@@ -107,7 +96,7 @@ def write(
     curves=class_curves,
     region_metrics=[
       (name, meaning, *(results.get(prefix + name) for prefix in ("", "fixed_grid_", "chance_")))
-      for name, meaning in MEANINGS.items()
+      for name, meaning in metrics.REGION_METRICS.items()
       if name in results
     ],
     colours=pictures.STEP_COLOURS,

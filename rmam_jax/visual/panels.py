@@ -10,9 +10,9 @@ import tqdm
 from rmam_jax import heads
 from rmam_jax.data import batches
 from rmam_jax.data.splits import Split
-from rmam_jax.evaluation import regions as regions_lib
+from rmam_jax.evaluation import views as views_lib
+from rmam_jax.evaluation.calibration import Thresholds
 from rmam_jax.evaluation.outputs import Outputs
-from rmam_jax.evaluation.thresholds import Thresholds
 from rmam_jax.ops import next_region
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.visual import figures, gallery, pictures
@@ -37,7 +37,7 @@ def panels(evaluated: EvaluatedSplit, indices: Iterable[int]) -> Iterator[pictur
   present = outputs.labels == 1
   shown = (chosen | present) & ~outputs.ignore
   looks = heads.get(head).looks
-  boxes_NK4 = regions_lib.region_boxes(outputs.thetas, config).transpose(1, 0, 2)
+  boxes_NK4 = views_lib.region_boxes(outputs.thetas, config).transpose(1, 0, 2)
   winners = outputs.winners if looks else np.full(outputs.scores.shape, None)
   for index in indices:
     image, record = batches.read_image(split, index)
@@ -93,5 +93,5 @@ def draw_figures(folder: pathlib.Path, evaluated: EvaluatedSplit) -> None:
   folder.mkdir(parents=True)
   figures.regions_and_labels(folder / "figure_1.png", drawn[:FIGURE_1_IMAGES])
   thetas = next_region.grid_thetas(config.model.num_regions, config.model.fixed_grid.scale)
-  others = [regions_lib.region_boxes(thetas, config)] * min(len(drawn), FIGURE_5_IMAGES)
+  others = [views_lib.region_boxes(thetas, config)] * min(len(drawn), FIGURE_5_IMAGES)
   figures.regions_and_others(folder / "figure_5.png", drawn[:FIGURE_5_IMAGES], others, "a grid that never moves")
