@@ -221,34 +221,26 @@ def _measure_regions(placed: Iterable[tuple[np.ndarray, np.ndarray | None, np.nd
   return RegionMetrics(**{name: float(part / whole) if whole else float("nan") for name, (part, whole) in sums.items()})
 
 
-def region_metrics(
-  regions: np.ndarray, winners: np.ndarray | None, boxes: list[np.ndarray], box_classes: list[np.ndarray]
-) -> RegionMetrics:
-  """Measures regions [N, K, 4] against N arrays of boxes [n, 4] and their classes [n]; images without boxes do not count.
+def region_metrics(regions: np.ndarray, winners: np.ndarray | None, *objects: list[np.ndarray]) -> RegionMetrics:
+  """Measures regions [N, K, 4] against the objects: N arrays of boxes [n, 4], and N of their classes [n].
 
   Regions, in the order of looking, and boxes are (top, left, bottom, right) as shares of the image; a mirrored region has
   its top below its bottom or its left to the right of its right, and overlaps are those of the part inside the image.
   Winners, int [N, L], are the regions that won Eq. 6 for each class; None lets any region win, which gives the most that
-  a choice among them could reach.
+  a choice among them could reach. Images without boxes do not count.
   """
   every = [None] * len(regions) if winners is None else winners
-  return _measure_regions(zip(np.asarray(regions)[:, None], every, boxes, box_classes, strict=True))
+  return _measure_regions(zip(np.asarray(regions)[:, None], every, *objects, strict=True))
 
 
 def chance_region_metrics(
-  regions: np.ndarray,
-  winners: np.ndarray,
-  boxes: list[np.ndarray],
-  box_classes: list[np.ndarray],
-  *,
-  samples: int = 64,
-  seed: int = 0,
+  regions: np.ndarray, winners: np.ndarray, *objects: list[np.ndarray], samples: int = 64, seed: int = 0
 ) -> RegionMetrics:
   """`region_metrics` of the same regions, upright, at `samples` random places for each image, uniform over it."""
   rng = np.random.default_rng(seed)
 
   def moved():
-    for each, *rest in zip(np.asarray(regions), winners, boxes, box_classes, strict=True):
+    for each, *rest in zip(np.asarray(regions), winners, *objects, strict=True):
       half = np.abs(each[:, 2:] - each[:, :2]) / 2
       centres = rng.random((samples, len(each), 2))
       yield np.concatenate([centres - half, centres + half], axis=-1), *rest

@@ -64,8 +64,7 @@ def select(
 ) -> Selection:
   """Chooses on the validation split of this name, for scores trained with the classification loss `kind`.
 
-  `train` are outputs on training images, for the SVMs, or None without SVMs; `validation` those on the validation split;
-  `one_view` those on the centre view alone of the same images.
+  `train` are outputs for the SVMs, or None; `one_view` those for the validation images' centre view alone.
   """
 
   def calibrated(outputs: Outputs) -> dict[str, Any]:

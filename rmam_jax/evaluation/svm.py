@@ -66,17 +66,12 @@ def fit(
   class_names: Sequence[str] = (),
   seed: int = 0,
 ) -> Iterator[Machines]:
-  """Fits the machines of every class for one value of C after the other; the values share the features.
+  """Fits machines, float64, to features [N, F] and labels [N, L] of 0 and 1 for one value of C after the other.
 
-  Features are float [N, F], labels [N, L] of 0 and 1, `cs` the values of C, positive. Labels marked in `ignore`, bool
-  [N, L], are left out of their class. The solver "newton" fits all classes at once in JAX; "liblinear" is scikit-learn's
-  `LinearSVC` at its own tolerance, one class after the other, and `seed` is that of its shuffling.
-
-  Yields:
-    Machines, float64, with the L class names. A class of only positives or only negatives cannot be fitted: see there.
-
-  Raises:
-    UserError: features that are not finite, a value of C that is not positive, or no convergence.
+  Labels marked in `ignore`, bool [N, L], are left out of their class. The solver "newton" fits all classes at once in
+  JAX; "liblinear" is scikit-learn's `LinearSVC` at its own tolerance, one class after the other, and `seed` is that of
+  its shuffling. A class of only positives or only negatives cannot be fitted, see `Machines`. Raises a UserError for
+  features that are not finite, for a C that is not positive, and where the solver does not converge.
   """
   check_name("evaluation.svm_solver", solver, SOLVERS)
   if not cs or min(cs) <= 0:
@@ -152,10 +147,10 @@ def _transposed_times(x_NF, r, power=1):
 
 @jax.jit
 def _spread(x_NF):
-  """The directions in which the images spread most once every column has mean 0 and deviation 1.
+  """The columns' deviation [F], R orthonormal directions [F, R], and the images along them [N, R].
 
-  They come from a sample of the images, by three rounds of subspace iteration. Returns the columns' deviation [F], the
-  directions [F, R], orthonormal, and the images along them [N, R].
+  In these directions a sample of the images spreads most once every column has mean 0 and deviation 1; they are found by
+  three rounds of subspace iteration.
   """
   sample = x_NF[:: -(-len(x_NF) // SAMPLE)]
   mean, deviation = sample.mean(0), sample.std(0)
