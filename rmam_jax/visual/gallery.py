@@ -1,4 +1,4 @@
-"""A test split on one page of HTML that needs nothing else: every image with its regions, and every figure beside it."""
+"""A test split on one page of HTML that needs nothing else: every image with its regions, and every figure."""
 
 import base64
 import io
@@ -10,6 +10,7 @@ import numpy as np
 
 from rmam_jax.evaluation import metrics
 from rmam_jax.ops import boxes as boxes_lib
+from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.visual import pictures
 
@@ -27,7 +28,7 @@ class Curve(NamedTuple):
 
 
 def curves(class_names: Sequence[str], precisions: Sequence[float | None], scores, labels, ignore) -> list[Curve]:
-  """The curve of each class: L names, their average precisions, and scores, labels, ignore [N, L] of a whole split."""
+  """The curve of each of L classes, of scores, labels and ignore [N, L] of a whole split."""
   found = []
   for c, (name, precision) in enumerate(zip(class_names, precisions, strict=True)):
     kept = ~ignore[:, c]
@@ -103,10 +104,5 @@ def write(
     num_shown=num_shown,
   )
   page.enable_buffering(64)
-  draft = path.with_name(path.name + ".draft")
-  try:
-    with draft.open("w", encoding="utf-8") as file:
-      page.dump(file)
-    draft.replace(path)
-  except OSError as error:
-    raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+  with files.whole_file(path) as draft, draft.open("w", encoding="utf-8") as file:
+    page.dump(file)
