@@ -19,7 +19,7 @@ _LOG_RANGE = (-5.0, 5.0)  # of the temperature
 
 
 def probabilities(scores: np.ndarray, kind: str, temperature: float = 1.0) -> np.ndarray:
-  """The probabilities that scores [..., L], divided by a temperature, stand for under the loss they were trained with."""
+  """Scores [..., L], divided by a temperature, as probabilities by the link of the loss they were trained with."""
   return np.asarray(losses.PROBABILITIES[kind](scores / temperature))
 
 
@@ -36,10 +36,7 @@ def fit_temperature(scores: np.ndarray, labels: np.ndarray, ignore: np.ndarray, 
 
 
 def best_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
-  """The threshold of highest F1 for scores [n] against labels [n]: half-way down to the next lower score.
-
-  Of equals the highest. Without positives no threshold is better than another: infinite, which predicts nothing.
-  """
+  """The threshold of highest F1, half-way to the next lower score, the highest if equal; infinite without positives."""
   if not labels.any():
     return float("inf")
   true, taken = metrics.by_threshold(scores, labels)
@@ -48,9 +45,9 @@ def best_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def fit_thresholds(scores: np.ndarray, labels: np.ndarray, ignore: np.ndarray, rule: str) -> np.ndarray:
-  """Thresholds [L] on the scores: by the rule "global" one for all, of highest OF1; by "per_class" each class's own.
+  """Thresholds [L] on the scores: by the rule "global" one for all, of highest OF1; by "per_class" each of highest F1.
 
-  That is the one of the class's highest F1; a class without positives takes the global one.
+  A class without positives takes the global one.
   """
   check_name("evaluation.thresholds", rule, RULES)
   kept = ~ignore
@@ -88,7 +85,7 @@ def reliability(probability: np.ndarray, labels: np.ndarray, ignore: np.ndarray,
 class Thresholds(NamedTuple):
   """Which labels an image is given: those that pass all three limits."""
 
-  classification: str  # the loss that the scores were trained with
+  kind: str  # the classification loss that the scores were trained with
   temperature: float
   scores_from: float | np.ndarray  # the lowest score; a number or [L]
   probabilities_from: float  # the lowest probability
@@ -96,7 +93,7 @@ class Thresholds(NamedTuple):
 
   def probabilities(self, scores: np.ndarray) -> np.ndarray:
     """[..., L] -> float [..., L] in [0, 1]."""
-    return probabilities(scores, self.classification, self.temperature)
+    return probabilities(scores, self.kind, self.temperature)
 
   def chosen(self, scores: np.ndarray) -> np.ndarray:
     """[N, L] -> bool [N, L]."""
@@ -105,19 +102,14 @@ class Thresholds(NamedTuple):
 
 
 def make_thresholds(
-  classification: str,
-  selection: Mapping[str, Any],
-  *,
-  top_k: int,
-  top: int | None = None,
-  threshold: float | None = None,
+  kind: str, selection: Mapping[str, Any], *, top_k: int, top: int | None = None, threshold: float | None = None
 ) -> Thresholds:
-  """The thresholds of a recognizer that was trained with this classification loss.
+  """The thresholds for scores that were trained with the classification loss `kind`.
 
   A probability `threshold` that is given comes first; then the `thresholds` [L] of the selection, if it has them; then,
-  for a sigmoid, one half. A softmax shares out 1 among the labels of an image, so that no probability is high by itself:
-  without a threshold its `top_k` highest labels are given. An image is given at most `top` labels; 0 is no limit.
-  Raises a UserError for a negative `top`, and for a `threshold` that is no probability.
+  for a sigmoid, one half. A softmax shares out 1 among the labels of an image, so that none is high by itself: without
+  a threshold the `top_k` highest labels are given. An image is given at most `top` labels; 0 is no limit. Raises a
+  UserError for a negative `top`, and for a `threshold` that is no probability.
   """
   if top is not None and top < 0:
     raise UserError(f"top must be 0 (no limit) or more, got {top}")
@@ -126,8 +118,8 @@ def make_thresholds(
   scores_from: float | np.ndarray = -np.inf
   if threshold is None and "thresholds" in selection:
     scores_from = np.asarray(selection["thresholds"])
-  elif threshold is None and classification == "sigmoid":
+  elif threshold is None and kind == "sigmoid":
     threshold = 0.5
   elif threshold is None and top is None:
     top = top_k
-  return Thresholds(classification, float(selection.get("temperature", 1.0)), scores_from, threshold or 0.0, top or 0)
+  return Thresholds(kind, float(selection.get("temperature", 1.0)), scores_from, threshold or 0.0, top or 0)

@@ -20,8 +20,8 @@ def average_precision(scores: np.ndarray, labels: np.ndarray, method: str = "all
   """Average precision of one class, in [0, 1], or nan without positives: scores [N], labels [N].
 
   Equal scores count as one threshold. The methods: "all_point", the mean of the precision at each positive, as in
-  scikit-learn; "interpolated", with the precision made non-increasing first (VOC from 2010); "eleven_point", the mean of
-  the interpolated precision at recalls 0, 0.1, ... 1 (VOC 2007).
+  scikit-learn; "interpolated", with the precision made non-increasing first (VOC from 2010); "eleven_point", the mean
+  of the interpolated precision at recalls 0, 0.1, ... 1 (VOC 2007).
   """
   if method not in AP_METHODS:
     raise ValueError(f"method must be one of {', '.join(AP_METHODS)}, got {method!r}")
@@ -43,7 +43,7 @@ def average_precision(scores: np.ndarray, labels: np.ndarray, method: str = "all
 
 
 def by_threshold(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """How many are right and how many are taken from each of T distinct scores up, the highest first: [N], [N] -> [T], [T]."""
+  """How many are right, and how many are taken, from each of T distinct scores up, the highest first: [T], [T]."""
   order = np.argsort(-scores, kind="stable")
   taken = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True)) + 1
   return np.cumsum(labels[order])[taken - 1], taken
@@ -159,8 +159,8 @@ def resolve_difficult(labels: np.ndarray, ignore: np.ndarray, rule: str) -> tupl
 def measure(protocol: Protocol, scores: np.ndarray, labels: np.ndarray, ignore: np.ndarray) -> dict[str, Any]:
   """All figures of a protocol: scores [N, L], the network's or the SVMs' as it says, labels [N, L], ignore [N, L].
 
-  Returns mAP and `F1_NAMES`, shares in [0, 1]; "AP" [L], nan where undefined; and, by index, the classes without average
-  precision ("undefined") and those that no image is given ("never_predicted").
+  Returns mAP and `F1_NAMES`, shares in [0, 1]; "AP" [L], nan where undefined; and, by index, the classes without
+  average precision ("undefined") and those that no image is given ("never_predicted").
   """
   ap_labels, ap_ignore = resolve_difficult(labels, ignore, protocol.ap_difficult)
   precisions = average_precisions(scores, ap_labels, ignore=ap_ignore, method=protocol.ap_method)
@@ -224,10 +224,10 @@ def _measure_regions(placed: Iterable[tuple[np.ndarray, np.ndarray | None, np.nd
 def region_metrics(regions: np.ndarray, winners: np.ndarray | None, *objects: list[np.ndarray]) -> RegionMetrics:
   """Measures regions [N, K, 4] against the objects: N arrays of boxes [n, 4], and N of their classes [n].
 
-  Regions, in the order of looking, and boxes are (top, left, bottom, right) as shares of the image; a mirrored region has
-  its top below its bottom or its left to the right of its right, and overlaps are those of the part inside the image.
-  Winners, int [N, L], are the regions that won Eq. 6 for each class; None lets any region win, which gives the most that
-  a choice among them could reach. Images without boxes do not count.
+  Regions, in the order of looking, and boxes are (top, left, bottom, right) as shares of the image; a mirrored region
+  has its top below its bottom or its left to the right of its right, and overlaps are those of the part inside the
+  image. Winners, int [N, L], are the regions that won Eq. 6 for each class; None lets any region win, which gives the
+  most that a choice among them could reach. Images without boxes do not count.
   """
   every = [None] * len(regions) if winners is None else winners
   return _measure_regions(zip(np.asarray(regions)[:, None], every, *objects, strict=True))

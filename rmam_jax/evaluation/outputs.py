@@ -1,8 +1,8 @@
 """What a recognizer says about a whole split, every example exactly once, and the cache of it on disk.
 
 WORKDIR/features/SPLIT/ holds .npz chunks with the images' ids, and `key.json`, what made them. Extraction that was
-stopped goes on after its last whole chunk. Chunks that another checkpoint, configuration or data set made are never mixed
-with new ones: they are noticed, removed and computed again.
+stopped goes on after its last whole chunk. Chunks that another checkpoint, configuration or data set made are never
+mixed with new ones: they are noticed, removed and computed again.
 """
 
 import dataclasses
@@ -22,7 +22,6 @@ import tqdm
 from rmam_jax.data import batches
 from rmam_jax.data.splits import Split
 from rmam_jax.evaluation import views as views_lib
-from rmam_jax.evaluation.views import Views
 from rmam_jax.runtime import files, processes
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError, check_name
@@ -31,7 +30,6 @@ from rmam_jax.weights import tensors
 FEATURES = ("z", "h", "x")  # of `attention.Attention`
 FORMAT = 2  # of the chunks
 CHUNK = 1_024  # images, about
-DELETE = "delete it and run the same command again"
 
 
 class Outputs(NamedTuple):
@@ -69,7 +67,7 @@ class Outputs(NamedTuple):
 class Forward:
   """One jitted program for all views: params, images -> arrays with a leading dimension of images."""
 
-  views: Views
+  views: views_lib.Views
   program: Callable[[Any, jax.Array, jax.Array | None], dict[str, jax.Array]]
   sharding: jax.sharding.NamedSharding  # of its images
 
@@ -81,9 +79,9 @@ class Forward:
 
 
 def make_forward(
-  model: nn.Module, mesh: jax.sharding.Mesh, views: Views = views_lib.CENTRE, *, feature: str = "z"
+  model: nn.Module, mesh: jax.sharding.Mesh, views: views_lib.Views = views_lib.CENTRE, *, feature: str = "z"
 ) -> Forward:
-  """Jits a recognizer for the views of a batch, its examples shared out over the mesh; `feature` is one of `FEATURES`."""
+  """Jits a recognizer for a batch's views, its examples shared out over the mesh; `feature` is one of `FEATURES`."""
   check_name("evaluation.feature", feature, FEATURES)
 
   def forward(params, images, boxes):
@@ -111,20 +109,8 @@ def one_ahead(items: Iterable) -> Iterator:
   return (item for item, _ in itertools.pairwise(itertools.chain(items, [None])))
 
 
-def compute_arrays(
-  forward: Forward,
-  params: Any,
-  split: Split,
-  positions: range,
-  *,
-  data: Any,
-  batch_size: int,
-  advance: Callable[[int], Any] = lambda count: None,
-) -> dict[str, np.ndarray]:
-  """`compute_outputs` of some positions, as arrays with a leading dimension of images or boxes.
-
-  `advance` is told how many more images are done.
-  """
+def _compute_arrays(forward, params, split, positions, *, data, batch_size, advance=lambda count: None) -> dict:
+  """The records at these positions, as arrays with a leading dimension of images or boxes; `advance` counts images."""
 
   def begin(batch):  # starts the network: arrays, still padded, with why each image cannot be read; and the records
     images, boxes, of_batch, reasons = batch
@@ -158,8 +144,7 @@ def compute_arrays(
   }
 
 
-def from_arrays(arrays: Mapping[str, np.ndarray]) -> Outputs:
-  """`Outputs` from what `compute_arrays` made."""
+def _from_arrays(arrays: Mapping[str, np.ndarray]) -> Outputs:
   ends = np.cumsum(arrays["box_counts"])[:-1]
   return Outputs(
     ids=arrays["ids"].tolist(),
@@ -176,10 +161,10 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> Outputs:
 def compute_outputs(forward: Forward, params: Any, split: Split, *, data: Any, batch_size: int) -> Outputs:
   """Runs the views of every record of a split once.
 
-  `data` is that section of the configuration, `batch_size` a multiple of the number of devices: the last batch is padded,
-  and the padding left out. Raises a UserError that names the first record with a score that is not finite.
+  `data` is that section of the configuration, `batch_size` a multiple of the number of devices: the last batch is
+  padded, and the padding left out. Raises a UserError that names the first record with a score that is not finite.
   """
-  return from_arrays(compute_arrays(forward, params, split, range(len(split)), data=data, batch_size=batch_size))
+  return _from_arrays(_compute_arrays(forward, params, split, range(len(split)), data=data, batch_size=batch_size))
 
 
 def digest_params(params: Any) -> str:
@@ -187,7 +172,7 @@ def digest_params(params: Any) -> str:
   return tensors.digest(tensors.flatten(jax.device_get(params)))
 
 
-def make_key(config: Any, split: Split, params: str, views: Views = views_lib.CENTRE) -> dict[str, Any]:
+def make_key(config: Any, split: Split, params: str, views: views_lib.Views = views_lib.CENTRE) -> dict[str, Any]:
   """All that outputs depend on; `params` is from `digest_params`."""
   return {
     "format": FORMAT,
@@ -253,11 +238,11 @@ def extract(
   with tqdm.tqdm(total=len(split), initial=done, desc=progress, unit=" images", leave=False, disable=hidden) as bar:
     for start in range(done, len(split), size):
       positions = range(start, min(start + size, len(split)))
-      arrays = compute_arrays(forward, params, split, positions, data=data, batch_size=batch_size, advance=bar.update)
+      arrays = _compute_arrays(forward, params, split, positions, data=data, batch_size=batch_size, advance=bar.update)
       chunks.append(folder / f"{start:08d}-{positions.stop:08d}.npz")
       if processes.is_first():
         files.write_npz(chunks[-1], arrays)
   processes.wait_for_all(f"extracted {folder}")
-  parts = [files.read_npz(path, DELETE) for path in chunks]
+  parts = [files.read_npz(path, "delete it and run the same command again") for path in chunks]
   # One name after the other, so that no more than one of the arrays is in memory twice.
-  return from_arrays({name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])})
+  return _from_arrays({name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])})

@@ -1,5 +1,6 @@
 """From outputs to results: every figure with its protocol and its controls, and the summary that a person reads."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,9 +31,7 @@ def _all_region_metrics(test: Outputs, config: Any) -> dict[str, float]:
   return {prefix + name: value for prefix, figures in found.items() for name, value in figures._asdict().items()}
 
 
-def _average_precisions(
-  prefix: str, config: Any, class_names: Sequence[str], scores: np.ndarray, test: Outputs
-) -> dict:
+def _precisions(prefix: str, config: Any, class_names: Sequence[str], scores: np.ndarray, test: Outputs) -> dict:
   """The mAP and each class's average precision."""
   every = metrics.average_precisions(scores, test.labels, ignore=test.ignore, method=config.evaluation.ap_method)
   by_class = dict(zip(class_names, every.tolist(), strict=True))
@@ -41,7 +40,7 @@ def _average_precisions(
 
 def _network(config: Any, class_names: Sequence[str], test: Outputs) -> dict[str, Any]:
   """Figures of the network's own scores, and of the auxiliary head's."""
-  found = _average_precisions("", config, class_names, test.scores, test)
+  found = _precisions("", config, class_names, test.scores, test)
   predicted = metrics.top_k_labels(test.scores, config.evaluation.top_k)
   results = {
     **found,
@@ -55,7 +54,7 @@ def _network(config: Any, class_names: Sequence[str], test: Outputs) -> dict[str
     **views_lib.names(config),
   }
   if test.auxiliary is not None:
-    auxiliary = _average_precisions("", config, class_names, test.auxiliary, test)["mAP"]
+    auxiliary = _precisions("", config, class_names, test.auxiliary, test)["mAP"]
     results |= {"auxiliary_head": config.stage_one.head, "auxiliary_mAP": auxiliary}
   return results
 
@@ -102,7 +101,7 @@ def evaluate(
   results = _network(config, class_names, test)
   if margins is not None:
     results |= {
-      **_average_precisions("svm_", config, class_names, margins, test),
+      **_precisions("svm_", config, class_names, margins, test),
       "svm_c": selection.svm_c,
       "svm_feature": config.evaluation.feature,
       "svm_solver": config.evaluation.svm_solver,
@@ -115,11 +114,7 @@ def evaluate(
 
 def _without_nan(value: Any) -> Any:
   """JSON has no nan: undefined figures become None."""
-  if isinstance(value, dict):
-    return {key: _without_nan(item) for key, item in value.items()}
-  if isinstance(value, list):
-    return [_without_nan(item) for item in value]
-  return None if isinstance(value, float) and math.isnan(value) else value
+  return json.loads(json.dumps(value), parse_constant=lambda name: None if name == "NaN" else float(name))
 
 
 def protocol_table(found: Mapping[str, Mapping[str, dict[str, Any]]], class_names: Sequence[str]) -> str:
@@ -130,16 +125,15 @@ def protocol_table(found: Mapping[str, Mapping[str, dict[str, Any]]], class_name
   notes = []
   for run, protocols in found.items():
     for name, figures in protocols.items():
-      cells = " | ".join(_percent(_without_nan(figures[each])).strip() for each in names)
+      cells = " | ".join(_percent(figures[each]).strip() for each in names)
       lines.append(f"| {run} | {name} | {metrics.PROTOCOLS[name].scores} | {cells} |")
-      for kind, rule in rules.items():
-        if figures[kind]:
-          notes.append(f"{run}, {name}: {rule}: {', '.join(class_names[c] for c in figures[kind])}")
+      named = {rule: ", ".join(class_names[c] for c in figures[kind]) for kind, rule in rules.items()}
+      notes += [f"{run}, {name}: {rule}: {classes}" for rule, classes in named.items() if classes]
   return "\n".join([*lines, *([""] if notes else []), *notes])
 
 
 def _percent(value: float | None) -> str:
-  return "   -" if value is None else f"{100 * value:5.1f}"
+  return "   -" if value is None or math.isnan(value) else f"{100 * value:5.1f}"
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -33,8 +33,7 @@ ALIKE = ("views", "mirror", "feature", "svm_normalize")  # in which runs must ag
 
 def made_by(config: Any, checkpoint: str) -> dict[str, Any]:
   """What scores depend on: the configuration of the evaluation, and the digest of the best epoch's checkpoint."""
-  names = (*ALIKE, "svm_solver", "svm_images", "svm_c", "ap_method")
-  fields = {name: config.evaluation[name] for name in names}
+  fields = {name: config.evaluation[name] for name in (*ALIKE, "svm_solver", "svm_images", "svm_c", "ap_method")}
   return {"checkpoint": checkpoint, **fields, **views_lib.names(config)}
 
 
@@ -55,7 +54,7 @@ def save(
 
 
 def load(folder: pathlib.Path) -> Scores:
-  """From WORKDIR/scores.npz; no pickle is read. Raises a UserError for a run not evaluated yet, and for a damaged file."""
+  """From WORKDIR/scores.npz, no pickle; raises a UserError for a run not evaluated yet, and for a damaged file."""
   path = folder / FILE
   if not path.exists():
     raise UserError(f"{folder} holds no {FILE}: run eval.py --workdir={folder} first")
@@ -120,10 +119,7 @@ def protocol(name: str) -> metrics.Protocol:
 
 
 def measure(scores: Scores, names: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-  """`metrics.measure` by each named protocol, or by all whose scores are there.
-
-  Raises a UserError for an unknown protocol, and for a named one whose scores are not there.
-  """
+  """`metrics.measure` by the named protocols, or by all with scores here; raises a UserError if a named one has none."""
   found = {}
   for name in names or metrics.PROTOCOLS:
     rules = protocol(name)

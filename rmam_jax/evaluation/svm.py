@@ -1,4 +1,4 @@
-"""One-vs-rest linear SVMs on region features (Sec. 5.1): LIBLINEAR's problem, solved by LIBLINEAR or all classes at once.
+"""One-vs-rest linear SVMs on region features (Sec. 5.1): LIBLINEAR's problem, solved by it or for all classes at once.
 
 For each class, with targets t_i = +1 or -1 and the bias b regularised as `LinearSVC(intercept_scaling=1)` has it:
 
@@ -52,8 +52,7 @@ class Machines(NamedTuple):
 
 def normalize(features: np.ndarray) -> np.ndarray:
   """Rows [N, F] scaled to Euclidean length 1; rows of zeros stay zeros."""
-  length = np.linalg.norm(features, axis=1, keepdims=True)
-  return features / np.maximum(length, np.finfo(features.dtype).tiny)
+  return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(features.dtype).tiny)
 
 
 def fit(
@@ -101,9 +100,8 @@ def _liblinear(features, labels, kept, cs, *, seed) -> Iterator[np.ndarray]:
 
 # Newton's method with conjugate gradients (Lin, Weng, Keerthi 2008), for all classes at once: each product with the
 # features serves them all. Steps are taken in the features' own type until they become small, and then with objective
-# and gradient in float64, which decide the solution. The curvature only decides how fast it is reached, and stays in the
-# features' type.
-
+# and gradient in float64, which decide the solution. The curvature stays in the features' type: it only decides how
+# fast the solution is reached.
 
 _matmul = functools.partial(jnp.matmul, precision="highest")
 
@@ -147,10 +145,9 @@ def _transposed_times(x_NF, r, power=1):
 
 @jax.jit
 def _spread(x_NF):
-  """The columns' deviation [F], R orthonormal directions [F, R], and the images along them [N, R].
+  """The columns' deviation [F], the R orthonormal directions [F, R] of most spread, and the images along them [N, R].
 
-  In these directions a sample of the images spreads most once every column has mean 0 and deviation 1; they are found by
-  three rounds of subspace iteration.
+  They are those of a sample of the images, its columns scaled to mean 0 and deviation 1: a subspace iteration.
   """
   sample = x_NF[:: -(-len(x_NF) // SAMPLE)]
   mean, deviation = sample.mean(0), sample.std(0)
@@ -216,10 +213,7 @@ def _conjugate_gradients(curvature, precondition, g, tolerance):
 
 @jax.jit
 def _newton_step(x, spread, c, targets, kept, w):
-  """One step for every class, in w's type: w, and the largest move and the largest weight of each class.
-
-  x [N, F] is never copied, `spread` its `_spread`, targets [N, L] of +1 and -1, kept [N, L] of 1 and 0, w [F + 1, L].
-  """
+  """One step for every class, in w's type: w, and each class's largest move and largest weight; x is never copied."""
   t, kept = targets.astype(w.dtype), kept.astype(w.dtype)
   xw = _times(x, w)
   slack = jnp.maximum(0, 1 - t * xw) * kept
@@ -238,10 +232,7 @@ def _newton_step(x, spread, c, targets, kept, w):
 
 
 def _line_search(w, d, t, kept, c, xw, xd):
-  """The step [L] along d at which each class's objective is lowest: the root of its slope, which rises in pieces.
-
-  Newton's method from 1, kept inside the bracket that is known so far. Reads no features.
-  """
+  """The step [L] along d that minimises each class's objective: Newton's method on its slope, which rises piecewise."""
 
   def slope(step):
     slack = jnp.maximum(0, 1 - t * (xw + step * xd)) * kept

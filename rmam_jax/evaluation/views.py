@@ -1,8 +1,8 @@
 """The views of one image (Sec. 5.1), and where the regions seen in them lie in the image.
 
 Views are windows cut from the feature map of the whole image and of its mirror image. The paper cuts them so, and ten
-views then cost two passes of the backbone. Crops of the pixels would differ at their borders: zeros surround a crop, while
-a window of the map still feels the pixels around it.
+views then cost two passes of the backbone. Crops of the pixels would differ at their borders: zeros surround a crop,
+while a window of the map still feels the pixels around it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,8 +47,8 @@ def from_config(config: Any) -> Views:
   margin = size - crop
   if crop % stride or margin % (2 * stride):
     raise UserError(
-      f"{kind} views are cut from the feature map: data.crop_size {crop} and half of what it leaves of"
-      f" data.image_size {size} must be multiples of the map's stride, {stride} pixels; or set evaluation.views='centre'"
+      f"{kind} views are cut from the feature map: data.crop_size {crop} and half of what it leaves of data.image_size"
+      f" {size} must be multiples of the map's stride, {stride} pixels; or set evaluation.views='centre'"
     )
   end = margin // stride
   windows = ((end // 2, end // 2), (0, 0), (0, end), (end, 0), (end, end))

@@ -51,8 +51,8 @@ def attending_spec(
 ) -> HeadSpec:
   """The spec of a head that looks by a rule of `ops.next_region`.
 
-  From the `model` section, `rule` makes the rule, all but its parameters, the map and its guide filled in, and `init` its
-  initialiser. `defaults` are the fields of the section `model.NAME`; the others are those of `HeadSpec`.
+  From the `model` section, `rule` makes the rule, all but its parameters, the map and its guide filled in, and `init`
+  its initialiser. `defaults` are the fields of the section `model.NAME`; the others are those of `HeadSpec`.
   """
 
   def build(model: Any, num_classes: int) -> Attending:

@@ -120,10 +120,10 @@ def predict_files(
 ) -> int:
   """Predicts for files, folders and patterns (see `find_images`) and writes what was found, in order.
 
-  It goes as "jsonl" or "csv" to a new file `out`, or to stdout, with all K regions if wanted. In `picture_folder`, new or
-  empty, each image is drawn with its regions, in folders as its own; None draws nothing. Returns how many files could not
-  be read; each is reported on stderr. Raises a UserError for nothing to read, and for an output that exists or cannot be
-  written.
+  It goes as "jsonl" or "csv" to a new file `out`, or to stdout, with all K regions if wanted. In `picture_folder`, new
+  or empty, each image is drawn with its regions, in folders as its own; None draws nothing. Returns how many files
+  could not be read; each is reported on stderr. Raises a UserError for nothing to read, and for an output that exists
+  or cannot be written.
   """
   paths = find_images(names)
   if picture_folder is not None:

@@ -60,9 +60,9 @@ def attend(
   new states goes on; the next centre's mean is the tanh of a linear layer on h, and so inside the image; the centre is
   Gaussian around it with a fixed deviation; a region's scores come from z, as in RMAM.
 
-  Shapes [k, 2] are those of `region_shapes`; the deviation is in units of half the image. Without a key for the noise, as
-  in evaluation, the centres are the means. For the other arguments see `attention.attend`. The memory that is returned is
-  a `Rollout`. Raises a ValueError for T < 1, and without shapes.
+  Shapes [k, 2] are those of `region_shapes`; the deviation is in units of half the image. Without a key for the noise,
+  as in evaluation, the centres are the means. For the other arguments see `attention.attend`. The memory that is
+  returned is a `Rollout`. Raises a ValueError for T < 1, and without shapes.
   """
   if steps < 1 or not len(shapes):
     raise ValueError(f"steps must be at least 1 and shapes not empty, got {steps} and {len(shapes)} shapes")

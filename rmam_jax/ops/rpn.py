@@ -1,7 +1,7 @@
 """A fully convolutional region proposal network, as DenseCap's (Johnson, Karpathy and Fei-Fei, CVPR 2016, Sec. 3.2).
 
-At each cell of a feature map lie k anchor boxes of different sizes. For each the layer gives a confidence that an object
-is there and four offsets (t_x, t_y, t_w, t_h) that make the anchor box (x_a, y_a, w_a, h_a) a region:
+At each cell of a feature map lie k anchor boxes of different sizes. For each the layer gives a confidence that an
+object is there and four offsets (t_x, t_y, t_w, t_h) that make the anchor box (x_a, y_a, w_a, h_a) a region:
 
     x = x_a + t_x w_a    y = y_a + t_y h_a    w = w_a e^{t_w}    h = h_a e^{t_h}
 
@@ -52,10 +52,10 @@ def find_offsets(anchors: jax.Array, boxes: jax.Array) -> jax.Array:
 
 
 def match(anchors: jax.Array, boxes: jax.Array, *, positive: float = 0.7, negative: float = 0.3):
-  """Which anchor boxes stand for an object, bool [N], which for none, bool [N], and for which of the boxes [n, 4], int [N].
+  """Which anchor boxes stand for an object and which for none, bool [N], and for which of the boxes [n, 4], int [N].
 
-  One whose IoU with some box is above `positive` stands for it, and so does the best one of each box; one whose IoU with
-  all is below `negative` stands for none; the others are not learned from. Boxes of no area are padding.
+  One whose IoU with some box is above `positive` stands for it, and so does the best one of each box; one whose IoU
+  with all is below `negative` stands for none; the others are not learned from. Boxes of no area are padding.
   """
   present = box_area(boxes) > 0
   iou = jnp.where(present, box_iou(anchors, boxes), 0)
@@ -74,7 +74,7 @@ def _first(eligible: jax.Array, order: jax.Array, count: jax.Array | int) -> jax
 
 
 def sample(noise: jax.Array, positive: jax.Array, negative: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-  """Draws `count` anchor boxes by uniform noise [N], at most half of them positive, the rest negative: bool [N] each."""
+  """Draws `count` anchor boxes by uniform noise [N], at most half of them positive: those of each kind, bool [N]."""
   drawn = _first(positive, noise, count // 2)
   return drawn, _first(negative, noise, count - drawn.sum())
 
@@ -92,9 +92,9 @@ def layer_loss(
 ) -> tuple[jax.Array, jax.Array]:
   """What the layer gets wrong, by the anchor boxes drawn for the image; see `match` and `sample`.
 
-  Scores [N, 2] are of nothing and of an object; boxes [n, 4] are within the image. Returns the mean cross-entropy of the
-  confidence, and the mean over the positive anchor boxes of the smooth L1 distance of the offsets, summed over the four;
-  0 where there are none.
+  Scores [N, 2] are of nothing and of an object; boxes [n, 4] are within the image. Returns the mean cross-entropy of
+  the confidence, and the mean over the positive anchor boxes of the smooth L1 distance of the offsets, summed over the
+  four; 0 where there are none.
   """
   positives, negatives, stands_for = match(anchors, boxes, positive=positive, negative=negative)
   positives, negatives = sample(noise, positives, negatives, samples)

@@ -78,7 +78,7 @@ def write_gallery(path: pathlib.Path, evaluated: EvaluatedSplit, results: dict[s
 
 
 def draw_figures(folder: pathlib.Path, evaluated: EvaluatedSplit) -> None:
-  """Draws `figure_1.png` and `figure_5.png`, like the paper's, of the first images with two labels or more, in a new folder.
+  """Draws `figure_1.png` and `figure_5.png`, of the first images with two labels or more, in a new folder.
 
   Fig. 5 has the fixed grid beside ours. Raises a UserError for a head without regions, and if there is no such image.
   """
