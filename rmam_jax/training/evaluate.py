@@ -13,11 +13,10 @@ import ml_collections
 import rmam_jax
 from rmam_jax import heads
 from rmam_jax.data.splits import Split, open_split
-from rmam_jax.evaluation import calibration, metrics, output_cache, report, svm
+from rmam_jax.evaluation import calibration, metrics, report, svm
 from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.evaluation import scores as scores_lib
 from rmam_jax.evaluation import selection as selection_lib
-from rmam_jax.evaluation import thresholds as thresholds_lib
 from rmam_jax.evaluation import views as views_lib
 from rmam_jax.runtime import files, processes
 from rmam_jax.runtime import mesh as mesh_lib
@@ -92,16 +91,16 @@ def evaluate(
   test = open_split(data, data.test or data.validation)
   names = test.class_names
   model, params, progress = checkpoints.load_best(config, folder, len(names), mesh)
-  digest = output_cache.digest_params(params)
+  digest = outputs_lib.digest_params(params)
 
   @functools.cache
   def forward(views: views_lib.Views) -> outputs_lib.Forward:
     return outputs_lib.make_forward(model, mesh, views, feature=section.feature)
 
   def outputs(split: Split, label: str, views: views_lib.Views = views, beside: str = "") -> outputs_lib.Outputs:
-    found = output_cache.extract(
-      output_cache.folder_of(folder, split.name + beside),
-      output_cache.make_key(config, split, digest, views),
+    found = outputs_lib.extract(
+      outputs_lib.folder_of(folder, split.name + beside),
+      outputs_lib.make_key(config, split, digest, views),
       forward(views),
       params,
       split,
@@ -155,7 +154,7 @@ def evaluate(
   if train is not None:
     results["svm_images"] = len(train.readable)
   results["controls"] = controls_beside(config, folder, results)
-  thresholds = thresholds_lib.make_thresholds(kind, selection._asdict(), top_k=section.top_k)
+  thresholds = calibration.make_thresholds(kind, selection._asdict(), top_k=section.top_k)
   shown = panels.EvaluatedSplit(config, head, thresholds, test, test_outputs)
   panels.draw_pictures(folder / "pictures", shown)
   files.write_json(folder / "results.json", results)
