@@ -10,6 +10,7 @@ from test_training import tiny_config
 
 from rmam_jax import recognizer
 from rmam_jax.data import splits
+from rmam_jax.data.record import Index
 from rmam_jax.data.splits import open_split
 from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.evaluation import report, svm
@@ -240,7 +241,8 @@ class Stored(splits._Stored):
 def digest_with(changes):
   source = Stored(changes)
   rows = [(each.id, each.labels, each.ignore, True) for each in map(source.__getitem__, range(500))]
-  return splits.Split("stored", source, splits.Index(*map(np.array, zip(*rows, strict=True)))).digest()
+  source.index = Index(*map(np.array, zip(*rows, strict=True)))
+  return splits.Split("stored", source, np.arange(500), "ignore").digest()
 
 
 def test_any_changed_label_changes_a_split_s_digest():
