@@ -110,7 +110,7 @@ def test_a_disk_that_fills_up_or_a_folder_that_vanishes_is_named(tmp_path):
     files.write_npz(tmp_path / "scores.npz", {"scores": np.zeros(10_000)})
   shutil.rmtree(tmp_path)
   with pytest.raises(
-    UserError, match=f"cannot write {tmp_path}/metrics.jsonl: No such file or directory. What is there"
+    UserError, match=f"cannot write {tmp_path}/metrics.jsonl: No such file or directory. Nothing that was there"
   ):
     log.write(4, {"loss": 1.0})
   log.close()
