@@ -20,12 +20,12 @@ import jax
 from rmam_jax.runtime.errors import UserError
 
 FROM_CLUSTER = "auto"
-# What JAX says when it is not this process that is at fault.
+# What JAX says when another process is at fault.
 _LOST = re.compile(r"gloo|nccl|heartbeat|coordination|UNAVAILABLE|DEADLINE_EXCEEDED", re.IGNORECASE)
 
 
 def is_first() -> bool:
-  """Whether this is the process that writes and speaks."""
+  """Whether this is the process that writes and prints."""
   return jax.process_index() == 0
 
 
@@ -48,7 +48,7 @@ def first_before_others(place: str) -> Iterator[None]:
 
 
 def _why_lost(error: BaseException | None) -> str | None:
-  """The first line of what JAX says of a lost process, in an error or one of its causes; None if there is none such."""
+  """The first line of what JAX says of a lost process, in an error or one of its causes; else None."""
   while error is not None:
     text = str(error)
     if _LOST.search(text) and isinstance(error, (jax.errors.JaxRuntimeError, ValueError)):
@@ -99,8 +99,7 @@ def joined(
     reason = _why_lost(error)
     if reason is None:
       raise
-    sentence = (
-      f"another process of the run has ended or cannot be reached ({reason}). Start all of them again, or fewer"
-    )
-    print(f"error: {sentence}: the run goes on from its last epoch.", file=sys.stderr, flush=True)
+    why = f"another process of the run has ended or cannot be reached ({reason})"
+    remedy = "Start all of them again, or fewer: the run goes on from its last epoch."
+    print(f"error: {why}. {remedy}", file=sys.stderr, flush=True)
     os._exit(1)  # the usual way out waits for the process that is gone

@@ -41,9 +41,8 @@ class StageCheckpoints:
     """Opens or makes them; only the one who writes removes what a killed process left half written."""
     self._managers = {}
     for name, kept in KEPT.items():
-      options = ocp.CheckpointManagerOptions(
-        max_to_keep=kept, enable_async_checkpointing=False, cleanup_tmp_directories=writing
-      )
+      fields = {"max_to_keep": kept, "enable_async_checkpointing": False, "cleanup_tmp_directories": writing}
+      options = ocp.CheckpointManagerOptions(**fields)
       self._managers[name] = ocp.CheckpointManager((folder / name).absolute(), options=options)
 
   def _save(self, name: str, step: int, arrays: Any, progress: dict) -> None:
@@ -99,33 +98,31 @@ class StageCheckpoints:
     """Saves the parameters of the best epoch so far."""
     self._save("best", step, params, progress)
 
+  def _restore_newest(self, name: str, like: Any) -> tuple[Any, dict] | None:
+    """The newest step that is not damaged, or None where there is no step; says so if it takes one before the last."""
+    manager = self._managers[name]
+    steps = sorted(manager.all_steps(), reverse=True)[: KEPT[name]]
+    for step in steps:
+      try:
+        return self._restore(name, step, like)
+      except Damaged as error:
+        if step == steps[-1]:
+          folder = manager.directory.parent
+          raise UserError(f"{error}. Remove {folder}: the command that trained it trains this stage again.") from error
+        print(f"{error}. Going on from the state before it.")
+    return None
+
   def restore_last(self, like: TrainState) -> tuple[TrainState, dict] | None:
     """The last state, placed and sharded as `like` (arrays or shapes with shardings), and its progress, or None.
 
-    If it is damaged, says so and takes the one before it; UserError if all are, or if it is of another model.
+    If it is damaged, says so and takes the one before it; UserError if both are, or if it is of another model.
     """
-    steps = sorted(self._managers["last"].all_steps(), reverse=True)
-    for step in steps:
-      try:
-        arrays, progress = self._restore("last", step, like._asdict())
-      except Damaged as error:
-        if step == steps[-1]:
-          raise UserError(f"{error}. {self._remedy()}") from error
-        print(f"{error}. Going on from the state before it.")
-      else:
-        return TrainState(**arrays), progress
-    return None
+    restored = self._restore_newest("last", like._asdict())
+    return restored and (TrainState(**restored[0]), restored[1])
 
   def restore_best(self, like: Params) -> tuple[Params, dict] | None:
-    """The best epoch's parameters, as `restore_last`."""
-    step = self._managers["best"].latest_step()
-    try:
-      return None if step is None else self._restore("best", step, like)
-    except Damaged as error:
-      raise UserError(f"{error}. {self._remedy()}") from error
-
-  def _remedy(self) -> str:
-    return f"Remove {self._managers['last'].directory.parent}: the command that trained it trains this stage again."
+    """The best epoch's parameters and progress, as `restore_last`; there is none before it."""
+    return self._restore_newest("best", like)
 
   def read_best(self, item: str) -> Any:
     """The `progress` or the `digests` of the best epoch, or None."""
@@ -164,8 +161,7 @@ def load_best(
 ) -> tuple[Recognizer, Params, dict]:
   """Stage two's recognizer, the parameters of its best epoch, and what the host knew then.
 
-  Raises:
-    UserError: stage two has not finished an epoch there; or the checkpoint is damaged, or of another model.
+  Raises a UserError if stage two has not finished an epoch there, or the checkpoint is damaged or of another model.
   """
   model = stages.build_model(config, "stage_two", num_classes)
   like = jax.eval_shape(lambda key: init_params(model, key, config.data.crop_size), jax.random.key(0))

@@ -4,7 +4,6 @@ import functools
 import json
 import pathlib
 import time
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,8 +25,6 @@ from rmam_jax.runtime.errors import UserError, check_name
 from rmam_jax.training import checkpoints, stages, workdir
 from rmam_jax.visual import panels
 
-_NOTHING: Mapping[str, Any] = types.MappingProxyType({})
-
 
 def check_evaluation(config: ml_collections.ConfigDict) -> None:
   """Refuses a configuration that cannot be evaluated."""
@@ -46,7 +43,7 @@ def check_evaluation(config: ml_collections.ConfigDict) -> None:
 
 def evaluate(
   folder: pathlib.Path,
-  changes: Mapping[str, Any] = _NOTHING,
+  changes: Mapping[str, Any] | None = None,
   *,
   gallery_page: pathlib.Path | None = None,
   gallery_images: int = 0,
@@ -60,25 +57,21 @@ def evaluate(
   Args:
     folder: the workdir.
     changes: fields of `config.evaluation` that shall differ from the workdir's configuration.
-    gallery_page: an HTML file to write, see `visual.gallery`; None writes none.
-    gallery_images: show the first so many test images there; 0 shows all.
-    figure_folder: a folder to make, with figures like the paper's; None draws none.
+    gallery_page: an HTML file to write, see `visual.gallery`, with the first `gallery_images` test images, or all for 0.
+    figure_folder: a folder to make, with figures like the paper's.
 
   Returns:
     What `results.json` holds; in another process than the first, nothing.
-
-  Raises:
-    UserError: something that the user can mend; says what to do about it.
   """
   for path, flag in ((gallery_page, "--gallery=OUT.html"), (figure_folder, "--figures=OUT")):
-    if path is not None and path.exists():
+    if path and path.exists():
       raise UserError(f"{path} exists: remove it or name another with {flag}")
-    if path is not None and not path.absolute().parent.is_dir():
+    if path and not path.absolute().parent.is_dir():
       raise UserError(f"{path.parent} is no folder: make it or name another with {flag}")
   started = time.monotonic()
   config = workdir.read_config(folder)
   with config.evaluation.unlocked():
-    config.evaluation.update_from_flattened_dict(dict(changes))
+    config.evaluation.update_from_flattened_dict(dict(changes or {}))
   check_evaluation(config)
   data, section, mesh = config.data, config.evaluation, mesh_lib.make_mesh()
   if section.batch_size % mesh.size:
@@ -201,7 +194,7 @@ def print_results(results: dict[str, Any], folder: pathlib.Path) -> None:
   print(f"{report.summary(results)}\n\nwrote {folder / 'results.json'} and {folder / 'pictures'}")
 
 
-def evaluate_and_print(folder: pathlib.Path, changes: Mapping[str, Any] = _NOTHING, **beside: Any) -> dict[str, Any]:
+def evaluate_and_print(folder: pathlib.Path, changes: Mapping[str, Any] | None = None, **beside: Any) -> dict[str, Any]:
   """`evaluate`, and its summary."""
   results = evaluate(folder, changes, **beside)
   if processes.is_first():
@@ -213,22 +206,13 @@ def evaluate_and_print(folder: pathlib.Path, changes: Mapping[str, Any] = _NOTHI
 
 
 def print_protocols(
-  folders: Sequence[pathlib.Path],
-  names: Sequence[str] = (),
-  *,
-  fusion: str = "mean",
-  changes: Mapping[str, Any] = _NOTHING,
+  folders: Sequence[pathlib.Path], names: Sequence[str] = (), *, fusion: str = "mean", changes: Any = None
 ) -> dict[str, dict[str, Any]]:
-  """Prints what other protocols make of the saved scores of some runs and, if more than one, of their fusion.
+  """Prints and returns the figures by run and protocol, from the saved scores of some runs and of their fusion, if several.
 
   Runs that were not evaluated since their last training, and all of them if there are `changes`, are evaluated first.
-  `names` are of `metrics.PROTOCOLS`, none for all whose scores are there; `fusion` is of `scores.FUSIONS`.
-
-  Returns:
-    The figures, by run and protocol; in another process than the first, nothing.
-
-  Raises:
-    UserError: an unknown protocol or fusion, a protocol whose scores are not there, or runs that do not fit together.
+  `names` are of `metrics.PROTOCOLS`, none for all whose scores are there; `fusion` is of `scores.FUSIONS`. Raises a
+  UserError for unknown ones, for a protocol whose scores are not there, and for runs that do not fit together.
   """
   for name in names:
     scores_lib.protocol(name)

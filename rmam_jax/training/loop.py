@@ -23,6 +23,7 @@ from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import checkpoints, initial_weights, signals, stages, workdir
 from rmam_jax.training import rpn as rpn_training
 from rmam_jax.training import step as step_lib
+from rmam_jax.training.initial_weights import InitialWeights
 
 SKIPPED = "skipped.jsonl"  # in a workdir: images that could not be read and were replaced
 STREAMS = (*stages.NAMES, stages.RPN)  # each has random numbers of its own
@@ -53,21 +54,15 @@ class _Trace(contextlib.ExitStack):
 
 
 class _Trainer:
-  """Trains stages over one mesh, one data set and one workdir; `first` is None for random weights."""
+  """Trains stages over one mesh, one data set and one workdir; `first` are initial weights, None for random ones."""
 
-  def __init__(
-    self,
-    config: ml_collections.ConfigDict,
-    folder: pathlib.Path,
-    first: initial_weights.InitialWeights | None,
-    trace: _Trace,
-  ):
-    self.config, self.folder, self.first, self.trace = config, folder, first, trace
-    data, self.mesh = config.data, mesh_lib.make_mesh()
+  def __init__(self, config: Any, folder: pathlib.Path, first: InitialWeights | None, trace: _Trace):
+    self.config, self.folder, self.first, self.trace, self.mesh = config, folder, first, trace, mesh_lib.make_mesh()
+    data = config.data
     with processes.first_before_others("open"):  # digit scenes may have to be made
-      self.train = open_split(data, data.train)
-    self.validation = open_split(data, data.validation) if data.validation else None
-    self.splits = [self.train] if self.validation is None else [self.train, self.validation]
+      self.splits = [open_split(data, name) for name in (data.train, data.validation) if name]
+    self.train = self.splits[0]
+    self.validation = self.splits[1] if data.validation else None
     for split in self.splits:
       if split.dropped:
         print(f"{split.name}: {split.dropped} records without a positive label are left out")
@@ -104,17 +99,14 @@ class _Trainer:
     shapes = checkpoints.abstract(jax.eval_shape(init, key), replicated)
     # Two last states, a third while it is written, and the best parameters.
     needed = 4 * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-    free = shutil.disk_usage(self.folder).free
-    if free < needed:
+    if (free := shutil.disk_usage(self.folder).free) < needed:
       raise UserError(
         f"{self.folder} has {free / 1e6:,.0f} MB free and the checkpoints need {needed / 1e6:,.0f} MB. Free some, or"
         " name another folder with --workdir=DIR."
       )
     saved = checkpoints.StageCheckpoints(self.folder / "checkpoints" / stage.name, writing=True)
-    restored = saved.restore_last(shapes)
-    if restored:
-      state, progress = restored
-    else:
+    state, progress = saved.restore_last(shapes) or (None, {"best_loss": math.inf, "best_epoch": 0, "seconds": 0.0})
+    if state is None:
       state = jax.jit(init, out_shardings=replicated)(key)
       params = state.params
       if self.first is not None:
@@ -130,7 +122,6 @@ class _Trainer:
       if rpn is not None:
         params = {**params, stages.RPN: rpn}
       state = state._replace(params=jax.device_put(params, replicated))
-      progress = {"best_loss": math.inf, "best_epoch": 0, "seconds": 0.0}
     if int(state.step) < stage.steps or progress.get("unfinished"):
       self._train(stage, state, progress, saved)
     best, _ = saved.restore_best(shapes.params)
@@ -139,16 +130,11 @@ class _Trainer:
 
   def _batches(self, stage: stages.Stage, start: int) -> Iterator[Mapping[str, Any]]:
     """The stage's batches from a step on."""
-    data = self.config.data
-    return batches.train_batches(
-      self.train,
-      batch_size=self.config.batch_size,
-      seed=self.config.seed * len(stages.NAMES) + STREAMS.index(stage.name),
-      start_step=start,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      **{name: data[name] for name in ("image_size", "crop_size", "flip", "threads", "workers", "corrupt")},
-    )
+    fields = ("image_size", "crop_size", "flip", "threads", "workers", "corrupt")
+    options = {"process_index": jax.process_index(), "process_count": jax.process_count(), "start_step": start}
+    options |= {field: self.config.data[field] for field in fields} | {"batch_size": self.config.batch_size}
+    seed = self.config.seed * len(stages.NAMES) + STREAMS.index(stage.name)
+    return batches.train_batches(self.train, seed=seed, **options)
 
   def _next_batch(self, stream: Iterator[Mapping[str, Any]], place: dict[str, Any], bar: tqdm.tqdm) -> tuple[Any, Any]:
     """A batch's ids and its arrays on the devices; says which images were replaced and lists them in `SKIPPED`."""
@@ -166,25 +152,21 @@ class _Trainer:
     self, stage: stages.Stage, state: step_lib.TrainState, progress: dict, saved: checkpoints.StageCheckpoints
   ) -> None:
     """The stage's steps from `state` on, its epochs validated and saved."""
-    replicated, options = (
-      mesh_lib.replicated(self.mesh),
-      {"accumulate": self.config.accumulate, "seed": self.config.seed},
-    )
+    config, replicated, first = self.config, mesh_lib.replicated(self.mesh), processes.is_first()
+    parts = stage.model, stage.optimizer, stage.objective
     train_step = jax.jit(
-      step_lib.make_train_step(stage.model, stage.optimizer, stage.objective, **options),
+      step_lib.make_train_step(*parts, accumulate=config.accumulate, seed=config.seed),
       in_shardings=(replicated, mesh_lib.by_example(self.mesh)),
       out_shardings=replicated,
       donate_argnums=0,
     )
-    forward, first = stage.make_forward(stage.model, self.mesh), processes.is_first()
+    forward = stage.make_forward(stage.model, self.mesh)
     step, totals = int(state.step), list(progress.pop("unfinished", ()))  # metrics of the steps of an unfinished epoch
+    log_or_none = contextlib.nullcontext()
     if first:
       workdir.keep_until(self.folder / SKIPPED, stage.name, step)
-    log_opened = (
-      contextlib.closing(workdir.MetricsLog(self.folder, stage.name, step)) if first else contextlib.nullcontext()
-    )
-    started = time.monotonic() - progress["seconds"]
-    label = f"{stage.name} ({stage.trains})"
+      log_or_none = contextlib.closing(workdir.MetricsLog(self.folder, stage.name, step))
+    started, label = time.monotonic() - progress["seconds"], f"{stage.name} ({stage.trains})"
     shown = {"total": stage.steps, "initial": step, "desc": label, "unit": " steps", "dynamic_ncols": True}
 
     def save_unfinished() -> None:
@@ -193,7 +175,7 @@ class _Trainer:
 
     with (
       contextlib.closing(self._batches(stage, step)) as stream,
-      log_opened as log,
+      log_or_none as log,
       tqdm.tqdm(**shown, disable=not first) as bar,
       # Several processes cannot agree on a step: there, signals act at once and the last epoch's checkpoint counts.
       signals.Deferred(active=jax.process_count() == 1) as stop,
@@ -261,16 +243,11 @@ def train(
 ) -> step_lib.Params:
   """Trains both stages, and before them a region proposal network if the head has one, or what is left of them.
 
-  Args:
-    config: see `rmam_jax.config`.
-    folder: the workdir; made, or gone on with if it belongs to the same configuration.
-    profile_folder: for a trace of the first steps after warming up; None writes none.
+  `config` is as in `rmam_jax.config`. The workdir `folder` is made, or gone on with if it belongs to the same
+  configuration. In `profile_folder` the first steps after warming up are traced; None for no trace.
 
   Returns:
     Stage two's parameters at its best epoch by validation loss, or without a validation split at its last.
-
-  Raises:
-    UserError: something that the user can mend; says what to do about it.
   """
   # Preprocessing belongs to the weights: from here on the configuration has theirs, and so has all that reads it,
   # config.json, evaluation and prediction.
@@ -281,17 +258,16 @@ def train(
     trainer = _Trainer(config, folder, first, trace)
     counts = {"num_classes": len(trainer.train.class_names), "num_records": len(trainer.train)}
     planned = [stages.build(config, name, **counts) for name in stages.NAMES]
-    splits, rpn_trainer = trainer.splits, None
+    trainers = [trainer]
     if any(stage.model.rpn is not None for stage in planned):
-      rpn_trainer = _Trainer(rpn_training.config_of(config), folder, first, _Trace(None))
-      rpn_stage = stages.build_rpn(rpn_trainer.config, len(rpn_trainer.train))
-      splits = splits + rpn_trainer.splits
-    records = {split.name: split.digest() for split in splits}
+      trainers.append(_Trainer(rpn_training.config_of(config), folder, first, _Trace(None)))
+      rpn_stage = stages.build_rpn(trainers[1].config, len(trainers[1].train))
+    records = {split.name: split.digest() for each in trainers for split in each.splits}
     # Only now: a configuration that cannot run leaves nothing behind.
     with processes.first_before_others("claim"):
       workdir.claim(folder, config, trainer.train.class_names, records)
     params, kept = None, ""
-    rpn = rpn_trainer and rpn_trainer.run(rpn_stage)
+    rpn = trainers[1].run(rpn_stage) if len(trainers) > 1 else None
     for stage in planned:
       if stage.epochs:
         params = trainer.run(stage, params, kept, None if stage.model.rpn is None else rpn)

@@ -125,7 +125,7 @@ def _with_epochs(config: ml_collections.ConfigDict, epochs: Mapping[str, int]) -
 
 
 def _run(phase: Phase, profile_folder: pathlib.Path | None) -> dict[str, Any]:
-  """Trains and evaluates one phase, or what is left of it; returns what `evaluate` does."""
+  """Trains and evaluates one phase, or what is left of it; returns its results."""
   config, chosen_in, first = phase.config, phase.chosen_in, processes.is_first()
   if chosen_in is not None:
     if config.rpn.data and first:  # it learns from the same boxes in both phases, and is not trained again
@@ -140,14 +140,10 @@ def _run(phase: Phase, profile_folder: pathlib.Path | None) -> dict[str, Any]:
 def train_and_evaluate(
   config: ml_collections.ConfigDict, folder: pathlib.Path, *, profile_folder: pathlib.Path | None = None
 ) -> dict[str, Any]:
-  """A whole run, or what is left of it: all its phases. The arguments are those of `loop.train`; the trace is of the last
-  phase of the run's own.
+  """A whole run, or what is left of it; the arguments are those of `loop.train`, and traced is the run's own last phase.
 
-  Returns:
-    What `results.json` holds; in another process than the first, nothing.
-
-  Raises:
-    UserError: something that the user can mend, such as another process that trains there; says what to do about it.
+  Returns what `results.json` holds; in another process than the first, nothing. Raises a UserError if another process
+  trains there.
   """
   with workdir.locked(folder) if processes.is_first() else contextlib.nullcontext():
     todo = phases(config, folder)

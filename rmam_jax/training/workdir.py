@@ -75,10 +75,8 @@ def claim(
   """Makes the folder and writes into it the configuration, the names of the classes and the digests of the data.
 
   `records` are the digests of the splits that the run trains on or chooses by, by their names. What is already there
-  must agree, but for fields that change nothing learned: those are replaced.
-
-  Raises:
-    UserError: see `check`; the data are no longer those that the run began with; or the folder cannot be written.
+  must agree, but for fields that change nothing learned, which are replaced. Raises a UserError as `check`, and for data
+  that have changed since the run began.
   """
   check(folder, config)
   classes, data = folder / "classes.json", folder / "data.json"
@@ -100,12 +98,10 @@ def claim(
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
-  """Within, no other process trains in this folder, which is made, and removed if nothing but the lock is in it afterwards.
+  """Within, no other process trains in this folder; raises a UserError that names the one that does.
 
-  The operating system frees the lock when its holder ends, however it ends.
-
-  Raises:
-    UserError: another process holds it; names that process. Or the folder cannot be made or locked.
+  The folder is made, and removed if nothing but the lock is in it afterwards. The operating system frees the lock when
+  its holder ends, however it ends.
   """
   path = folder / "lock"
   with _usable(folder):
@@ -135,8 +131,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
 def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
   """The configuration that a workdir belongs to; fields that it did not know yet have their defaults.
 
-  Raises:
-    UserError: the folder holds none; it is no JSON, or of another format.
+  Raises a UserError if the folder holds none, or if it is no JSON, or of another format.
   """
   path = folder / "config.json"
   if not path.exists():
