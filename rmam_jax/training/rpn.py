@@ -46,7 +46,6 @@ class Objective(NamedTuple):
     self, found: Proposed, labels: jax.Array, ignore: jax.Array, mask: jax.Array
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss and its terms; it does not need the labels."""
-    del labels, ignore
     limits = {"positive": self.positive, "negative": self.negative, "samples": self.samples}
 
     def each(scores, offsets, boxes, noise):
