@@ -5,12 +5,11 @@
 
 Each kill is a SIGKILL to a program that began from nothing. `train.py` prepares digit scenes, trains two stages and
 evaluates; `reproduce.py` does so for the two cells of Table 6 and writes it. The same command then runs to its end, and
-its parameters, moments, metrics, choices, features, machines, scores, results and tables are compared, bit for bit, with
-those of a run that was left alone; only times may differ. Exits with 1 if any differs. Programs compiled by JAX are kept
-between the runs; all of it is in a temporary folder.
+all that it leaves is compared, bit for bit, with what an undisturbed run leaves: parameters, moments, metrics,
+selection, features, SVMs, scores, results and tables; only times may differ. Exits with 1 if any differs. All of it,
+compiled programs too, is in a temporary folder.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -64,14 +63,9 @@ finally:
 def run(
   program: str, folder: pathlib.Path, cache: pathlib.Path, *, operation: int = 0, seconds: float | None = None
 ) -> int | None:
-  """Does all that a program has to do below a folder, or goes on there.
+  """Does all that a program of `PROGRAMS` has to do in `folder`, or goes on there; `cache` is for compiled programs.
 
-  Args:
-    program: of `PROGRAMS`.
-    folder: gets `data` and `run`.
-    cache: of compiled programs.
-    operation: kill it in this one of its operations on files, from 1; 0 does not.
-    seconds: kill it after so long; None does not.
+  Kills it in this one of its operations on files, from 1, or after so many seconds, if either is given.
 
   Returns:
     The number of operations on files, or None if it was killed.
@@ -102,33 +96,33 @@ def run(
 
 def _arrays(path: pathlib.Path) -> str:
   with np.load(path, allow_pickle=False) as stored:
-    parts = [f"{name} {stored[name].dtype} {stored[name].shape}".encode() + stored[name].tobytes() for name in stored]
+    arrays = dict(stored)
+  arrays.pop("made_by", None)  # of scores: the digest of a checkpoint is in it, and in that the seconds it took
+  parts = [f"{name} {array.dtype} {array.shape}".encode() + array.tobytes() for name, array in arrays.items()]
   return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _results(path: pathlib.Path) -> dict[str, Any]:
+  results = json.loads(path.read_text())
+  results["config"]["data"]["root"] = results["wall_seconds"] = ""
+  return results
 
 
 def outcome(folder: pathlib.Path) -> dict[str, Any]:
   """All that a program leaves, without times and places, by the file's name."""
   found = {}
-
-  def name(path):
-    return str(path.relative_to(folder))
-
-  for path in sorted(folder.glob("run/**/checkpoints/*/*/*/digests/metadata")):  # every leaf's SHA-256
-    found[name(path)] = json.loads(path.read_text())["arrays"]
-  for path in sorted(folder.glob("run/**/metrics.jsonl")):
-    found[name(path)] = [json.loads(line) | {"seconds": 0} for line in path.read_text().splitlines()]
-  for path in sorted(folder.glob("run/**/results.json")):
-    results = json.loads(path.read_text())
-    results["config"]["data"]["root"] = results["wall_seconds"] = ""
-    found[name(path)] = results
-  for path in sorted(folder.glob("run/**/selection.json")):
-    found[name(path)] = path.read_text()
-  for path in sorted(folder.glob("run/**/tables.md")):
-    found[name(path)] = path.read_text().replace(str(folder), "")
-  for path in sorted(folder.glob("run/**/*.npz")):
-    found[name(path)] = _arrays(path)
+  readers = {
+    "checkpoints/*/*/*/digests/metadata": lambda path: json.loads(path.read_text())["arrays"],  # every leaf's SHA-256
+    "metrics.jsonl": lambda path: [json.loads(line) | {"seconds": 0} for line in path.read_text().splitlines()],
+    "results.json": _results,
+    "selection.json": pathlib.Path.read_text,
+    "tables.md": lambda path: path.read_text().replace(str(folder), ""),
+    "*.npz": _arrays,
+  }
+  for pattern, read in readers.items():
+    found |= {str(path.relative_to(folder)): read(path) for path in folder.glob(f"run/**/{pattern}")}
   found["files"] = sorted(
-    name(path)
+    str(path.relative_to(folder))
     for path in folder.rglob("*")
     if "tensorboard" not in path.parts and "arrays" not in path.parts  # named by the time; by what writes them
   )
@@ -136,7 +130,7 @@ def outcome(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = machine.make_parser(__doc__)
   parser.add_argument("--kills", type=int, default=50)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--program", choices=list(PROGRAMS), default="train")
@@ -152,12 +146,9 @@ def main() -> None:
     same = finished = 0
     for number in tqdm.trange(arguments.kills, unit=" kills"):
       folder = root / str(number)
-      if number % 2:
-        moment = {"operation": int(rng.integers(1, operations + 1))}
-      else:
-        moment = {"seconds": float(rng.uniform(0, seconds))}
-      if run(program, folder, root / "cache", **moment) is not None:
-        finished += 1
+      at_operation = {"operation": int(rng.integers(1, operations + 1))} if number % 2 else {}
+      moment = at_operation or {"seconds": float(rng.uniform(0, seconds))}
+      finished += run(program, folder, root / "cache", **moment) is not None
       run(program, folder, root / "cache")
       found = outcome(folder)
       differing = sorted(key for key in wanted | found if wanted.get(key) != found.get(key))
@@ -165,8 +156,9 @@ def main() -> None:
       if differing:
         tqdm.tqdm.write(f"{moment}: differs in {', '.join(differing)}")
   print(
-    f"{arguments.kills} kills of {program}.py, a run of {seconds:.0f} s and {operations} operations on files, seed {arguments.seed}:"
-    f" {same} ended identical, {arguments.kills - same} did not ({finished} had ended before they were killed)"
+    f"{arguments.kills} kills of {program}.py, a run of {seconds:.0f} s and {operations} operations on files, seed"
+    f" {arguments.seed}: {same} ended identical, {arguments.kills - same} did not ({finished} had ended before they"
+    " were killed)"
   )
   sys.exit(int(same < arguments.kills))
 

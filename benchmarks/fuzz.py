@@ -2,16 +2,16 @@
 
     python -m benchmarks.fuzz --mutations=20000            --only=checkpoints for one kind
 
-Each mutation flips bits, overwrites, cuts out, doubles or inserts bytes, or puts an extreme number somewhere. Counted is
+Each mutation flips bits, overwrites, cuts out, doubles or inserts bytes, or puts an extreme number somewhere. It counts
 what was refused, by a ValueError or OSError; what was read as if nothing had happened; and what was read otherwise,
-which no reader can notice in an image or a list of labels, but has to where a digest is stored. Failures, and exit 1:
-any other exception, something read otherwise in spite of a digest, a path outside the folder, a file opened for writing
-outside the folder. A mutation depends on the seed, its kind and its number alone.
+which a reader cannot notice in an image or a list of labels, but must notice where a digest is stored. Failures, and
+exit 1: any other exception, something read otherwise in spite of a digest, a path outside the folder, a file opened for
+writing outside the folder. A mutation depends on the seed, its kind and its number alone.
 """
 
-import argparse
 import contextlib
 import faulthandler
+import functools
 import importlib.util
 import io
 import json
@@ -52,32 +52,33 @@ SHIPPED = pathlib.Path(__file__).parent.parent / "rmam_jax" / "inference" / "pre
 
 
 class Target(NamedTuple):
-  """A kind of file, and how it is read.
+  """A kind of file: `make` writes it into an empty folder, `read` says in a text all that it has read from there."""
 
-  Attributes:
-    share: of all mutations.
-    make: writes into an empty folder.
-    read: from the folder to a text that says all that was read.
-    digested: whether a digest is stored with the content.
-  """
-
-  share: float
   make: Callable[[pathlib.Path], None]
   read: Callable[[pathlib.Path], str]
-  digested: bool = False
+  digested: bool = False  # whether a digest is stored with the content
 
 
 def _digest(arrays) -> str:
   return tensors.digest({name: np.asarray(array) for name, array in arrays.items()})
 
 
+def _write(name: str, text: str) -> Callable[[pathlib.Path], None]:
+  def make(folder: pathlib.Path) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+
+  return make
+
+
 def _image(kind: str, mode: str = "RGB", **options) -> Target:
   def make(folder: pathlib.Path) -> None:
     noise = Image.effect_noise((20, 10), 90).convert("RGB").resize((24, 16))
-    exif = Image.Exif()
-    exif[0x0112], exif[0x010F] = 6, "maker"
-    image = noise.convert("I;16" if mode == "I;16" else mode) if mode != "I;16" else noise.convert("L").convert("I;16")
-    image.save(folder / "image", kind, **({"exif": exif} if kind in ("JPEG", "PNG", "WEBP") else {}), **options)
+    if kind in ("JPEG", "PNG", "WEBP"):
+      options["exif"] = exif = Image.Exif()
+      exif[0x0112], exif[0x010F] = 6, "maker"
+    image = noise.convert("L").convert(mode) if mode == "I;16" else noise.convert(mode)
+    image.save(folder / "image", kind, **options)
 
   def read(folder: pathlib.Path) -> str:
     found = decode_image((folder / "image").read_bytes(), "image")
@@ -85,7 +86,7 @@ def _image(kind: str, mode: str = "RGB", **options) -> Target:
       raise AssertionError(f"an image of {found.dtype} {found.shape}")
     return _digest({"image": found})
 
-  return Target(0, make, read)
+  return Target(make, read)
 
 
 IMAGES = {
@@ -104,56 +105,45 @@ IMAGES = {
   "webp, lossless": _image("WEBP", "RGBA", lossless=True),
 }
 
+COCO = {
+  "images": [{"id": n, "file_name": f"{n}.jpg", "width": 40, "height": 30} for n in range(3)],
+  "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+  "annotations": [{"image_id": n, "category_id": 1 + n % 2, "bbox": [1, 2.5, 10, 9]} for n in range(3)],
+}
 
-def _manifest(name: str, write: Callable[[pathlib.Path], None]) -> Target:
+
+def _voc(folder: pathlib.Path) -> None:
+  box = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>20</ymax></bndbox>"
+  for name in ("a", "b"):
+    text = (
+      f"<annotation><filename>{name}.jpg</filename><size><width>40</width><height>30</height></size>"
+      f"<object><name>cat</name><difficult>0</difficult>{box}</object></annotation>"
+    )
+    _write(f"voc/Annotations/{name}.xml", text)(folder)
+  _write("voc/ImageSets/Main/train.txt", "a\nb\n")(folder)
+
+
+def _manifest(name: str, make: Callable[[pathlib.Path], None]) -> Target:
   def read(folder: pathlib.Path) -> str:
     data = common.get_config().data
     data.train = f"{folder / name}"
     found = manifests.open_manifest(data.train, data)
-    for identity in (ids := found.index())[0]:
-      if not pathlib.Path(identity).is_relative_to(folder.resolve()):
-        raise AssertionError(f"an image outside the folder: {identity}")
-    return repr((found.class_names, ids))
+    for entry in manifests.parse(data.train)[0]:
+      if not entry.image.is_relative_to(folder.resolve()):
+        raise AssertionError(f"an image outside the folder: {entry.image}")
+    return repr((found.class_names, found.index))
 
-  return Target(0, write, read)
-
-
-def _coco(folder: pathlib.Path) -> None:
-  content = {
-    "images": [{"id": n, "file_name": f"{n}.jpg", "width": 40, "height": 30} for n in range(3)],
-    "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
-    "annotations": [{"image_id": n, "category_id": 1 + n % 2, "bbox": [1, 2.5, 10, 9]} for n in range(3)],
-  }
-  (folder / "list.json").write_text(json.dumps(content))
+  return Target(make, read)
 
 
-def _voc(folder: pathlib.Path) -> None:
-  for part in ("Annotations", "ImageSets/Main"):
-    (folder / "voc" / part).mkdir(parents=True)
-  box = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>20</ymax></bndbox>"
-  for name in ("a", "b"):
-    (folder / "voc" / "Annotations" / f"{name}.xml").write_text(
-      f"<annotation><filename>{name}.jpg</filename><size><width>40</width><height>30</height></size>"
-      f"<object><name>cat</name><difficult>0</difficult>{box}</object></annotation>"
-    )
-  (folder / "voc" / "ImageSets" / "Main" / "train.txt").write_text("a\nb\n")
-
-
+CSV = "image,labels,ignore\na.jpg,cat|dog,\nsub/b.jpg,dog,cat\n"
+JSONL = '{"image": "a.jpg", "labels": ["cat", "dog"], "ignore": []}\n'
 MANIFESTS = {
-  "csv": _manifest(
-    "list.csv", lambda folder: _write(folder / "list.csv", "image,labels,ignore\na.jpg,cat|dog,\nsub/b.jpg,dog,cat\n")
-  ),
-  "jsonl": _manifest(
-    "list.jsonl",
-    lambda folder: _write(folder / "list.jsonl", '{"image": "a.jpg", "labels": ["cat", "dog"], "ignore": []}\n' * 3),
-  ),
-  "coco": _manifest("list.json", _coco),
+  "csv": _manifest("list.csv", _write("list.csv", CSV)),
+  "jsonl": _manifest("list.jsonl", _write("list.jsonl", JSONL * 3)),
+  "coco": _manifest("list.json", _write("list.json", json.dumps(COCO))),
   "voc": _manifest("voc:train", _voc),
 }
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-  path.write_text(text)
 
 
 def _layers() -> dict[str, np.ndarray]:
@@ -177,14 +167,11 @@ def _keras(folder: pathlib.Path) -> None:
         group.create_dataset(name, data=_layers()[f"{layer}/{role}"])
 
 
-def _torch(zipped: bool) -> Callable[[pathlib.Path], None]:
-  def make(folder: pathlib.Path) -> None:
-    import torch
+def _torch(folder: pathlib.Path, zipped: bool) -> None:
+  import torch
 
-    state = {name: torch.tensor(array) for name, array in _layers().items()}
-    torch.save(state, folder / "weights", _use_new_zipfile_serialization=zipped)
-
-  return make
+  state = {name: torch.tensor(array) for name, array in _layers().items()}
+  torch.save(state, folder / "weights", _use_new_zipfile_serialization=zipped)
 
 
 def _read_weights(folder: pathlib.Path) -> str:
@@ -194,9 +181,8 @@ def _read_weights(folder: pathlib.Path) -> str:
 
 
 def _inner(folder: pathlib.Path) -> None:
-  weight_files.write(
-    folder / "weights", weight_files.Weights("fuzz", _layers(), (10.0, 20.0, 30.0), (2.0, 3.0, 4.0), f"{0:064d}")
-  )
+  weights = weight_files.Weights("fuzz", _layers(), (10.0, 20.0, 30.0), (2.0, 3.0, 4.0), f"{0:064d}")
+  weight_files.write(folder / "weights", weights)
 
 
 def _read_inner(folder: pathlib.Path) -> str:
@@ -205,15 +191,13 @@ def _read_inner(folder: pathlib.Path) -> str:
 
 
 WEIGHTS = {
-  "keras h5": Target(0, _keras, _read_weights),
-  "safetensors": Target(0, lambda folder: safetensors.numpy.save_file(_layers(), folder / "weights"), _read_weights),
-  "converted weights": Target(0, _inner, _read_inner, digested=True),
+  "keras h5": Target(_keras, _read_weights),
+  "safetensors": Target(lambda folder: safetensors.numpy.save_file(_layers(), folder / "weights"), _read_weights),
+  "converted weights": Target(_inner, _read_inner, digested=True),
 }
 if importlib.util.find_spec("torch"):
-  WEIGHTS |= {
-    "torch, zip": Target(0, _torch(True), _read_weights),
-    "torch, legacy": Target(0, _torch(False), _read_weights),
-  }
+  for kind, zipped in (("zip", True), ("legacy", False)):
+    WEIGHTS[f"torch, {kind}"] = Target(functools.partial(_torch, zipped=zipped), _read_weights)
 
 
 def _read_published(folder: pathlib.Path) -> str:
@@ -221,44 +205,33 @@ def _read_published(folder: pathlib.Path) -> str:
   return repr((found.config.to_json(), found.class_names, found.selection, _digest(tensors.flatten(found.params))))
 
 
+PUBLISHED = Target(lambda folder: shutil.copytree(SHIPPED, folder / "model"), _read_published, digested=True)
+
+
 def _state() -> step_lib.TrainState:
-  rng = np.random.default_rng(0)
-  return step_lib.TrainState(
-    jnp.int32(7), {"kernel": jnp.asarray(rng.normal(size=(16, 16)), jnp.float32), "bias": jnp.zeros(5)}, ()
-  )
+  kernel = jnp.asarray(np.random.default_rng(0).normal(size=(16, 16)), jnp.float32)
+  return step_lib.TrainState(jnp.int32(7), {"kernel": kernel, "bias": jnp.zeros(5)}, ())
 
 
 def _checkpoint(folder: pathlib.Path) -> None:
-  saved = checkpoints.StageCheckpoints(folder, writing=True)
-  saved.save_last(_state(), {"best_loss": 0.25, "best_epoch": 3, "seconds": 1.5})
-  saved.close()
+  with contextlib.closing(checkpoints.StageCheckpoints(folder, writing=True)) as saved:
+    saved.save_last(_state(), {"best_loss": 0.25, "best_epoch": 3, "seconds": 1.5})
 
 
 def _read_checkpoint(folder: pathlib.Path) -> str:
-  saved = checkpoints.StageCheckpoints(folder)
-  try:
+  with contextlib.closing(checkpoints.StageCheckpoints(folder)) as saved:
     found = saved.restore_last(jax.eval_shape(_state))
-  finally:
-    saved.close()
   if found is None:
     raise ValueError("no checkpoint")
   return repr((found[1], _digest(tensors.flatten(found[0]._asdict()))))
 
 
-GROUPS = {
+GROUPS = {  # with their share of all mutations
   "images": (0.55, IMAGES),
   "manifests": (0.2, MANIFESTS),
   "weights": (0.18, WEIGHTS),
-  "published": (
-    0.02,
-    {"published": Target(0, lambda folder: shutil.copytree(SHIPPED, folder / "model"), _read_published, digested=True)},
-  ),
-  "checkpoints": (0.05, {"checkpoint": Target(0, _checkpoint, _read_checkpoint, digested=True)}),
-}
-TARGETS = {
-  name: target._replace(share=share / len(targets))
-  for share, targets in GROUPS.values()
-  for name, target in targets.items()
+  "published": (0.02, {"published": PUBLISHED}),
+  "checkpoints": (0.05, {"checkpoint": Target(_checkpoint, _read_checkpoint, digested=True)}),
 }
 
 
@@ -302,13 +275,9 @@ def watch_writes(folder: pathlib.Path) -> list[str]:
   return outside
 
 
-def run(name: str, count: int, seed: int, folder: pathlib.Path) -> tuple[Counter, list[str]]:
-  """Mutates and reads one target.
-
-  Returns:
-    Counts, and the failures, each with what makes it again.
-  """
-  target, counts, failures = TARGETS[name], Counter(), []
+def run(name: str, target: Target, count: int, seed: int, folder: pathlib.Path) -> tuple[Counter, list[str]]:
+  """Mutates and reads one target: counts, and the failures, each with what makes it again."""
+  counts, failures = Counter(), []
   folder.mkdir()
   target.make(folder)
   paths = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -341,7 +310,7 @@ def run(name: str, count: int, seed: int, folder: pathlib.Path) -> tuple[Counter
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = machine.make_parser(__doc__)
   parser.add_argument("--mutations", type=int, default=20_000)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--only", choices=GROUPS, help="one kind, with as many mutations as it would have had")
@@ -350,27 +319,25 @@ def main() -> None:
   warnings.simplefilter("ignore")
   print(machine.describe("PIL", "h5py", "safetensors", "orbax"))
   row = "{:20}{:>10}{:>10}{:>10}{:>10}{:>12}".format
-  print(row("", "refused", "the same", "otherwise", "failed", "slowest, ms"))
-  chosen = GROUPS[arguments.only][1] if arguments.only else TARGETS
   kinds = ("refused", "the same", "otherwise", "failed")
+  print(row("", *kinds, "slowest, ms"))
   total, failures = Counter(), []
   with tempfile.TemporaryDirectory() as name:
     root = pathlib.Path(name)
     os.environ["XDG_CACHE_HOME"] = str(root / "cache")
     jax.config.update("jax_enable_compilation_cache", False)  # it may lie elsewhere
     outside = watch_writes(root)
-    for number, target in enumerate(chosen):
-      count = math.ceil(arguments.mutations * TARGETS[target].share)
-      counts, failed = run(target, count, arguments.seed, root / str(number))
-      print(row(target, *(counts[kind] for kind in kinds), counts["slowest"]), flush=True)
-      total += counts
-      failures += failed
+    for share, targets in [GROUPS[arguments.only]] if arguments.only else GROUPS.values():
+      for target_name, target in targets.items():
+        count = math.ceil(arguments.mutations * share / len(targets))
+        counts, failed = run(target_name, target, count, arguments.seed, root / target_name)
+        print(row(target_name, *(counts[kind] for kind in kinds), counts["slowest"]), flush=True)
+        total += counts
+        failures += failed
     failures += [f"written outside the folder: {place}" for place in outside]
   print(row("all", *(total[kind] for kind in kinds), ""))
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-  print(
-    f"{sum(total[kind] for kind in kinds):,} mutations, seed {arguments.seed}; peak memory {peak:,.0f} MB; {len(failures)} failures"
-  )
+  peak, mutations = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, sum(total[kind] for kind in kinds)
+  print(f"{mutations:,} mutations, seed {arguments.seed}; peak memory {peak:,.0f} MB; {len(failures)} failures")
   print("\n".join(failures))
   sys.exit(bool(failures))
 

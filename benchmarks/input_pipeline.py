@@ -2,16 +2,15 @@
 
     python -m benchmarks.input_pipeline                500 x 375 JPEGs -> 512 x 512 -> crops of 448, batches of 16
 
-Images a second of processor time, all threads of the process together, and of the clock. A library that is not installed
-is left out. The JPEGs are smooth noise, made here; all sides resize bilinearly with antialiasing and mirror half.
+Images a second of processor time, all threads of the process together, and of the clock. Libraries that are not there
+are left out. The JPEGs are smooth noise, made here; all sides resize bilinearly with antialiasing and mirror half.
 """
 
-import argparse
 import importlib.util
 import io
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
@@ -36,27 +35,19 @@ def photographs(count: int) -> list[bytes]:
   return encoded
 
 
-class Photographs:
+class Photographs(list):
   """As much of a split as reading needs."""
 
   name = "photographs"
 
-  def __init__(self, encoded: list[bytes]):
-    self._encoded = encoded
-
-  def __len__(self) -> int:
-    return len(self._encoded)
-
   def __getitem__(self, index: int) -> Record:
     none = np.zeros(20, np.float32)
-    return Record(str(index), self._encoded[index], none, none > 0, np.zeros((0, 4)), np.zeros(0))
+    return Record(str(index), super().__getitem__(index), none, none > 0, np.zeros((0, 4)), np.zeros(0))
 
 
 def ours(encoded: list[bytes]) -> Iterator[np.ndarray]:
-  for batch in batches.train_batches(
-    Photographs(encoded), batch_size=BATCH, image_size=SIZE, crop_size=CROP, flip=True, seed=0
-  ):
-    yield batch["image"]
+  options = {"batch_size": BATCH, "image_size": SIZE, "crop_size": CROP, "flip": True, "seed": 0}
+  return (batch["image"] for batch in batches.train_batches(Photographs(encoded), **options))
 
 
 def dataloader(encoded: list[bytes]) -> Iterator[np.ndarray]:
@@ -94,7 +85,7 @@ def tf_data(encoded: list[bytes]) -> Iterator[np.ndarray]:
   yield from stream.map(crop, num_parallel_calls=2).batch(BATCH).prefetch(2).as_numpy_iterator()
 
 
-SIDES: dict[str, tuple[Callable[[list[bytes]], Iterator[np.ndarray]], str]] = {
+SIDES = {  # with the package that each needs
   "ours, 2 threads": (ours, "grain"),
   "torch DataLoader, in the process": (dataloader, "torch"),
   "tf.data, 2 parallel calls": (tf_data, "tensorflow"),
@@ -102,7 +93,7 @@ SIDES: dict[str, tuple[Callable[[list[bytes]], Iterator[np.ndarray]], str]] = {
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = machine.make_parser(__doc__)
   parser.add_argument("--images", type=int, default=64, help="photographs, read again and again")
   parser.add_argument("--batches", type=int, default=12, help="batches in a round")
   parser.add_argument("--rounds", type=int, default=5)
@@ -110,11 +101,11 @@ def main() -> None:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
   encoded = photographs(arguments.images)
-  sides = {side: each for side, each in SIDES.items() if importlib.util.find_spec(each[1]) is not None}
+  sides = {side: each for side, each in SIDES.items() if importlib.util.find_spec(each[1])}
   streams = {side: make(encoded) for side, (make, _) in sides.items()}
   for stream in streams.values():
     next(stream)
-  measured: dict[str, list[tuple[float, float]]] = {side: [] for side in streams}
+  measured = {side: [] for side in streams}
   for _ in range(arguments.rounds):  # in turn, so that a busy moment of the machine meets all
     for side, stream in streams.items():
       cpu, clock = time.process_time(), time.perf_counter()
@@ -123,11 +114,11 @@ def main() -> None:
       measured[side].append((time.process_time() - cpu, time.perf_counter() - clock))
   images = arguments.batches * BATCH
   print(machine.describe("pillow", *(package for _, package in sides.values())))
-  print("\n| | images/s of one core | images/s | ratio per core |\n|-|-|-|-|")
+  print("\n" + machine.header("", "images/s of one core", "images/s", "ratio per core"))
   median = {side: np.median(rounds, axis=0) for side, rounds in measured.items()}
   for side, (cpu, clock) in median.items():
     ratio = next(iter(median.values()))[0] / cpu
-    print(f"| {side} | {images / cpu:.0f} | {images / clock:.0f} | {ratio:.2f} |")
+    print(machine.row(side, f"{images / cpu:.0f}", f"{images / clock:.0f}", f"{ratio:.2f}"))
 
 
 if __name__ == "__main__":

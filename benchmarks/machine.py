@@ -1,5 +1,6 @@
-"""What a benchmark ran on, and how it takes its times."""
+"""What benchmarks have in common: flags, what they ran on, how they take times, tables in Markdown."""
 
+import argparse
 import contextlib
 import importlib.metadata
 import os
@@ -7,6 +8,14 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+
+
+def make_parser(doc: str, repeats: int = 0) -> argparse.ArgumentParser:
+  """Shows the module's docstring as it stands; has `--repeats` if that has a default."""
+  parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+  if repeats:
+    parser.add_argument("--repeats", type=int, default=repeats)
+  return parser
 
 
 def describe(*packages: str) -> str:
@@ -21,15 +30,30 @@ def describe(*packages: str) -> str:
   return f"{processor}, {len(os.sched_getaffinity(0))} cores; Python {platform.python_version()}, {versions}"
 
 
+def describe_device(*packages: str) -> str:
+  """The same with JAX's first device before it and the number of torch's threads behind it, if torch is among them."""
+  import jax
+
+  described = f"{jax.devices()[0].device_kind}; {describe('jax', *packages)}"
+  if "torch" in packages:
+    import torch
+
+    described += f"; {torch.get_num_threads()} threads of torch"
+  return described
+
+
+def finish(program: Callable, *inputs) -> None:
+  """Runs a JAX program and waits for its result."""
+  import jax
+
+  jax.block_until_ready(program(*inputs))
+
+
 def medians(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-  """Median seconds of each side, in turns, so that a disturbance meets them all.
+  """Median seconds of each side over so many turns, so that a disturbance meets them all.
 
-  Each works twice in a turn and the second time counts: the first pays for what the side before it left in the caches
-  and for its threads, which may still be spinning.
-
-  Args:
-    sides: each does its work whole: a JAX program waits for its result.
-    repeats: turns.
+  Each does its work twice in a turn and waits for the result. The second time counts: the first pays for what the side
+  before it left in the caches and for its threads, which may still be spinning.
   """
   taken: dict[str, list[float]] = {name: [] for name in sides}
   for _ in range(repeats):

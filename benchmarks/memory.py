@@ -6,20 +6,14 @@
 
 `kept`: what the forward pass keeps for the backward pass, counted from the shapes of autodiff's residuals without the
 parameters; the same on any platform. `state`: parameters, Adam's two moments and the batch, which the step takes and
-gives back in place. `beside`: what the compiler plans on top, gradients above all. On a CPU XLA
-plans the same with and without rematerialisation, presumably because it merges equal operations again; libraries' own
-scratch memory is in none of the figures.
+gives back in place. `beside`: what the compiler plans on top, gradients above all; on a CPU the same with and without
+rematerialisation, presumably because XLA merges equal operations again. Libraries' scratch memory is in no figure.
 """
 
-import argparse
-import functools
-
 import jax
-import jax.numpy as jnp
 
-from benchmarks import machine
+from benchmarks import machine, steps
 from configs import voc
-from rmam_jax.training import stages
 from rmam_jax.training import step as step_lib
 
 WAYS = {
@@ -28,7 +22,6 @@ WAYS = {
   "accumulate=4": {"accumulate": 4},
   "remat, accumulate=4": {"remat": True, "accumulate": 4},
 }
-CLASSES = 20
 
 
 def size_of(tree) -> int:
@@ -41,15 +34,8 @@ def count(config, side: int) -> tuple[int, int, jax.stages.Lowered]:
 
   From shapes alone, for stage two.
   """
-  stage = stages.build(config, "stage_two", num_classes=CLASSES, num_records=5_011)
-  init = functools.partial(step_lib.init_state, stage.model, stage.optimizer, size=side)
+  stage, init, batch = steps.make(config, side)
   state = jax.eval_shape(init, jax.random.key(0))
-  batch = {
-    "image": jax.ShapeDtypeStruct((config.batch_size, side, side, 3), jnp.uint8),
-    "labels": jax.ShapeDtypeStruct((config.batch_size, CLASSES), jnp.float32),
-    "ignore": jax.ShapeDtypeStruct((config.batch_size, CLASSES), jnp.bool_),
-    "mask": jax.ShapeDtypeStruct((config.batch_size,), jnp.float32),
-  }
 
   def pull(params, part):
     def loss(params):
@@ -59,8 +45,7 @@ def count(config, side: int) -> tuple[int, int, jax.stages.Lowered]:
     return jax.vjp(loss, params)[1]  # a tree, whose leaves are what it has kept
 
   def kept_for(examples):
-    part = {name: jax.ShapeDtypeStruct((examples, *x.shape[1:]), x.dtype) for name, x in batch.items()}
-    return size_of(jax.eval_shape(pull, state.params, part))
+    return size_of(jax.eval_shape(pull, state.params, {name: x[:examples] for name, x in batch.items()}))
 
   per_example = kept_for(2) - kept_for(1)  # the rest are parameters and constants
   train_step = step_lib.make_train_step(stage.model, stage.optimizer, stage.objective, accumulate=config.accumulate)
@@ -69,7 +54,7 @@ def count(config, side: int) -> tuple[int, int, jax.stages.Lowered]:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = machine.make_parser(__doc__)
   parser.add_argument("--sides", default="448,576", help="of the crops, in pixels")
   parser.add_argument("--dtypes", default="float32,bfloat16")
   parser.add_argument("--batch", type=int, default=16)

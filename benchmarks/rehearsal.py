@@ -8,7 +8,6 @@ memory; random crops of N - 64, not mirrored. Prints throughput, memory, the los
 test scenes before and after each stage.
 """
 
-import argparse
 import collections
 import concurrent.futures
 import dataclasses
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from benchmarks import machine, roofline
+from benchmarks import machine, roofline, steps
 from configs import common, voc
 from rmam_jax.data.digits import scenes
 from rmam_jax.evaluation import metrics
@@ -29,14 +28,9 @@ from rmam_jax.training import stages
 from rmam_jax.training import step as step_lib
 
 SMALL = {
-  "model.vgg.blocks": ((16,), (32,), (64, 64)),
-  "model.x_width": 128,
-  "model.lstm_width": 128,
-  "model.z_width": 128,
-  "model.region_size": (5, 5),
-  "model.region_pool": 1,
-  "data.image_size": 96,
-  "data.crop_size": 88,
+  "model.backbone": "vgg_thin",
+  **{f"model.{name}_width": 128 for name in ("x", "lstm", "z")},
+  **{"model.region_size": (5, 5), "model.region_pool": 1, "data.image_size": 96, "data.crop_size": 88},
 }
 TEST_SCENES = 512
 LINES = 10  # of the loss, for each stage
@@ -45,13 +39,11 @@ LINES = 10  # of the loss, for each stage
 def draw_scenes(size: int, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
   """Scenes of `easy` drawn at another size: uint8 [n, size, size, 3] and labels float32 [n, L]."""
   easy = scenes.SETTINGS["easy"]
-
-  def scaled(lengths):
-    return tuple(length * size // easy.size for length in lengths)
-
-  setting = dataclasses.replace(
-    easy, size=size, object_size=scaled(easy.object_size), fragment_size=scaled(easy.fragment_size)
-  )
+  sides = {
+    name: tuple(length * size // easy.size for length in getattr(easy, name))
+    for name in ("object_size", "fragment_size")
+  }
+  setting = dataclasses.replace(easy, size=size, **sides)
   images = np.empty((count, size, size, 3), np.uint8)
   labels = np.zeros((count, len(scenes.CLASSES)), np.float32)
   with concurrent.futures.ProcessPoolExecutor() as pool:
@@ -67,13 +59,8 @@ def crops(images, labels, batch_size: int, side: int, rng: np.random.Generator):
     chosen = rng.integers(len(images), size=batch_size)
     tops, lefts = rng.integers(0, images.shape[1] - side + 1, (2, batch_size))
     cut = [images[i, top : top + side, left : left + side] for i, top, left in zip(chosen, tops, lefts, strict=True)]
-    batch = {
-      "image": np.stack(cut),
-      "labels": labels[chosen],
-      "ignore": np.zeros(labels[chosen].shape, bool),
-      "mask": np.ones(batch_size, np.float32),
-    }
-    yield jax.device_put(batch)
+    marks = {"labels": labels[chosen], "ignore": np.zeros((batch_size, labels.shape[1]), bool)}
+    yield jax.device_put({"image": np.stack(cut), "mask": np.ones(batch_size, np.float32), **marks})
 
 
 def mean_ap(stage, params, images, labels, side: int, batch_size: int) -> float:
@@ -100,8 +87,7 @@ def peak_gigabytes() -> str:
 def train(stage, params, batches, seconds: float):
   """Steps for so long: parameters, (seconds, loss) of every step, the compiled step."""
   state = jax.tree.map(jnp.array, step_lib.TrainState(np.int32(0), params, stage.optimizer.init(params)))
-  program = jax.jit(step_lib.make_train_step(stage.model, stage.optimizer, stage.objective), donate_argnums=0)
-  program = program.lower(state, next(batches)).compile()
+  program = steps.compile_step(stage, state, next(batches))
   waiting, told = collections.deque(), []
   started, bar = time.perf_counter(), tqdm.tqdm(total=round(seconds), unit=" s", desc=stage.name)
   while (now := time.perf_counter() - started) < seconds or not told:
@@ -115,7 +101,7 @@ def train(stage, params, batches, seconds: float):
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = machine.make_parser(__doc__)
   parser.add_argument("--minutes", type=float, default=10, help="of training, both stages together")
   parser.add_argument("--scenes", type=int, default=4_000, help="to train on")
   parser.add_argument("--head", default="recurrent", choices=("recurrent", "saliency", *common.POOLS))
@@ -134,15 +120,12 @@ def main() -> None:
   train_scenes = draw_scenes(size, "train", arguments.scenes)
   test_scenes = draw_scenes(size, "test", TEST_SCENES)
   batches = crops(*train_scenes, config.batch_size, side, np.random.default_rng(0))
-  planned = {
-    name: stages.build(config, name, num_classes=len(scenes.CLASSES), num_records=arguments.scenes)
-    for name in ("stage_one", "stage_two")
-  }
 
-  print(f"{jax.devices()[0].device_kind}; {machine.describe('jax', 'flax', 'optax')}. Head {arguments.head},")
+  print(f"{machine.describe_device('flax', 'optax')}. Head {arguments.head},")
   print(f"crops of {side} from {size}, batch {config.batch_size}, {arguments.dtype}, Adam {arguments.rate:g}.\n")
   rows, curves, params = [], [], None
-  for name, stage in planned.items():
+  for name in stages.NAMES:
+    stage = stages.build(config, name, num_classes=len(scenes.CLASSES), num_records=arguments.scenes)
     fresh = jax.jit(functools.partial(step_lib.init_params, stage.model, size=side))(jax.random.key(0))
     params = fresh if params is None else stages.take_over(fresh, params, stages.kept_head(config))
     before = mean_ap(stage, params, *test_scenes, side, config.batch_size)

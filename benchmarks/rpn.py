@@ -1,4 +1,4 @@
-"""How many objects of the run's own data a trained region proposal network finds with its K surest regions, and how fast.
+"""How many objects of its run's data a trained region proposal network finds with its K surest regions, and how fast.
 
     python -m benchmarks.rpn runs/digits-easy-rlsd runs/digits-easy-rlsd_ft_rpn
     python -m benchmarks.rpn --regions=4,6,10 --split=validation runs/digits-easy-rlsd
@@ -7,7 +7,7 @@ Recall: the share of the objects with which some region has an IoU of at least 0
 but those of training scenes by a region proposal network that has learned from them (`rpn.data` empty: RLSD+ft-RPN).
 """
 
-import argparse
+import contextlib
 import functools
 import pathlib
 import time
@@ -26,11 +26,9 @@ from rmam_jax.training import step as step_lib
 def load(config, folder: pathlib.Path, mesh: jax.sharding.Mesh):
   """The region proposal network's parameters in a workdir."""
   init = functools.partial(step_lib.init_params, rpn_lib.build(config.model), size=config.data.crop_size)
-  saved = checkpoints.StageCheckpoints(folder / "checkpoints" / rpn_training.NAME)
-  restored = saved.restore_best(
-    checkpoints.abstract(jax.eval_shape(init, jax.random.key(0)), mesh_lib.replicated(mesh))
-  )
-  saved.close()
+  like = checkpoints.abstract(jax.eval_shape(init, jax.random.key(0)), mesh_lib.replicated(mesh))
+  with contextlib.closing(checkpoints.StageCheckpoints(folder / "checkpoints" / rpn_training.NAME)) as saved:
+    restored = saved.restore_best(like)
   if restored is None:
     raise FileNotFoundError(f"{folder} holds no region proposal network: train there with the head rlsd or rlsd_ft_rpn")
   return restored[0]
@@ -39,21 +37,18 @@ def load(config, folder: pathlib.Path, mesh: jax.sharding.Mesh):
 def measure(config, params, regions: int, split: str, mesh: jax.sharding.Mesh) -> tuple[float, float]:
   """The recall with so many regions on a split of the run's own data, and the milliseconds that an image takes."""
   own = config.copy_and_resolve_references()
-  own.rpn.data = ""
-  own.model.num_regions = regions
-  own = rpn_training.config_of(own)
+  own.model.num_regions, own.data.proposals, own.data.num_proposals = regions, "objects", config.rpn.num_boxes
   records = open_split(own.data, split)
   forward = rpn_training.make_forward(rpn_lib.build(own.model), mesh)
-  find = functools.partial(
-    rpn_training.recall, forward, params, records, data=own.data, batch_size=config.evaluation.batch_size
-  )
+  options = {"data": own.data, "batch_size": config.evaluation.batch_size}
+  find = functools.partial(rpn_training.recall, forward, params, records, **options)
   find()  # compiles
   started = time.perf_counter()
   return find(), 1e3 * (time.perf_counter() - started) / len(records)
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = machine.make_parser(__doc__)
   parser.add_argument("folders", nargs="+", type=pathlib.Path, help="workdirs")
   parser.add_argument("--regions", default="2,4,6,10,20", help="K, several with commas")
   parser.add_argument("--split", default="test")
@@ -61,7 +56,7 @@ def main() -> None:
   flags = parser.parse_args()
   mesh = mesh_lib.make_mesh()
   print(machine.describe("jax"))
-  print("\n| | learned from | K | recall at IoU 0.5 | ms an image, decoding included |\n|-|-|-|-|-|")
+  print("\n" + machine.header("", "learned from", "K", "recall at IoU 0.5", "ms an image, decoding included"))
   for folder in flags.folders:
     config = workdir.read_config(folder)
     with config.unlocked():
@@ -70,7 +65,7 @@ def main() -> None:
     for regions in map(int, flags.regions.split(",")):
       share, milliseconds = measure(config, params, regions, flags.split, mesh)
       source = config.rpn.data or f"{config.data.name} itself"
-      print(f"| {folder.name} | {source} | {regions} | {100 * share:.1f} | {milliseconds:.2f} |")
+      print(machine.row(folder.name, source, regions, f"{100 * share:.1f}", f"{milliseconds:.2f}"))
 
 
 if __name__ == "__main__":

@@ -8,14 +8,13 @@ The sides: `spatial_transform` as the platform has it; the matrix-product form, 
 Forward, and forward with the gradients of map and theta. Regions of 0.2 to 0.5 of the map, as a trained model has them.
 """
 
-import argparse
 import functools
 
 import jax
 import numpy as np
 import torch
 
-from benchmarks import machine, roofline
+from benchmarks import machine, peer, roofline
 from rmam_jax.ops import spatial_transformer
 
 SIZES = ("32x16x16x64:5", "32x16x16x64:7", "16x28x28x512:7", "16x28x28x512:14")
@@ -29,15 +28,12 @@ def products(feature_map, theta, size):
   return spatial_transformer._by_products(feature_map, y, x)
 
 
-def general(feature_map, theta, size):
-  """`grid_sample`, which takes any grid."""
-  return spatial_transformer.grid_sample(feature_map, spatial_transformer.affine_grid(theta, size))
-
-
 FORMS = {
   "spatial_transform": spatial_transformer.spatial_transform,
   "matrix products": products,
-  "grid_sample": general,
+  "grid_sample": lambda feature_map, theta, size: spatial_transformer.grid_sample(
+    feature_map, spatial_transformer.affine_grid(theta, size)
+  ),
 }
 
 
@@ -55,58 +51,36 @@ def our_sides(feature_map, theta, cotangent, size):
       sampled, pull = jax.vjp(sample, *inputs)
       return sampled, pull(cotangent)
 
-    programs = forward.lower(*inputs).compile(), both.lower(inputs, cotangent).compile()
-    return (
-      lambda: jax.block_until_ready(programs[0](*inputs)),
-      lambda: jax.block_until_ready(programs[1](inputs, cotangent)),
-      programs[1],
-    )
+    forward, both = forward.lower(*inputs).compile(), both.lower(inputs, cotangent).compile()
+    return lambda: machine.finish(forward, *inputs), lambda: machine.finish(both, inputs, cotangent), both
 
   return {name: sides(form) for name, form in FORMS.items()}
 
 
 def torch_sides(feature_map, theta, cotangent, size, memory_format):
-  """The same of torch, with channels second in name and in memory as `memory_format` says."""
-  device = "cuda" if torch.cuda.is_available() else "cpu"
-
-  def channels_second(array):
-    return torch.tensor(array.transpose(0, 3, 1, 2), device=device).contiguous(memory_format=memory_format)
-
-  maps, cotangent = channels_second(feature_map).requires_grad_(), channels_second(cotangent)
-  theta = torch.tensor(theta, device=device, requires_grad=True)
-
-  def sample():
-    s_x, s_y, t_x, t_y = theta.T
-    nothing = torch.zeros_like(s_x)
-    matrix = torch.stack([s_x, nothing, t_x, nothing, s_y, t_y], dim=1).reshape(-1, 2, 3)
-    grid = torch.nn.functional.affine_grid(matrix, (len(maps), 1, *size), align_corners=True)
-    return torch.nn.functional.grid_sample(maps, grid, align_corners=True)
-
-  def wait():
-    if device == "cuda":
-      torch.cuda.synchronize()
+  """The same of torch, whose maps lie in memory as `memory_format` says."""
+  maps, cotangent = (peer.images(array, memory_format).to(peer.DEVICE) for array in (feature_map, cotangent))
+  maps.requires_grad_()
+  theta = torch.tensor(theta, device=peer.DEVICE, requires_grad=True)
 
   def forward():
     with torch.no_grad():
-      sample()
-    wait()
+      peer.sample(maps, theta, size)
+    peer.wait()
 
   def both():
-    torch.autograd.grad(sample(), (maps, theta), cotangent)
-    wait()
+    torch.autograd.grad(peer.sample(maps, theta, size), (maps, theta), cotangent)
+    peer.wait()
 
   return forward, both
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = machine.make_parser(__doc__, repeats=21)
   parser.add_argument("--sizes", default=",".join(SIZES), help="BxHxWxC:h of map and region, with commas between")
-  parser.add_argument("--repeats", type=int, default=21)
   arguments = parser.parse_args()
-  print(
-    f"{jax.devices()[0].device_kind}; {machine.describe('jax', 'numpy', 'torch')}; {torch.get_num_threads()} threads"
-  )
-  print(f"of torch. Medians of {arguments.repeats} turns, in ms; ratio: torch's over `spatial_transform`'s.\n")
+  print(f"{machine.describe_device('numpy', 'torch')}.")
+  print(f"Medians of {arguments.repeats} turns, in ms; ratio: torch's over `spatial_transform`'s.\n")
   print(machine.header("map -> region", "", *FORMS, "torch", "ratio"))
   for text in arguments.sizes.split(","):
     shape, side = text.split(":")

@@ -7,11 +7,11 @@ Both sides give the gradients of parameters and map for the paper's rule: `scan`
 `unrolled`, the same looks one after the other in the program. The first compilation's time stands beside each.
 """
 
-import argparse
 import functools
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import rmam_jax as rmam
@@ -24,25 +24,23 @@ REGION, POOL = (7, 7), 2
 
 def scanned(params, feature_map, num_regions):
   """The scores of `attend`."""
-  looks = rmam.attend(
-    params, feature_map, num_regions=num_regions, next_region=next_region.recurrent, region_size=REGION, pool=POOL
-  )
-  return looks.scores
+  options = {"num_regions": num_regions, "next_region": next_region.recurrent, "region_size": REGION, "pool": POOL}
+  return rmam.attend(params, feature_map, **options).scores
 
 
 def unrolled(params, feature_map, num_regions):
   """The same without a scan."""
   _, choose = next_region.recurrent(params["next_region"], feature_map)
-  hidden = jax.numpy.zeros((len(feature_map), params["lstm"]["w_h"].shape[0]))
+  hidden = jnp.zeros((len(feature_map), params["lstm"]["w_h"].shape[0]))
   carry, scores = (hidden, hidden), []
-  theta = jax.numpy.broadcast_to(jax.numpy.asarray(spatial_transformer.WHOLE_IMAGE), (len(feature_map), 4))
+  theta = jnp.broadcast_to(jnp.asarray(spatial_transformer.WHOLE_IMAGE), (len(feature_map), 4))
   for k in range(num_regions + 1):
     x = attention.region_code(params, feature_map, theta, region_size=REGION, pool=POOL)
     carry, h = attention.lstm_step(params["lstm"], carry, x)
     z, every = attention.read_state(params, h)
     scores.append(every)
     _, theta = choose((), z, k)
-  return jax.numpy.stack(scores[1:])
+  return jnp.stack(scores[1:])
 
 
 def side(form, num_regions, params, feature_map):
@@ -53,34 +51,21 @@ def side(form, num_regions, params, feature_map):
 
   started = time.perf_counter()
   program = jax.jit(jax.grad(total, argnums=(0, 1))).lower(params, feature_map).compile()
-  return functools.partial(_run, program, params, feature_map), time.perf_counter() - started, program
-
-
-def _run(program, *inputs):
-  jax.block_until_ready(program(*inputs))
+  return functools.partial(machine.finish, program, params, feature_map), time.perf_counter() - started, program
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = machine.make_parser(__doc__, repeats=7)
   parser.add_argument("--map", default="14x14x128", help="HxWxC")
   parser.add_argument("--width", type=int, default=256, help="of x, the LSTM and z")
   parser.add_argument("--looks", default="1,2,5,10", help="values of K")
   parser.add_argument("--batches", default="1,4,16")
-  parser.add_argument("--repeats", type=int, default=7)
   arguments = parser.parse_args()
   shape = tuple(map(int, arguments.map.split("x")))
-  params = jax.jit(
-    functools.partial(
-      rmam.init_attention,
-      channels=shape[-1],
-      num_classes=CLASSES,
-      init_next_region=next_region.init_recurrent,
-      x_width=arguments.width,
-      lstm_width=arguments.width,
-      z_width=arguments.width,
-    )
-  )(jax.random.key(0))
-  print(f"{jax.devices()[0].device_kind}; {machine.describe('jax')}. Map {arguments.map}, widths {arguments.width};")
+  widths = {f"{name}_width": arguments.width for name in ("x", "lstm", "z")}
+  init = functools.partial(rmam.init_attention, init_next_region=next_region.init_recurrent, **widths)
+  params = jax.jit(functools.partial(init, channels=shape[-1], num_classes=CLASSES))(jax.random.key(0))
+  print(f"{machine.describe_device()}. Map {arguments.map}, widths {arguments.width};")
   print(f"medians of {arguments.repeats}, in ms.\n")
   print(machine.header("batch", "K", "scan", "a look", "unrolled", "ratio", "compiling scan, s", "unrolled, s"))
   rng = np.random.default_rng(0)

@@ -7,7 +7,6 @@ The command itself is run, until its progress bar shows a second step, which it 
 interrupted. `cold` begins with an empty cache of compiled programs, `warm` with what the run before left there.
 """
 
-import argparse
 import os
 import pathlib
 import re
@@ -28,9 +27,11 @@ def seconds_to_first_step(cache: str, options: list[str]) -> float:
   with tempfile.TemporaryDirectory() as folder:
     started = time.perf_counter()
     command = [sys.executable, "train.py", f"--workdir={folder}/run", *options]
-    process = subprocess.Popen(
-      command, cwd=ROOT, env={**os.environ, "XDG_CACHE_HOME": cache}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    environment, pipes = (
+      os.environ | {"XDG_CACHE_HOME": cache},
+      {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL},
     )
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
     said = b""
     while not re.search(rb"[ |]([2-9]|\d\d+)/\d+ \[", said):
       if not (some := os.read(process.stderr.fileno(), 4096)):
@@ -43,11 +44,10 @@ def seconds_to_first_step(cache: str, options: list[str]) -> float:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--repeats", type=int, default=3)
+  parser = machine.make_parser(__doc__, repeats=3)
   parser.add_argument("options", nargs="*", help="of train.py, after --")
   arguments = parser.parse_args()
-  taken: dict[str, list[float]] = {"cold": [], "warm": []}
+  taken = {"cold": [], "warm": []}
   with tempfile.TemporaryDirectory() as cache:
     seconds_to_first_step(cache, arguments.options)  # prepares the data set where it is not there
   for _ in range(arguments.repeats):

@@ -73,47 +73,34 @@ def run_side(side: str, size: str) -> dict:
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   peak += (side == "liblinear-2") * 2 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
   cpu = cpu_seconds() - cpu_before
-  return {
-    "seconds": seconds,
-    "cpu": cpu,
-    "classes": classes,
-    "gigabytes": peak * 1024 / 1e9,
-    "weights": weights.tolist(),
-  }
+  found = {"seconds": seconds, "cpu": cpu, "classes": classes, "gigabytes": peak * 1024 / 1e9}
+  return found | {"weights": weights.tolist()}
 
 
-def report(size: str, found: dict[str, dict]) -> str:
-  """The Markdown table; ratios are to the side that comes first."""
+def report(size: str, found: dict[str, dict]) -> None:
+  """Prints the table; ratios are to the side that comes first."""
   images, width, classes = SIZES[size]
-  lines = [
-    f"{images:,} x {width:,} features, {classes} classes, C = 1. {machine.describe('jax', 'scikit-learn', 'numpy')}.",
-    "",
-    "| | all classes, s | ratio | CPU, s | peak memory, GB | classes fitted |",
-    "|-|-|-|-|-|-|",
-  ]
+  print(
+    f"{images:,} x {width:,} features, {classes} classes, C = 1. {machine.describe('jax', 'scikit-learn', 'numpy')}."
+  )
+  print("\n" + machine.header("", "all classes, s", "ratio", "CPU, s", "peak memory, GB", "classes fitted"))
   first = None
   for side, result in found.items():
-    whole = result["seconds"] * classes / result["classes"]
+    share = result["classes"] / classes
+    whole = result["seconds"] / share
     first = first or whole
-    extrapolated = ", extrapolated" if result["classes"] < classes else ""
     name = "Newton, all classes at once" if side == "newton" else f"LinearSVC, n_jobs={side[-1]}"
-    cpu = result["cpu"] * classes / result["classes"]
-    lines.append(
-      f"| {name} | {whole:,.1f}{extrapolated} | {whole / first:.1f} | {cpu:,.0f} | {result['gigabytes']:.1f} |"
-      f" {result['classes']} in {result['seconds']:,.1f} s |"
-    )
+    fitted = f"{result['classes']} in {result['seconds']:,.1f} s"
+    used = (f"{whole / first:.1f}", f"{result['cpu'] / share:,.0f}", f"{result['gigabytes']:.1f}")
+    print(machine.row(name, f"{whole:,.1f}{', extrapolated' if share < 1 else ''}", *used, fitted))
   if {"newton", "liblinear-1"} <= found.keys():
     ours, theirs = (np.array(found[side]["weights"]) for side in ("newton", "liblinear-1"))
     ours = ours[np.linspace(0, classes - 1, len(theirs)).astype(int)]
-    lines += [
-      "",
-      f"Largest difference of a weight: {np.abs(ours - theirs).max() / np.abs(ours).max():.0e} of the largest.",
-    ]
-  return "\n".join(lines)
+    print(f"\nLargest difference of a weight: {np.abs(ours - theirs).max() / np.abs(ours).max():.0e} of the largest.")
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = machine.make_parser(__doc__)
   parser.add_argument("--size", choices=SIZES, default="voc")
   parser.add_argument("--sides", default=",".join(SIDES), help=f"of {', '.join(SIDES)}; the first is the ratios' base")
   parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # this process is one side
@@ -126,7 +113,7 @@ def main() -> None:
     print(f"{side} ...", file=sys.stderr)
     command = [sys.executable, "-m", "benchmarks.svm", f"--size={arguments.size}", f"--side={side}"]
     found[side] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-  print(report(arguments.size, found))
+  report(arguments.size, found)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,7 @@ Both sides are one jitted program over the same images, with the same head. Besi
 XLA counts for each program: their ratio is what the times could show at best.
 """
 
-import argparse
 import functools
-import time
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +23,7 @@ from rmam_jax.training import step as step_lib
 
 
 def ten_passes(model, params, images, *, size: int, crop: int):
-  """Ten crops of each image, each through the whole recogniser, one batch of crops after the other."""
+  """Ten crops of each image, each through the whole recognizer, one batch of crops after the other."""
   end = size - crop
 
   def one(params, crops):
@@ -45,19 +43,12 @@ def compile_and_count(function, *arguments):
   return compiled, compiled.cost_analysis()["flops"]
 
 
-def seconds(program, *arguments) -> float:
-  started = time.perf_counter()
-  jax.block_until_ready(program(*arguments))
-  return time.perf_counter() - started
-
-
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = machine.make_parser(__doc__, repeats=3)
   parser.add_argument("--scale", choices=common.SCALES, default="512")
   parser.add_argument("--mirror", choices=views_lib.MIRRORS, default="image")
   parser.add_argument("--batch", type=int, default=1, help="images in a call")
   parser.add_argument("--width", type=int, default=4096, help="of x, the LSTM and z")
-  parser.add_argument("--repeats", type=int, default=3)
   arguments = parser.parse_args()
   config = voc.get_config(arguments.scale)
   config.evaluation.mirror = arguments.mirror
@@ -79,19 +70,18 @@ def main() -> None:
   looks = 10 * config.model.num_regions * look_count  # the scan's other steps, which are not counted
   counts = {"cut": cut_count + looks, "separate": 10 * pass_count + looks}
 
-  for program in (cut, separate):
-    seconds(program, params, images)
-  pairs = [(seconds(cut, params, images), seconds(separate, params, images)) for _ in range(arguments.repeats)]
-  cut_s, separate_s = map(min, zip(*pairs, strict=True))
-
-  print(f"{size} x {size}, {arguments.batch} image(s), mirrored {arguments.mirror}. {jax.devices()[0].device_kind};")
-  print(f"{machine.describe('jax', 'flax', 'numpy')}. The best of {arguments.repeats}, one side after the other.\n")
-  print("| | s | GFLOP |\n|-|-|-|")
-  print(f"| ten views cut from feature maps | {cut_s:.2f} | {counts['cut'] / 1e9:,.0f} |")
-  print(f"| ten passes over cropped pixels | {separate_s:.2f} | {counts['separate'] / 1e9:,.0f} |")
-  counted, measured = counts["separate"] / counts["cut"], separate_s / cut_s
-  print(f"| ratio | {measured:.2f} | {counted:.2f} |\n\nReached: {measured / counted:.0%} of the counted ratio.")
-  print("\n" + roofline.line(cut, cut_s, config.model.dtype))
+  programs = {"cut": cut, "separate": separate}
+  work = {name: functools.partial(machine.finish, program, params, images) for name, program in programs.items()}
+  found = machine.medians(work, arguments.repeats)
+  counted, measured = counts["separate"] / counts["cut"], found["separate"] / found["cut"]
+  print(f"{size} x {size}, {arguments.batch} image(s), mirrored {arguments.mirror}.")
+  print(f"{machine.describe_device('flax', 'numpy')}. Medians of {arguments.repeats}.\n")
+  print(machine.header("", "s", "GFLOP"))
+  for name, title in (("cut", "ten views cut from feature maps"), ("separate", "ten passes over cropped pixels")):
+    print(machine.row(title, f"{found[name]:.2f}", f"{counts[name] / 1e9:,.0f}"))
+  print(machine.row("ratio", f"{measured:.2f}", f"{counted:.2f}"))
+  print(f"\nReached: {measured / counted:.0%} of the counted ratio.\n")
+  print(roofline.line(cut, found["cut"], config.model.dtype))
 
 
 if __name__ == "__main__":

@@ -49,15 +49,10 @@ def train(
   state: step_lib.TrainState,
   stream: Iterable[Mapping[str, np.ndarray]],
 ) -> tuple[step_lib.TrainState, list[float]]:
-  """One step for each batch, on all local devices.
-
-  Returns:
-    The state without its device axis, and the loss of every step.
-  """
+  """One step for each batch, on all local devices: the state without its device axis, and the loss of every step."""
   devices = jax.local_devices()
-  train_step = jax.pmap(
-    step_lib.make_train_step(model, optimizer, objective, axis_name=AXIS), axis_name=AXIS, donate_argnums=0
-  )
+  train_step = step_lib.make_train_step(model, optimizer, objective, axis_name=AXIS)
+  train_step = jax.pmap(train_step, axis_name=AXIS, donate_argnums=0)
   copies = replicate(state, devices)
   every = []
   for batch in stream:
@@ -79,18 +74,11 @@ def main() -> None:
   optimizer = optax.adam(1e-3)
   objective = step_lib.Objective("sigmoid", auxiliary_weight=1.0)
   state = step_lib.init_state(model, optimizer, jax.random.key(0), data.crop_size)
-  stream = batches.train_batches(
-    split,
-    batch_size=arguments.batch_size,
-    image_size=data.image_size,
-    crop_size=data.crop_size,
-    flip=data.flip,
-    seed=0,
-  )
+  sizes = {"batch_size": arguments.batch_size, "image_size": data.image_size, "crop_size": data.crop_size}
+  stream = batches.train_batches(split, **sizes, flip=data.flip, seed=0)
   _, losses = train(model, optimizer, objective, state, (next(stream) for _ in range(arguments.steps)))
-  print(
-    f"{jax.local_device_count()} devices: loss {losses[0]:.3f} at first, {losses[-1]:.3f} after {len(losses)} steps"
-  )
+  first, last = losses[0], losses[-1]
+  print(f"{jax.local_device_count()} devices: loss {first:.3f} at first, {last:.3f} after {len(losses)} steps")
 
 
 if __name__ == "__main__":

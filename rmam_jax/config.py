@@ -11,6 +11,7 @@ import ml_collections
 
 from rmam_jax import backbones, heads
 from rmam_jax.runtime.errors import UserError
+from rmam_jax.version import __version__
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -110,7 +111,11 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def from_fields(content: Mapping[str, Any], where: str) -> ml_collections.ConfigDict:
-  """A configuration from what JSON kept of one; fields that are missing take their defaults."""
+  """The configuration that a JSON file holds, locked; lists become tuples, and missing fields take their defaults.
+
+  Raises:
+    UserError: this version does not know a field, or its value is of a wrong type; names it and `where`, the file.
+  """
   config = get_config()
 
   def frozen(value: Any) -> Any:
@@ -119,9 +124,12 @@ def from_fields(content: Mapping[str, Any], where: str) -> ml_collections.Config
   def fill(section: ml_collections.ConfigDict, fields: Mapping[str, Any], prefix: str) -> None:
     for name, value in fields.items():
       if name not in section:
-        raise UserError(f"{where}: this version of rmam_jax knows no field {prefix}{name}")
-      if isinstance(section[name], ml_collections.ConfigDict):
+        raise UserError(f"{where}: rmam_jax {__version__} knows no field {prefix}{name}")
+      kind = type(section[name])
+      if kind is ml_collections.ConfigDict and isinstance(value, dict):
         fill(section[name], value, f"{prefix}{name}.")
+      elif type(value) not in {float: (float, int), tuple: (list, tuple)}.get(kind, (kind,)):
+        raise UserError(f"{where}: {prefix}{name} must be of type {kind.__name__}, got {value!r}")
       else:
         section[name] = frozen(value)
 

@@ -155,7 +155,7 @@ class Source:
   ],
 )
 def test_what_difficult_labels_count_as(difficult, ids, first, ignored):
-  split = splits.Split("three", Source(), Source.index, difficult=difficult)
+  split = splits.Split("three", Source(), np.arange(4), difficult=difficult)
   assert [split[i].id for i in range(len(split))] == ids
   assert split.dropped == 4 - len(ids)
   np.testing.assert_array_equal(split[0].labels, first)
@@ -164,7 +164,7 @@ def test_what_difficult_labels_count_as(difficult, ids, first, ignored):
 
 def test_unknown_policy_for_difficult_labels():
   with pytest.raises(UserError, match=r"difficult must be one of ignore, negative, positive, got 'hard'"):
-    splits.Split("three", Source(), Source.index, difficult="hard")
+    splits.Split("three", Source(), np.arange(4), difficult="hard")
 
 
 def test_held_out_records_are_those_of_the_smallest_hashes():
@@ -190,21 +190,19 @@ def test_another_number_of_images_than_expected_is_refused(data_root):
 
 def test_labels_are_read_once_and_damaged_notes_of_them_again(data_root, monkeypatch):
   wanted = tiny("validation", data_root)
-  monkeypatch.setattr(splits, "_OPEN", {})
   monkeypatch.setattr(splits._Stored, "__getitem__", None)
   again = tiny("validation", data_root)  # from the file beside the data
   assert len(again) == len(wanted)
   monkeypatch.undo()
   path = data_root / "digits/tiny/1.0.0/rmam-index-validation.npz"
   path.write_bytes(path.read_bytes()[:100])
-  monkeypatch.setattr(splits, "_OPEN", {})
   assert len(tiny("validation", data_root)) == len(wanted)
 
 
 def test_unknown_and_unprepared_data_say_what_to_do(tmp_path):
   with pytest.raises(UserError, match=r"data\.name must be one of digits/easy.*got 'digits/huge'"):
     splits.prepare("digits/huge", str(tmp_path))
-  with pytest.raises(UserError, match=r"voc/2007 is not prepared: .*rmam_jax.data.prepare voc/2007 --archives=DIR"):
+  with pytest.raises(UserError, match=r"voc/2007 is not prepared: .*rmam-jax prepare voc/2007 --archives=DIR"):
     splits.prepare("voc/2007", str(tmp_path))
 
 

@@ -72,14 +72,14 @@ def prepared(tmp_path_factory):
   archives.write_voc(folder)
   archives.write_coco(folder)
   official = {}
-  for name in prepare.BUILDERS:
+  for name in prepare.ARCHIVES:
     infos = prepare.make_builder(name, root).url_infos  # one dictionary for the whole process
     official[name] = infos, dict(infos)
     infos.update({u: checksums.compute_url_info(f) for u in infos if (f := folder / u.rsplit("/", 1)[-1]).exists()})
   half_made = root / "voc" / "2007" / "incomplete.ABC_5.0.0"
   half_made.mkdir(parents=True)
   (half_made / "voc-train.array_record").write_bytes(b"half")
-  for name in prepare.BUILDERS:
+  for name in prepare.ARCHIVES:
     prepare.prepare(name, root=str(root), archives=str(folder))
   assert not half_made.exists()
   yield root, folder
@@ -154,7 +154,7 @@ def test_trains_and_evaluates_without_tensorflow(prepared, tmp_path, name):
 
 @pytest.mark.oracle
 def test_a_second_preparation_uses_the_first(prepared, monkeypatch):
-  monkeypatch.setattr(prepare, "_check_archives", None)
+  monkeypatch.setattr(prepare.shutil, "disk_usage", None)
   assert prepare.prepare("voc/2007", root=str(prepared[0])) == prepared[0] / "voc/2007/5.0.0"
 
 
@@ -188,7 +188,7 @@ def test_wrong_archives_are_named_at_once(prepared, tmp_path):
   _, folder = prepared
   with pytest.raises(UserError, match=r"VOCtrainval_06-Nov-2007\.tar is missing; .*VOCtest_06-Nov-2007\.tar is"):
     prepare.prepare("voc/2007", root=str(tmp_path), archives=str(tmp_path))
-  for archive in prepare.BUILDERS["voc/2007"][1]:
+  for archive in prepare.ARCHIVES["voc/2007"]:
     (tmp_path / archive).write_bytes((folder / archive).read_bytes())
   test = tmp_path / "VOCtest_06-Nov-2007.tar"
   test.write_bytes(test.read_bytes()[:-1])
@@ -218,7 +218,7 @@ def test_without_tensorflow_the_extra_is_named(monkeypatch, tmp_path):
 def test_training_on_unprepared_data_names_the_command(module, name, tmp_path):
   config = module.get_config()
   config.data.root = str(tmp_path)
-  with pytest.raises(UserError, match=rf"python -m rmam_jax\.data\.prepare {name} --archives=DIR --data_root="):
+  with pytest.raises(UserError, match=rf"rmam-jax prepare {name} --archives=DIR --data_root="):
     splits.open_split(config.data, config.data.train)
 
 

@@ -110,6 +110,7 @@ def test_proposals_that_cannot_be(data_root, tmp_path, changes, message):
 
 def test_selective_search_goes_on_where_it_was_stopped(data_root, tmp_path, monkeypatch):
   source = open_split(config_of(data_root, **{"data.proposals": ""}).data, "test")
+  source.proposals_path, source.made_by = tmp_path / "kept.npz", "data"
   seen = []
 
   def search(image, count):
@@ -122,14 +123,14 @@ def test_selective_search_goes_on_where_it_was_stopped(data_root, tmp_path, monk
   monkeypatch.setattr(proposals_lib, "_KEPT", 10)
   monkeypatch.setattr(proposals_lib.os, "cpu_count", lambda: 1)
   with pytest.raises(KeyboardInterrupt):
-    proposals_lib.make("selective_search", 2, source, tmp_path / "kept.npz", "data")
+    proposals_lib.make("selective_search", 2, source)
   seen[:] = []
-  propose = proposals_lib.make("selective_search", 2, source, tmp_path / "kept.npz", "data")
+  propose = proposals_lib.make("selective_search", 2, source)
   assert len(seen) == len(source) - 20 == 20
   for record in (source[0], source[25]):
     np.testing.assert_allclose(propose(record), batches.decode_image(record.image, "").mean(), rtol=1e-6)
   seen[:] = []
-  proposals_lib.make("selective_search", 2, source, tmp_path / "kept.npz", "data")
+  proposals_lib.make("selective_search", 2, source)
   assert not seen
 
 

@@ -9,7 +9,7 @@ from test_weights import inner
 
 from rmam_jax.data import splits
 from rmam_jax.evaluation import bootstrap
-from rmam_jax.reproduction import cells, expected, plan, reproduce, tables
+from rmam_jax.reproduction import cells, plan, reproduce, tables
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import pipeline
 
@@ -70,8 +70,8 @@ def test_tables_hold_the_paper_s_figures():
 
 
 def test_ablations_leave_out_what_they_name(data_root):
-  maker = reproduce.load_maker(CONFIG, {"data.root": str(data_root)})
-  loss = {name: maker.cell(name, 0).config.loss for name in cells.SPECS if name.startswith("rmam")}
+  maker = cells.Maker(CONFIG, {"data.root": str(data_root)})
+  loss = {name: maker.cell(name, 0).config.loss for name in tables.SPECS if name.startswith("rmam")}
   weights = {
     name: (each.anchor_weight, each.scale_weight, each.positive_weight, each.localization_weight)
     for name, each in loss.items()
@@ -90,31 +90,43 @@ def test_ablations_leave_out_what_they_name(data_root):
 
 
 def test_a_cell_is_named_by_what_it_depends_on(data_root):
-  maker = reproduce.load_maker(CONFIG, {"data.root": str(data_root)})
+  maker = cells.Maker(CONFIG, {"data.root": str(data_root)})
   digest = maker.cell("saliency", 0).digest
   assert digest == maker.cell("saliency", 0).digest
   others = [
     maker.cell("saliency", 1),
     maker.cell("saliency", 0, 1e-4),
     maker.cell("recurrent", 0),
-    reproduce.load_maker(CONFIG, {"data.root": str(data_root), "batch_size": 8}).cell("saliency", 0),
-    reproduce.load_maker("configs/digits.py:tiny:long", {"data.root": str(data_root)}).cell("saliency", 0),
+    cells.Maker(CONFIG, {"data.root": str(data_root), "batch_size": 8}).cell("saliency", 0),
+    cells.Maker("configs/digits.py:tiny:long", {"data.root": str(data_root)}).cell("saliency", 0),
   ]
   assert len({digest, *(cell.digest for cell in others)}) == 6
-  threads = reproduce.load_maker(CONFIG, {"data.root": str(data_root), "data.threads": 1})
+  threads = cells.Maker(CONFIG, {"data.root": str(data_root), "data.threads": 1})
   assert threads.cell("saliency", 0).digest == digest
   # What belongs to one head alone, for this head and for the others.
-  other = reproduce.load_maker(
-    CONFIG, {"data.root": str(data_root), "model.rarl.steps": 2, "loss.rarl.policy_weight": 9.0}
-  )
+  other = cells.Maker(CONFIG, {"data.root": str(data_root), "model.rarl.steps": 2, "loss.rarl.policy_weight": 9.0})
   assert other.cell("saliency", 0).digest == digest
   assert other.cell("rarl", 0).digest != maker.cell("rarl", 0).digest
   assert len({each.cell(head, 0).parts["stage_one"] for each in (maker, other) for head in ("saliency", "rarl")}) == 1
 
 
+def test_a_cell_depends_on_how_it_is_evaluated_whatever_a_run_may_change(data_root, monkeypatch):
+  def digest(**changes):
+    changes = {f"evaluation.{name}": value for name, value in changes.items()}
+    return cells.Maker(CONFIG, {"data.root": str(data_root), **changes}).cell("saliency", 0).digest
+
+  def determining(fields, config):
+    return {name: value for name, value in fields.items() if not name.startswith(("evaluation.", "data.root"))}
+
+  for _ in range(2):
+    assert len({digest(), digest(top_k=2), digest(svm_images=60), digest(ap_method="eleven_point")}) == 4
+    assert digest(pictures=3) == digest()
+    monkeypatch.setattr(cells.workdir, "determining", determining)
+
+
 def test_what_cells_share(data_root):
-  maker = reproduce.load_maker(CONFIG, {"data.root": str(data_root)})
-  longer = reproduce.load_maker(CONFIG, {"data.root": str(data_root), "rpn.epochs": 5})
+  maker = cells.Maker(CONFIG, {"data.root": str(data_root)})
+  longer = cells.Maker(CONFIG, {"data.root": str(data_root), "rpn.epochs": 5})
   rlsd, ft_rpn = maker.cell("rlsd", 0).parts, maker.cell("rlsd_ft_rpn", 0).parts
   assert rlsd["stage_one"] == ft_rpn["stage_one"] == maker.cell("saliency", 0).parts["stage_one"]
   assert rlsd["rpn"] == maker.cell("rlsd", 0, 1e-4).parts["rpn"]
@@ -131,13 +143,13 @@ def test_weights_are_what_a_cell_depends_on_wherever_they_lie(data_root, tmp_pat
   for name, seed in (("a", 0), ("again", 0), ("b", 1)):
     path = tmp_path / f"{name}.safetensors"
     inner(path, THIN["model.vgg.blocks"], seed)
-    cell = reproduce.load_maker(CONFIG, {**changes, "weights": str(path)}).cell("saliency", 0)
+    cell = cells.Maker(CONFIG, {**changes, "weights": str(path)}).cell("saliency", 0)
     assert cell.config.model.pixel_mean == (10.0, 20.0, 30.0)
     found[name] = cell.digest, cell.parts["stage_one"]
   assert found["a"] == found["again"]
   assert not set(found["a"]) & set(found["b"])
   with pytest.raises(UserError, match=r"there is no .*nowhere"):
-    reproduce.load_maker(CONFIG, {**changes, "weights": str(tmp_path / "nowhere")}).cell("saliency", 0)
+    cells.Maker(CONFIG, {**changes, "weights": str(tmp_path / "nowhere")}).cell("saliency", 0)
 
 
 THIN = {
@@ -169,7 +181,7 @@ def _undated(root):
 
 @pytest.mark.slow
 def test_cells_without_a_stage_one_have_none_to_share(data_root, tmp_path):
-  maker = reproduce.load_maker(CONFIG, {**THIN, "data.root": str(data_root), "stage_one.epochs": 0})
+  maker = cells.Maker(CONFIG, {**THIN, "data.root": str(data_root), "stage_one.epochs": 0})
   for rate in (1e-3, 1e-4):
     cells.measure(maker.cell("saliency", 0, rate), tmp_path, "centre")
   assert len(list(tmp_path.glob("cells/*/results.json"))) == 2
@@ -212,16 +224,15 @@ def test_naming_a_cell_makes_no_proposals(data_root, monkeypatch):
   def make(kind, *_):
     assert not kind, "proposals were made"
 
-  monkeypatch.setattr(splits, "_OPEN", {})
   monkeypatch.setattr(splits.proposals_lib, "make", make)
-  maker = reproduce.load_maker(CONFIG, {**THIN, "data.root": str(data_root)})
+  maker = cells.Maker(CONFIG, {**THIN, "data.root": str(data_root)})
   cell = maker.cell("proposals", 0)
   assert (cell.config.data.proposals, cell.config.data.num_proposals) == ("jittered", 3)
-  assert expected._operations(cell.config) > 0
+  assert plan.count_operations(cell.config) > 0
 
 
 def test_a_cell_that_another_holds_is_left_to_it(data_root, tmp_path):
-  cell = reproduce.load_maker(CONFIG, {"data.root": str(data_root)}).cell("rmam", 0)
+  cell = cells.Maker(CONFIG, {"data.root": str(data_root)}).cell("rmam", 0)
   with cells.holding(cell, tmp_path) as mine:
     assert mine
     with cells.holding(cell, tmp_path) as other:
@@ -231,16 +242,16 @@ def test_a_cell_that_another_holds_is_left_to_it(data_root, tmp_path):
 
 
 def test_what_cannot_be_made(data_root, tmp_path):
-  maker = reproduce.load_maker(CONFIG, {"data.root": str(data_root)})
+  maker = cells.Maker(CONFIG, {"data.root": str(data_root)})
   with pytest.raises(UserError, match="--tables must be some of 1, 2, 3, 4, 5, 6, controls, systems, got '7'"):
     plan.make(maker, tmp_path, ["1", "7"], 1, ())
   (tmp_path / "one.py").write_text("def get_config(variant=''):\n  return None\n")
-  without = reproduce.load_maker(CONFIG, {"data.root": str(data_root), "evaluation.svm_solver": ""})
+  without = cells.Maker(CONFIG, {"data.root": str(data_root), "evaluation.svm_solver": ""})
   with pytest.raises(UserError, match=r"evaluation\.svm_solver must not be empty"):
     plan.make(without, tmp_path, ["1"], 1, ())
   with pytest.raises(UserError, match=r"--config\.seed cannot be set for all cells"):
-    reproduce.load_maker(CONFIG, {"seed": 3})
-  clashing = reproduce.load_maker(CONFIG, {"data.root": str(data_root), "loss.anchor_weight": 1.0})
+    cells.Maker(CONFIG, {"seed": 3})
+  clashing = cells.Maker(CONFIG, {"data.root": str(data_root), "loss.anchor_weight": 1.0})
   assert clashing.cell("saliency", 0).config.loss.anchor_weight == 1
   with pytest.raises(UserError, match=r"--config\.loss\.anchor_weight cannot be set .* rmam-S\+P has its own value"):
     clashing.cell("rmam-S+P", 0)
@@ -256,7 +267,7 @@ def test_what_cannot_be_made(data_root, tmp_path):
       dry_run=True,
     )
   with pytest.raises(UserError, match="names no SCALES"):
-    reproduce.load_maker(str(tmp_path / "one.py"), {})
+    cells.Maker(str(tmp_path / "one.py"), {})
   with pytest.raises(UserError, match=r"there is no configuration missing\.py"):
-    reproduce.load_maker("missing.py", {})
+    cells.Maker("missing.py", {})
   assert not list(pathlib.Path(tmp_path).glob("cells/*"))

@@ -19,9 +19,11 @@ import pytest
 import safetensors.numpy
 from test_training import tiny_config
 
+import rmam_jax
 from configs import digits, voc
 from rmam_jax import recognizer
 from rmam_jax.backbones import vgg
+from rmam_jax.config import from_fields, get_config
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import exported, initial_weights, loop, stages
 from rmam_jax.weights import files as weight_files
@@ -246,12 +248,18 @@ def test_harm_in_the_pickles_before_the_state_dict_is_refused_too(part, tmp_path
   values = [MAGIC, PROTOCOL, SYSTEM]
   values[part] = Harmful(made)
   (tmp_path / "x.pth").write_bytes(b"".join(pickle.dumps(value, 2) for value in values))
-  _refused(tmp_path / "x.pth", "refused: its pickle refers to posix.mkdir" if part else "no state dict of torch")
+  _refused(tmp_path / "x.pth", "refused: its pickle .*refers to posix.mkdir" if part else "no state dict of torch")
   assert not made.exists()
 
 
-def storage_pickle(kind=b"torch\nFloatStorage\n", shape=(2,), size=2, stride=(1,), offset=0):
-  """A state dict with one tensor, `w`, written instruction by instruction as torch writes it."""
+def two_of_one_storage(*sizes):
+  """A state dict with two tensors, `w1` and `w2`, that disagree over the size of their storage."""
+  first, second = (storage_pickle(size=size, name=f"w{number}") for number, size in enumerate(sizes, start=1))
+  return first[:-2] + second[first.index(b"(X\x02") + 1 :]  # the items of both within one pair of brackets
+
+
+def storage_pickle(kind=b"torch\nFloatStorage\n", shape=(2,), size=2, stride=(1,), offset=0, name="w"):
+  """A state dict with one tensor, written instruction by instruction as torch writes it."""
 
   def number(value):
     return pickle.dumps(value, 2)[2:-1]
@@ -265,7 +273,7 @@ def storage_pickle(kind=b"torch\nFloatStorage\n", shape=(2,), size=2, stride=(1,
   storage = b"(" + text("storage") + b"c" + kind + text("0") + text("cpu") + number(size) + b"tQ"
   hooks = b"\x89" + b"ccollections\nOrderedDict\n)R"
   tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(offset) + numbers(shape) + numbers(stride) + hooks
-  return b"\x80\x02ccollections\nOrderedDict\n)R(" + text("w") + tensor + b"tRu."
+  return b"\x80\x02ccollections\nOrderedDict\n)R(" + text(name) + tensor + b"tRu."
 
 
 KEYS = pickle.dumps(["0"], 2)
@@ -286,7 +294,7 @@ TWO = np.array([1, 2], "<f4").tobytes()
     ),
     (lambda p: zip_layout(p, pickle.dumps([1], 2)), "holds no state dict"),
     (lambda p: zip_layout(p, pickle.dumps({"w": 1}, 2)), "holds what is no tensor"),
-    (lambda p: zip_layout(p, b"X\xff\xff\xff\xffabc."), "larger than one of a state dict can be"),
+    (lambda p: zip_layout(p, b"X\xff\xff\xff\xffabc."), "refused: its pickle is not one of a state dict"),
     (lambda p: zip_layout(p, b"\x80\x02]q\x00"), "refused: "),
     (
       lambda p: legacy_layout(p, storage_pickle(), KEYS + (2).to_bytes(8, "little") + TWO[:7]),
@@ -295,6 +303,12 @@ TWO = np.array([1, 2], "<f4").tobytes()
     (lambda p: legacy_layout(p, storage_pickle(size=1 << 40), KEYS + (1 << 40).to_bytes(8, "little")), "truncated"),
     (lambda p: legacy_layout(p, storage_pickle(), KEYS + (3).to_bytes(8, "little") + TWO), "another size"),
     (lambda p: legacy_layout(p, storage_pickle(), pickle.dumps([], 2)), "list of storages is not that of its tensors"),
+    (lambda p: zip_layout(p, storage_pickle(), [("data/0", TWO[:7])]), "storage 0 of w is of 7 bytes, not 8"),
+    (lambda p: zip_layout(p, storage_pickle()), "storage 0 of w is missing"),
+    (
+      lambda p: legacy_layout(p, two_of_one_storage(2, 1 << 40), KEYS + (2).to_bytes(8, "little") + TWO),
+      "w2 says another size of storage 0",
+    ),
     (lambda p: p.write_text("not found\n"), "no state dict of torch in either layout"),
     (lambda p: p.write_bytes(b""), "no state dict of torch in either layout"),
   ],
@@ -319,19 +333,19 @@ def test_a_zip_that_claims_more_than_it_has_is_refused(tmp_path):
   path.write_bytes(content)
   assert _peak_of(lambda: _refused(path, "claims more bytes than the file has")) < 50e6
   path.write_bytes(content[:100])
-  _refused(path, "no whole zip of torch")
+  _refused(path, "damaged or cut short .*: fetch it again")
 
 
 def test_truncated_h5_and_safetensors_are_named(tmp_path, convolutions):
   path = write_keras(tmp_path / "x.h5", convolutions)
   os.truncate(path, path.stat().st_size // 2)
-  _refused(path, "no whole HDF5 file")
+  _refused(path, "damaged or cut short .*truncated file.*: fetch it again")
   safetensors.numpy.save_file({"w": np.zeros(1000, np.float32)}, tmp_path / "x.safetensors")
   os.truncate(tmp_path / "x.safetensors", 500)
-  _refused(tmp_path / "x.safetensors", "no whole safetensors file")
+  _refused(tmp_path / "x.safetensors", "damaged or cut short .*: fetch it again")
   header = json.dumps({"w": {"dtype": "F32", "shape": [1 << 38], "data_offsets": [0, 1 << 40]}}).encode()
   (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-  assert _peak_of(lambda: _refused(tmp_path / "x.safetensors", "no whole safetensors file")) < 50e6
+  assert _peak_of(lambda: _refused(tmp_path / "x.safetensors", "damaged or cut short .*: fetch it again")) < 50e6
 
 
 @pytest.mark.parametrize(("place", "value"), [(8, 1 << 40), (24, (1 << 64) - 16)])
@@ -417,10 +431,11 @@ def test_a_run_begins_with_the_file_and_takes_its_preprocessing(tmp_path, data_r
   with pytest.raises(UserError, match="belongs to another configuration; it differs in weights_digest"):
     loop.train(config, folder)
   config.weights = str(tmp_path / "nowhere.h5")
-  with pytest.raises(UserError, match=r"there is no .*nowhere\.h5\. Give vgg16_weights"):
+  with pytest.raises(UserError, match=r"there is no .*nowhere\.h5\. Give a safetensors file or the folder of"):
     loop.train(config, folder)
-  # Before stage two has begun, it may be needed.
-  config.weights = str(tmp_path / "w.safetensors")
+  # Before stage two has begun, it may be needed; the run goes on from where the file was moved.
+  config.weights = str(tmp_path / "moved.safetensors")
+  (tmp_path / "moved.safetensors").unlink()
   shutil.rmtree(folder / "checkpoints" / "stage_two")
   with pytest.raises(UserError, match="a stage that takes from it has not begun: put it back"):
     loop.train(config, folder)
@@ -435,8 +450,12 @@ def test_weights_that_do_not_fit_leave_no_workdir(tmp_path, data_root):
   ):
     loop.train(config, tmp_path / "run")
   config.weights = ""
-  with pytest.raises(UserError, match=r"Name it with --config\.weights=FILE, or .* --config\.weights=none"):
+  with pytest.raises(
+    UserError, match=r"Give a safetensors file or .*: --config\.weights=FILE .* --config\.weights=none"
+  ):
     loop.train(config, tmp_path / "run")
+  with pytest.raises(UserError, match=r"is empty and voc/2007 .* Give vgg16_weights_tf_dim_ordering_tf_kernels\.h5"):
+    initial_weights.resolve(voc.get_config())
   assert not (tmp_path / "run").exists()
   assert voc.get_config().weights == ""
   assert digits.get_config().weights == "none"
@@ -458,12 +477,16 @@ def test_an_exported_model_is_the_workdir_s(trained):
   there, here = exported.load(trained / "run"), exported.load(trained / "out")
   assert here.class_names == there.class_names == tuple(map(str, range(10)))
   assert here.selection == there.selection == {"temperature": 1.5}
-  assert here.config.to_json() == there.config.to_json()
+  assert (here.config.model, here.config.stage_two) == (there.config.model, there.config.stage_two)
   assert jax.tree.structure(here.params) == jax.tree.structure(there.params)
   assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), here.params, there.params))
   model = recognizer.build(here.config.model, 10, head="saliency", auxiliary="score_map")
   images = np.zeros((1, 24, 24, 3), np.uint8)
   assert model.apply({"params": here.params}, images).attention.scores.shape == (3, 1, 10)
+
+
+def nested(fields, section, **changes):
+  return {**fields, section: {**fields[section], **changes}}
 
 
 def test_an_export_that_was_changed_is_refused(trained, tmp_path):
@@ -478,8 +501,11 @@ def test_an_export_that_was_changed_is_refused(trained, tmp_path):
     ({"digest": "0"}, "does not have the digest"),
     ({"class_names": about["class_names"][::-1]}, "does not have the digest"),
     ({"selection": {**about["selection"], "temperature": 2.5}}, "does not have the digest"),
-    ({"config": {}}, "describes no model of rmam_jax"),
-    ({"format": 2}, "its format is not 1"),
+    ({"config": {}}, r"model\.safetensors: .* has the shape"),  # defaults, of another model
+    ({"config": {**about["config"], "novel": 1}}, r"model\.json, which version 0\.1\.0 wrote: .* knows no field novel"),
+    ({"config": {**about["config"], "seed": "0"}}, r"model\.json, which .*: seed must be of type int, got '0'"),
+    ({"config": nested(about["config"], "model", vgg={"blocks": [1]})}, "describes no model of rmam_jax"),
+    ({"format": 1}, "its format is not 2"),
     ({"class_names": 3}, "the field class_names is missing"),
   ):
     shutil.copytree(trained / "out", out, dirs_exist_ok=True)
@@ -488,8 +514,55 @@ def test_an_export_that_was_changed_is_refused(trained, tmp_path):
       exported.load(out)
   shutil.copytree(trained / "out", out, dirs_exist_ok=True)
   os.truncate(out / "model.safetensors", 1000)
-  with pytest.raises(UserError, match=r"model\.safetensors is no whole safetensors file"):
+  with pytest.raises(UserError, match=r"model\.safetensors is damaged or cut short"):
     exported.load(out)
+
+
+def test_an_export_holds_no_path_of_this_machine(trained, data_root, tmp_path):
+  text = (trained / "out" / "model.json").read_text()
+  assert str(data_root) not in text
+  assert json.loads(text)["config"]["weights"] == "none"
+  # As if trained on images of one's own, from a file of weights: its parameters are the same.
+  run = tmp_path / "run"
+  shutil.copytree(trained / "run", run)
+  fields = json.loads((run / "config.json").read_text())
+  fields["weights"] = str(tmp_path / "w.safetensors")
+  splits = {split: str(tmp_path / f"{split}.csv") for split in ("train", "validation", "test", "final_train")}
+  expected = [[splits["train"], 160]]
+  fields = nested(fields, "data", name="custom", root=str(tmp_path), images=str(tmp_path), expected=expected, **splits)
+  fields = nested(fields, "rpn", data="custom", train=splits["train"], validation=splits["validation"])
+  (run / "config.json").write_text(json.dumps(fields))
+  exported.export(run, tmp_path / "out")
+  assert str(tmp_path) not in (tmp_path / "out" / "model.json").read_text()
+  assert exported.load(tmp_path / "out").config.weights == "w.safetensors"
+  image = np.full((64, 64, 3), 90, np.uint8)
+  before, after = (rmam_jax.load(folder).predict([image])[0] for folder in (run, tmp_path / "out"))
+  np.testing.assert_array_equal(before.probabilities, after.probabilities)
+
+
+def test_fields_that_a_file_lacks_are_as_in_the_defaults_and_unknown_ones_are_named():
+  wanted = get_config()
+  wanted.model.recurrent.bias, wanted.model.region_size, wanted.loss.scale_weight = (1.0, 2.0, 3.0, 4.0), (5, 5), 2.0
+  wanted.model.rpn.anchor_sizes = ((45, 90), (90, 45))
+  fields = json.loads(wanted.to_json())
+  assert from_fields(fields, "x.json") == wanted
+  assert from_fields(fields, "x.json").model.rpn.anchor_sizes == ((45, 90), (90, 45))
+  del fields["seed"], fields["model"]["head"], fields["loss"]["rarl"]
+  fields["loss"]["scale_weight"] = 2  # a whole number is a number
+  found = from_fields(fields, "x.json")
+  assert found == wanted
+  assert found.is_locked
+  for section, changes, message in (
+    ("model", {"depth": 3}, r"x\.json: rmam_jax .* knows no field model\.depth"),
+    ("model", {"vgg": {"widths": []}}, r"x\.json: rmam_jax .* knows no field model\.vgg\.widths"),
+    ("model", {"vgg": 3}, r"x\.json: model\.vgg must be of type ConfigDict, got 3"),
+    ("model", {"region_size": 7}, r"x\.json: model\.region_size must be of type tuple, got 7"),
+    ("model", {"num_regions": True}, r"x\.json: model\.num_regions must be of type int, got True"),
+    ("data", {"root": None}, r"x\.json: data\.root must be of type str, got None"),
+    ("data", {"root": {}}, r"x\.json: data\.root must be of type str, got {}"),
+  ):
+    with pytest.raises(UserError, match=message):
+      from_fields(nested(fields, section, **changes), "x.json")
 
 
 @pytest.mark.parametrize("kind", ["run", "out"])
@@ -527,7 +600,7 @@ def test_fc6_begins_w_fx_where_the_head_has_its_shape():
 
 def call(*arguments):
   return subprocess.run(
-    [sys.executable, "-m", "rmam_jax.weights", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
+    [sys.executable, "-m", "rmam_jax", "weights", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
   )
 
 

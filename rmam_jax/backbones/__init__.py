@@ -11,7 +11,7 @@ from rmam_jax.backbones import vgg
 from rmam_jax.backbones.spec import BackboneSpec
 from rmam_jax.runtime.errors import check_name
 
-SPECS: dict[str, BackboneSpec] = {}
+SPECS: dict[str, BackboneSpec] = {spec.name: spec for spec in vgg.SPECS}
 
 
 def register(spec: BackboneSpec) -> None:
@@ -38,7 +38,3 @@ def stride(model: Any) -> int:
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
   """Images [B, height, width, 3] of 0..255, uint8 or float -> float32, by the mean and deviation of each channel."""
   return (images.astype(jnp.float32) - jnp.asarray(mean)) / jnp.asarray(std)
-
-
-for _spec in vgg.SPECS:
-  register(_spec)

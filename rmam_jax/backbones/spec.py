@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import numpy as np
 
+FC6_REGION = (7, 7)  # cells of the map that fc6, the first dense layer of a published set, reads
+
 
 class Place(NamedTuple):
   """Where one of our tensors comes from."""
@@ -17,23 +19,15 @@ class Place(NamedTuple):
 
 
 class Layout(NamedTuple):
-  """A published set of weights.
+  """A published set of weights."""
 
-  Attributes:
-    title: as people know it.
-    places: ours, LAYER/kernel and LAYER/bias, and where the set has them `fc6/kernel` [h*w*C, out] and `fc6/bias`, a
-      dense layer that reads `FC6_REGION` cells of the map.
-    unused: tensors of the set that are checked and not taken, with their shapes.
-    pixel_mean, pixel_std: the preprocessing that it was trained with, of red, green, blue in 0..255.
-    checksums: "md5:..." or "sha256:..." of the published file.
-  """
-
-  title: str
+  title: str  # as people know it
+  # By our names: LAYER/kernel and LAYER/bias, and where the set has them fc6/kernel [h*w*C, out] and fc6/bias.
   places: Mapping[str, Place]
-  unused: Mapping[str, tuple[int, ...]]
-  pixel_mean: tuple[float, float, float]
+  unused: Mapping[str, tuple[int, ...]]  # tensors of the set that are checked and not taken, with their shapes
+  pixel_mean: tuple[float, float, float]  # that it was trained with, of red, green, blue in 0..255
   pixel_std: tuple[float, float, float]
-  checksums: tuple[str, ...] = ()
+  checksum: str = ""  # "md5:..." or "sha256:..." of the published file
 
   @property
   def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -41,26 +35,16 @@ class Layout(NamedTuple):
     return {place.source: place.shape for place in self.places.values()} | dict(self.unused)
 
 
-FC6_REGION = (7, 7)
-
-
 @dataclasses.dataclass(frozen=True)
 class BackboneSpec:
-  """A network from normalised images [B, height, width, 3] to a feature map [B, H, W, C].
+  """A network from normalised images [B, height, width, 3] to a feature map [B, H, W, C]."""
 
-  Attributes:
-    name: what `model.backbone` says.
-    build: the `model` section of a configuration, and `remat`, whether the backward pass computes its blocks again ->
-      the module, whose input may have any size that its stride divides.
-    stride: of the `model` section: pixels between neighbouring cells of the map.
-    defaults: its own sections of the configuration, by their dotted names.
-    layouts: published sets of weights that fill it.
-    published: in words, the files that users can get.
-  """
-
-  name: str
+  name: str  # what `model.backbone` says
+  # The `model` section of a configuration, and `remat`, whether the backward pass computes its blocks again -> the
+  # module, whose input may have any size that its stride divides.
   build: Callable[..., nn.Module]
-  stride: Callable[[Any], int]
+  stride: Callable[[Any], int]  # the `model` section -> pixels between neighbouring cells of the map
+  # Its own sections of the configuration, by their dotted names.
   defaults: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-  layouts: Sequence[Layout] = ()
-  published: str = ""
+  layouts: Sequence[Layout] = ()  # published sets of weights that fill it
+  published: str = ""  # in words, the files that users can get

@@ -1,6 +1,7 @@
 """The VGG family (Simonyan and Zisserman, 2014), up to the last convolution's ReLU: conv5_3 of VGG-16."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,17 +30,11 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 
 class VGG(nn.Module):
-  """Blocks of 3x3 convolutions with ReLU, a 2x2 max-pool between blocks and none after the last.
+  """Blocks of 3x3 convolutions with ReLU, a 2x2 max-pool between blocks and none after the last."""
 
-  Attributes:
-    blocks: the width of each convolution, block by block. The feature map's stride is 2 ** (len(blocks) - 1).
-    dtype: of the computation; parameters are float32.
-    remat: whether the backward pass computes each block again from its input, instead of keeping what is inside.
-  """
-
-  blocks: Sequence[Sequence[int]] = BLOCKS["vgg16"]
-  dtype: jnp.dtype = jnp.float32
-  remat: bool = False
+  blocks: Sequence[Sequence[int]] = BLOCKS["vgg16"]  # widths; the feature map's stride is 2 ** (len(blocks) - 1)
+  dtype: jnp.dtype = jnp.float32  # of the computation; parameters are float32
+  remat: bool = False  # whether the backward pass computes each block again from its input, which saves memory
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
@@ -54,20 +49,16 @@ class VGG(nn.Module):
     if number > 1:
       x = max_pool(x)
     for layer, width in enumerate(self.blocks[number - 1], start=1):
-      name = f"block{number}_conv{layer}"
-      init = nn.initializers.he_normal()
+      init, name = nn.initializers.he_normal(), f"block{number}_conv{layer}"
       x = nn.relu(nn.Conv(width, (3, 3), dtype=self.dtype, kernel_init=init, name=name)(x))
     return x
 
 
 def convolutions(blocks: Sequence[Sequence[int]]) -> dict[str, tuple[int, ...]]:
   """The shapes of the kernels, HWIO, by layer and in order."""
-  layers, channels = {}, 3
-  for number, widths in enumerate(blocks, start=1):
-    for layer, width in enumerate(widths, start=1):
-      layers[f"block{number}_conv{layer}"] = (3, 3, channels, width)
-      channels = width
-  return layers
+  names = [f"block{n}_conv{layer}" for n, widths in enumerate(blocks, 1) for layer in range(1, len(widths) + 1)]
+  widths = [3, *itertools.chain(*blocks)]
+  return {name: (3, 3, *pair) for name, pair in zip(names, itertools.pairwise(widths), strict=True)}
 
 
 def from_bgr(kernel: np.ndarray) -> np.ndarray:
@@ -87,75 +78,52 @@ def from_chw_rows(kernel: np.ndarray, region: tuple[int, int] = FC6_REGION) -> n
 
 
 _VGG16 = convolutions(BLOCKS["vgg16"])
-_DEEP, _WIDE, _CLASSES = 7 * 7 * 512, 4096, 1000
-_KERAS = (123.68, 116.779, 103.939), (1.0, 1.0, 1.0)
-_TORCH = (0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255)
+_KERAS = [(name, name, shape, from_bgr if name == "block1_conv1" else np.asarray) for name, shape in _VGG16.items()]
+_INDICES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # of the convolutions among torchvision's `features`
+_TORCH = [
+  (name, f"features.{index}", (out, channels, height, width), from_oihw)
+  for index, (name, (height, width, channels, out)) in zip(_INDICES, _VGG16.items(), strict=True)
+]
 
 
-def _keras() -> dict[str, Place]:
-  places = {}
-  for name, shape in _VGG16.items():
-    convert = [from_bgr] if name == "block1_conv1" else []
-    places[f"{name}/kernel"] = Place(f"{name}/kernel", shape, *convert)
-    places[f"{name}/bias"] = Place(f"{name}/bias", shape[-1:])
-  return places
-
-
-def _torch() -> dict[str, Place]:
-  places, index, before = {}, 0, "1"
-  for name, (height, width, channels, out) in _VGG16.items():
-    number = name.removeprefix("block").split("_")[0]
-    index += number != before  # a pool
-    places[f"{name}/kernel"] = Place(f"features.{index}.weight", (out, channels, height, width), from_oihw)
-    places[f"{name}/bias"] = Place(f"features.{index}.bias", (out,))
-    index, before = index + 2, number  # a ReLU follows
-  return places
-
-
-def _fc6(kernel: Place, bias: str) -> dict[str, Place]:
-  return {"fc6/kernel": kernel, "fc6/bias": Place(bias, (_WIDE,))}
+def _layout(title: str, checksum: str, convolutions: list[tuple], *dense: tuple[str, tuple[int, ...]]) -> Layout:
+  """A published set: `_KERAS` or `_TORCH`, and dense layers with the shapes of their kernels; the first is fc6."""
+  if convolutions is _KERAS:
+    kernel, bias, out, from_fc6 = "/kernel", "/bias", -1, np.asarray
+    mean, std = (123.68, 116.779, 103.939), (1.0, 1.0, 1.0)
+  else:
+    kernel, bias, out, from_fc6 = ".weight", ".bias", 0, from_chw_rows
+    mean, std = (0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255)
+  places, unused = {}, {}
+  for ours, theirs, shape, convert in (*convolutions, *(("fc6", *layer, from_fc6) for layer in dense[:1])):
+    places[f"{ours}/kernel"] = Place(theirs + kernel, shape, convert)
+    places[f"{ours}/bias"] = Place(theirs + bias, (shape[out],))
+  for theirs, shape in dense[1:]:
+    unused |= {theirs + kernel: shape, theirs + bias: (shape[out],)}
+  return Layout(title, places, unused, mean, std, checksum)
 
 
 LAYOUTS = (
-  Layout(
-    "Keras' VGG-16 without its top (Caffe's weights)", _keras(), {}, *_KERAS, ("md5:6d6bbae143d832006294945121d1f1fc",)
+  _layout("Keras' VGG-16 without its top (Caffe's weights)", "md5:6d6bbae143d832006294945121d1f1fc", _KERAS),
+  _layout(
+    *("Keras' VGG-16 (Caffe's weights)", "md5:64373286793e3c8b2b4e3219cbf3544b", _KERAS),
+    *(("fc1", (25_088, 4096)), ("fc2", (4096, 4096)), ("predictions", (4096, 1000))),
   ),
-  Layout(
-    "Keras' VGG-16 (Caffe's weights)",
-    _keras() | _fc6(Place("fc1/kernel", (_DEEP, _WIDE)), "fc1/bias"),
-    {
-      **{"fc2/kernel": (_WIDE, _WIDE), "fc2/bias": (_WIDE,)},
-      **{"predictions/kernel": (_WIDE, _CLASSES), "predictions/bias": (_CLASSES,)},
-    },
-    *_KERAS,
-    ("md5:64373286793e3c8b2b4e3219cbf3544b",),
+  _layout(
+    *("torchvision's VGG-16", "sha256:397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0", _TORCH),
+    *(("classifier.0", (4096, 25_088)), ("classifier.3", (4096, 4096)), ("classifier.6", (1000, 4096))),
   ),
-  Layout(
-    "torchvision's VGG-16",
-    _torch() | _fc6(Place("classifier.0.weight", (_WIDE, _DEEP), from_chw_rows), "classifier.0.bias"),
-    {
-      **{"classifier.3.weight": (_WIDE, _WIDE), "classifier.3.bias": (_WIDE,)},
-      **{"classifier.6.weight": (_CLASSES, _WIDE), "classifier.6.bias": (_CLASSES,)},
-    },
-    *_TORCH,
-    ("sha256:397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",),
-  ),
-  Layout("torchvision's VGG-16, convolutions only", _torch(), {}, *_TORCH),
-  Layout(
+  _layout("torchvision's VGG-16, convolutions only", "", _TORCH),
+  _layout(
     "torchvision's VGG-16 as timm names it (vgg16.tv_in1k)",
-    _torch() | _fc6(Place("pre_logits.fc1.weight", (_WIDE, 512, *FC6_REGION), from_chw_rows), "pre_logits.fc1.bias"),
-    {
-      **{"pre_logits.fc2.weight": (_WIDE, _WIDE, 1, 1), "pre_logits.fc2.bias": (_WIDE,)},
-      **{"head.fc.weight": (_CLASSES, _WIDE), "head.fc.bias": (_CLASSES,)},
-    },
-    *_TORCH,
-    ("sha256:57b026918159a6bf9faf8405c3a551903768e7138989d9c6224a14227203fad8",),
+    *("sha256:57b026918159a6bf9faf8405c3a551903768e7138989d9c6224a14227203fad8", _TORCH),
+    *(("pre_logits.fc1", (4096, 512, *FC6_REGION)), ("pre_logits.fc2", (4096, 4096, 1, 1)), ("head.fc", (1000, 4096))),
   ),
 )
 
 _PUBLISHED = (
   "vgg16_weights_tf_dim_ordering_tf_kernels.h5 of Keras, which the paper's weights are, with fc6 (or _notop.h5 without),"
-  " or vgg16-397923af.pth of torchvision"
+  " vgg16-397923af.pth of torchvision"
 )
 
 

@@ -7,20 +7,23 @@ A batch is a dict of numpy arrays, B examples, L classes:
   mask    float32 [B], 1 for examples and 0 for padding
   proposals  float32 [B, K, 4] of (top, left, bottom, right) as shares of the crop, where the records have them
 
-Training batches also have the records' `ids`, str [B], and name corrupt images that were left out in `skipped`, str [n].
+Training batches also have the records' `ids`, str [B], and say in `skipped`, str [n], why images that cannot be read were
+left out.
 """
 
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
+from PIL import Image
 
 from rmam_jax.data.images import decode_image
-from rmam_jax.data.splits import Record, Split
-from rmam_jax.runtime.errors import UserError
+from rmam_jax.data.record import Record
+from rmam_jax.data.splits import Split
+from rmam_jax.runtime.errors import UserError, check_name
 
 Batch = dict[str, np.ndarray]
 
@@ -29,26 +32,15 @@ MOST_SKIPPED = 16  # in one batch; more, and it is not single images that are br
 
 
 def read_image(split: Split, index: int) -> tuple[np.ndarray, Record]:
-  """A record and its image, uint8 [height, width, 3].
-
-  Raises:
-    UserError: an image that cannot be decoded, by split, index and file.
-    UserError: its file cannot be read.
-  """
-  try:
-    record = split[index]
-  except OSError as error:
-    raise UserError(f"{split.name} [{index}]: cannot read {error.filename} ({error.strerror or error})") from error
-  return decode_image(record.image, f"{split.name} [{index}], {record.id}"), record
+  """A record and its image, uint8 [height, width, 3]; UserError names split, index and file of one that cannot be read."""
+  record = split[index]
+  return decode_image(record.image, f"{split.name} [{index}], {record.path or record.id}"), record
 
 
 def view(image: np.ndarray, image_size: int, crop_size: int, top: int, left: int, flip: bool) -> np.ndarray:
   """Resizes to image_size x image_size (the aspect is not kept), cuts a window out and mirrors it if asked."""
   if image.shape[:2] != (image_size, image_size):
-    from PIL import Image
-
-    resized = Image.fromarray(image).resize((image_size, image_size), Image.Resampling.BILINEAR)
-    image = np.asarray(resized)
+    image = np.asarray(Image.fromarray(image).resize((image_size, image_size), Image.Resampling.BILINEAR))
   window = image[top : top + crop_size, left : left + crop_size]
   return window[:, ::-1] if flip else window
 
@@ -65,28 +57,13 @@ def view_boxes(boxes: np.ndarray, image_size: int, crop_size: int, top: int, lef
   return np.stack([shown[..., 0], 1 - shown[..., 3], shown[..., 2], 1 - shown[..., 1]], -1) if flip else shown
 
 
-def _stack(images: Sequence[np.ndarray], records: Sequence[Record], proposals: Sequence[np.ndarray]) -> Batch:
-  batch = {
-    "image": np.stack(images).astype(np.uint8),
-    "labels": np.stack([record.labels for record in records]).astype(np.float32),
-    "ignore": np.stack([record.ignore for record in records]).astype(bool),
-    "mask": np.ones(len(images), np.float32),
-    "ids": np.array([record.id for record in records]),
-  }
-  return batch | ({"proposals": np.stack(proposals).astype(np.float32)} if len(proposals[0]) else {})
-
-
 def arrays_of(batch: Mapping[str, np.ndarray]) -> Batch:
   """What of a batch goes to the devices: all but names."""
   return {name: array for name, array in batch.items() if name not in ("ids", "skipped")}
 
 
 def check_batch(batch: Mapping[str, np.ndarray]) -> None:
-  """Refuses what would train in silence on nonsense.
-
-  Raises:
-    UserError: images that are not finite or not [B, height, width, 3], labels that are not 0 or 1, shapes that differ.
-  """
+  """Raises a UserError if images are not finite or not [B, height, width, 3], labels not 0 or 1, or shapes differ."""
   image, labels = np.asarray(batch["image"]), np.asarray(batch["labels"])
   if image.ndim != 4 or image.shape[-1] != 3:
     raise UserError(f"image must have shape [B, height, width, 3], got {list(image.shape)}")
@@ -96,19 +73,17 @@ def check_batch(batch: Mapping[str, np.ndarray]) -> None:
     bad = np.flatnonzero(~np.isfinite(image).all(axis=(1, 2, 3)))
     raise UserError(f"image holds values that are not finite, first in example {bad[0]} of the batch")
   if not np.isin(labels, (0, 1)).all():
-    bad = np.argwhere(~np.isin(labels, (0, 1)))[0]
-    raise UserError(
-      f"labels must be 0 or 1, got {labels[tuple(bad)]} for example {bad[0]}, class {bad[1]} of the batch"
-    )
+    i, c = np.argwhere(~np.isin(labels, (0, 1)))[0]
+    raise UserError(f"labels must be 0 or 1, got {labels[i, c]} for example {i}, class {c} of the batch")
 
 
-def _share(batch_size: int, process_count: int, corrupt: str) -> int:
-  """The examples of a batch that are one process's, and a word about options that cannot be."""
+def _share(batch_size: int, process_index: int, process_count: int, corrupt: str) -> range:
+  """The places in a batch that are one process's; UserError for options out of their range."""
   if batch_size % process_count:
     raise UserError(f"batch_size {batch_size} is no multiple of the {process_count} processes")
-  if corrupt not in CORRUPT:
-    raise UserError(f"data.corrupt must be one of {', '.join(CORRUPT)}, got {corrupt!r}")
-  return batch_size // process_count
+  check_name("data.corrupt", corrupt, CORRUPT)
+  share = batch_size // process_count
+  return range(process_index * share, (process_index + 1) * share)
 
 
 def train_batches(
@@ -126,59 +101,57 @@ def train_batches(
   process_index: int = 0,
   process_count: int = 1,
 ) -> Iterator[Batch]:
-  """Endless shuffled batches of random crops, from `start_step` on.
+  """Endless shuffled batches of random crops of a split's images, from `start_step` on.
 
   The batch of a step depends on (seed, step) alone, so that a run can go on anywhere in the stream.
 
   Args:
-    split: the records.
-    batch_size: of all processes together.
+    batch_size: of all processes together; this one, `process_index`, yields its equal share of each batch.
     image_size, crop_size: N and the side of the crop, in pixels.
     flip: mirror half of the examples.
-    seed: of order, crops and flips.
-    start_step: the first batch's step.
     threads: that read ahead; of each worker if there are any.
     workers: processes that do the reading; 0 does it in this one. The batches are the same whatever their number.
     corrupt: "error", or "skip": an image that cannot be read is named in its batch's `skipped` and replaced by another
       that depends on (seed, position) alone.
-    process_index, process_count: this process yields its equal share of each batch.
 
   Raises:
-    UserError: an option out of its range; or, where it is read, an image that cannot be decoded, by split, index and
-      file.
-    UserError: an image's file cannot be read.
+    UserError: an option out of its range; or, where it is read, an image that cannot be, by split, index and file.
   """
   import grain
 
-  share = _share(batch_size, process_count, corrupt)
+  mine = _share(batch_size, process_index, process_count, corrupt)
 
   def load(position: int, index: int, skipped: list[str]) -> tuple[np.ndarray, Record, np.ndarray]:
     rng = np.random.default_rng([seed, position])
     top, left = rng.integers(0, image_size - crop_size + 1, 2)
-    mirrored = flip and rng.random() < 0.5
+    shown = image_size, crop_size, top, left, flip and rng.random() < 0.5
     while True:
       try:
         image, record = read_image(split, index)
-        shown = image_size, crop_size, top, left, mirrored
         return view(image, *shown), record, view_boxes(record.proposals, *shown)
-      except (ValueError, OSError) as error:
+      except ValueError as error:
         skipped.append(str(error))
         if corrupt == "error" or len(skipped) > MOST_SKIPPED:
           raise
       index = int(rng.integers(len(split)))
 
-  def collate(examples) -> Batch:
-    mine = examples[process_index * share : (process_index + 1) * share]
+  def collate(examples: list[tuple[int, int]]) -> Batch:
     skipped: list[str] = []
-    images, records, proposals = zip(*(load(*example, skipped) for example in mine), strict=True)
-    return _stack(images, records, proposals) | ({"skipped": np.array(skipped)} if skipped else {})
+    images, records, proposals = zip(*(load(*examples[place], skipped) for place in mine), strict=True)
+    batch = {
+      "image": np.stack(images),
+      "labels": np.stack([record.labels for record in records]),
+      "ignore": np.stack([record.ignore for record in records]),
+      "mask": np.ones(len(images), np.float32),
+      "ids": np.array([record.id for record in records]),
+    }
+    if len(proposals[0]):
+      batch["proposals"] = np.stack(proposals).astype(np.float32)
+    return batch | ({"skipped": np.array(skipped)} if skipped else {})
 
-  order = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat()
-  batches = (
-    order.map_with_index(lambda position, index: (position, int(index)))
-    .batch(batch_size, batch_fn=lambda examples: examples)
-    .map(collate)
-  )[start_step:]
+  indices = grain.MapDataset.range(len(split)).seed(seed).shuffle().repeat()
+  examples = indices.map_with_index(lambda position, index: (position, int(index)))
+  batches = examples.batch(batch_size, batch_fn=lambda batch: batch).map(collate)[start_step:]
   stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
   if workers:
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
@@ -215,16 +188,13 @@ def evaluation_batches(
   process_index: int = 0,
   process_count: int = 1,
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None, list[Record], list[str]]]:
-  """The centre view of the records at these positions, in order, with the records.
+  """The centre view of the records at these positions of a split, in order, with the records.
 
   Args:
-    split: the records.
-    positions: in it.
-    batch_size: of all processes together.
+    batch_size: of all processes together; this one, `process_index`, yields the images of its equal share of each batch.
     image_size, crop_size: N and the side of the view, in pixels.
-    corrupt: "error", or "skip": an image that cannot be read is black, and its record `Split.blank`, so that it counts
-      nowhere.
-    process_index, process_count: this process yields the images of its equal share of each batch.
+    corrupt: "error", or "skip": an image that cannot be read is black, and its record is `Split.blank`, which no measure
+      counts.
 
   Yields:
     Images uint8 [b, crop_size, crop_size, 3], b = batch_size / process_count, the last batch padded with zeros; their
@@ -234,35 +204,26 @@ def evaluation_batches(
   Raises:
     UserError: see `read_image`; with "skip", where more than `MOST_SKIPPED` of a batch cannot be read.
   """
-  share = _share(batch_size, process_count, corrupt)
-  mine = range(process_index * share, (process_index + 1) * share)
+  mine = _share(batch_size, process_index, process_count, corrupt)
   offset = centre_offset(image_size, crop_size)
+  shown = image_size, crop_size, offset, offset, False
   for start in range(0, len(positions), batch_size):
-    images, records, reasons = np.zeros((share, crop_size, crop_size, 3), np.uint8), [], []
-    shown = image_size, crop_size, offset, offset, False
-    boxes: list[np.ndarray] = []
+    images = np.zeros((len(mine), crop_size, crop_size, 3), np.uint8)
+    boxes, records, reasons = [], [], []
     for place, index in enumerate(positions[start : start + batch_size]):
-      reason = ""
-      if place in mine or corrupt == "skip":  # all processes have to know which cannot be read
-        try:
-          image, record = read_image(split, index)
-        except (ValueError, OSError) as error:
-          reason = str(error)
-          if corrupt == "error" or sum(map(bool, reasons)) >= MOST_SKIPPED:
-            raise
-          image, record = np.zeros((1, 1, 3), np.uint8), split.blank(index)
-        if place in mine:
+      image, reason = None, ""
+      needed = place in mine or corrupt == "skip"  # all processes have to know which images cannot be read
+      try:
+        image, record = read_image(split, index) if needed else (None, split[index])
+      except ValueError as error:
+        if corrupt == "error" or sum(map(bool, reasons)) >= MOST_SKIPPED:
+          raise
+        reason, record = str(error), split.blank(index)
+      if place in mine:
+        if image is not None:
           images[place - mine.start] = view(image, *shown)
-          boxes.append(view_boxes(record.proposals, *shown))
-      else:
-        record = split[index]
+        boxes.append(view_boxes(record.proposals, *shown))
       records.append(record)
       reasons.append(reason)
-    yield images, _padded(boxes, share, records[0].proposals.shape), records, reasons
-
-
-def _padded(boxes: list[np.ndarray], size: int, shape: tuple[int, int]) -> np.ndarray | None:
-  """The proposals of some images, of this shape each, and zeros for as many as are wanted; None where there are none."""
-  if not shape[0]:
-    return None
-  return np.concatenate([np.zeros((0, *shape)), *(each[None] for each in boxes), np.zeros((size - len(boxes), *shape))])
+    padding = [np.zeros(records[0].proposals.shape)] * (len(mine) - len(boxes))
+    yield images, np.stack(boxes + padding) if len(records[0].proposals) else None, records, reasons

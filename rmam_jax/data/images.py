@@ -1,67 +1,47 @@
-"""Encoded images, whatever their kind, to red, green and blue as a person would see them."""
+"""Encoded images of every kind to red, green and blue as a person would see them."""
 
 import io
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 from rmam_jax.runtime.errors import UserError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 MOST_PIXELS = 89_478_485  # 256 MB as red, green and blue; Pillow warns from here on
-ORIENTATION = 0x0112  # the EXIF tag; from its value to what puts the image upright
-UPRIGHT = {
-  2: "FLIP_LEFT_RIGHT",
-  3: "ROTATE_180",
-  4: "FLIP_TOP_BOTTOM",
-  5: "TRANSPOSE",
-  6: "ROTATE_270",
-  7: "TRANSVERSE",
-  8: "ROTATE_90",
-}
+ORIENTATION = 0x0112  # the EXIF tag
+# From the tag's value to what puts the image upright. Pillow's exif_transpose also writes the other tags anew, and
+# fails on damaged ones.
+_TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+UPRIGHT = {tag: Image.Transpose[turn] for tag, turn in enumerate(_TURNS, start=2)}
 
 
 def decode_image(encoded: bytes, name: str) -> np.ndarray:
-  """An encoded image as uint8 [height, width, 3], upright.
+  """A BMP, GIF, JPEG, PNG, TIFF or WebP file's content as uint8 [height, width, 3], upright.
 
-  EXIF orientation is applied where it can be read, transparency laid over white, 16 bits a channel are scaled to 8, and of an animation the
-  first frame is taken.
-
-  Args:
-    encoded: the content of a BMP, GIF, JPEG, PNG, TIFF or WebP file.
-    name: the image's, for the error.
+  EXIF orientation is applied where it can be read, transparency laid over white, 16 bits a channel are scaled to 8, and
+  of an animation the first frame is taken.
 
   Raises:
-    UserError: names the image if its bytes are no image, are cut short, or hold more than `MOST_PIXELS`, which is
-      refused before it is decoded.
+    UserError: by `name`, that of the image, if its bytes are no image, are cut short, or hold more than `MOST_PIXELS`,
+      which is refused before it is decoded.
   """
-  from PIL import Image, UnidentifiedImageError
-
   try:
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
       width, height = image.size
       if width * height > MOST_PIXELS:
         raise UserError(f"{width} x {height} pixels, of which {MOST_PIXELS:,} are allowed: make it smaller")
-      return np.asarray(_to_rgb(_upright(image)))
+      image.load()  # Pillow puts a TIFF file upright here
+      method = UPRIGHT.get(image.getexif().get(ORIENTATION))
+      return np.asarray(_to_rgb(image if method is None else image.transpose(method)))
   except UnidentifiedImageError as error:  # its own words hold an address in memory
     raise UserError(f"{name}: not a readable image (none of {', '.join(FORMATS)})") from error
-  except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+  # Pillow warns of a bomb, as an exception only where warnings are errors.
+  except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Warning) as error:
     raise UserError(f"{name}: not a readable image ({error})") from error
-  except Image.DecompressionBombWarning as error:  # only where warnings are errors
-    raise UserError(f"{name}: not a readable image ({error})") from error
 
 
-def _upright(image):
-  """Not by Pillow's exif_transpose: it also writes the other tags anew, and fails on damaged ones."""
-  from PIL import Image
-
-  image.load()  # a TIFF file is put upright here
-  method = UPRIGHT.get(image.getexif().get(ORIENTATION))
-  return image.transpose(Image.Transpose[method]) if method else image
-
-
-def _to_rgb(image):
-  from PIL import Image
-
+def _to_rgb(image: Image.Image) -> Image.Image:
   if image.mode == "F":
     raise UserError("it holds real numbers of unknown range")
   if image.mode.startswith("I"):  # 16 bits of grey

@@ -19,27 +19,30 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rmam_jax.data.record import Record, multi_hot
+from rmam_jax.data.record import Index, Record, multi_hot
 from rmam_jax.runtime.errors import UserError
 
 SEPARATOR = "|"
 SHOWN = 5  # problems in an error
+
+Box = tuple[float, ...]  # (top, left, bottom, right) as shares of the image
 
 
 class Entry(NamedTuple):
   """What a manifest says of one image."""
 
   place: str  # file and line, or file and field
-  image: pathlib.Path
+  id: str  # the image's path relative to the folder that images are named relative to, with forward slashes
   labels: tuple[str, ...]
   ignore: tuple[str, ...] = ()
-  boxes: tuple[tuple[float, ...], ...] = ()  # (top, left, bottom, right) as shares of the image
+  boxes: tuple[Box, ...] = ()
   box_labels: tuple[str, ...] = ()
+  image: pathlib.Path = pathlib.Path()  # where the image lies; filled in by `parse`
 
 
 class Problem(NamedTuple):
@@ -51,65 +54,47 @@ class Problem(NamedTuple):
 
 
 def parse(manifest: str, images: str = "") -> tuple[list[Entry], list[Problem]]:
-  """Everything that a manifest says, and everything that is wrong with it.
-
-  Args:
-    manifest: see the module's docstring.
-    images: the folder that images are named relative to; empty: the manifest's own.
+  """Everything that a manifest says, and everything that is wrong with it; `images` is `data.images`.
 
   Raises:
-    UserError: there is no such manifest, or it has no known form.
+    UserError: there is no such manifest, it has no known form, or it cannot be read.
   """
-  path, read = _reader(manifest)
-  base = pathlib.Path(images).expanduser() if images else path.parent if path.is_file() else path / "JPEGImages"
-  entries, problems = [], []
-  for found in read():
-    if isinstance(found, Entry):
-      found = _located(found, base)
-    (entries if isinstance(found, Entry) else problems).append(found)
-  if not entries and not problems:
-    problems.append(Problem(str(path), "it names no image"))
-  return entries, problems
-
-
-def _reader(manifest: str) -> tuple[pathlib.Path, Callable[[], Iterable[Entry | Problem]]]:
   if not manifest:
     raise UserError(
       "data.train, data.validation and data.test must name a manifest each: --config.data.train=train.csv"
     )
-  path = pathlib.Path(manifest).expanduser()
-  folder, _, listed = manifest.rpartition(":")
-  if not path.exists() and folder and pathlib.Path(folder).expanduser().is_dir():
+  path, listed = pathlib.Path(manifest).expanduser(), ""
+  if not path.exists():
+    folder, _, listed = manifest.rpartition(":")
     path = pathlib.Path(folder).expanduser()
-  elif not path.exists():
-    raise UserError(f"there is no manifest {manifest}")
-  else:
-    listed = ""
+    if not folder or not path.is_dir():
+      raise UserError(f"there is no manifest {manifest}")
   if path.is_dir():
     if not (path / "Annotations").is_dir():
       raise UserError(f"{path} is no VOC-style folder: it has no folder Annotations")
-    return path, lambda: _voc(path, listed)
-  if path.suffix not in _READERS:
+    read, folder = _voc(path, listed), path / "JPEGImages"
+  elif path.suffix in _READERS:
+    read, folder = _READERS[path.suffix](path), path.parent
+  else:
     raise UserError(f"{path}: a manifest is a folder or one of {', '.join(_READERS)}")
-  return path, lambda: _READERS[path.suffix](path)
-
-
-def _located(entry: Entry, base: pathlib.Path) -> Entry | Problem:
-  """The entry with its image's whole path, which must not leave the folder."""
-  base = pathlib.Path(os.path.abspath(base))
-  path = pathlib.Path(os.path.normpath(base / entry.image))  # links below the folder may lead anywhere
-  if not path.is_relative_to(base):
-    return Problem(
-      entry.place, f"image {entry.image} lies outside {base}: name that folder with --config.data.images=DIR"
-    )
-  return entry._replace(image=path)
-
-
-def _names(value: Any) -> tuple[str, ...] | None:
-  """A list of names, or None if it is none."""
-  if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
-    return None
-  return tuple(value)
+  base = pathlib.Path(os.path.abspath(pathlib.Path(images).expanduser() if images else folder))
+  entries, problems = [], []
+  try:
+    for found in read:
+      if isinstance(found, Problem):
+        problems.append(found)
+        continue
+      image = pathlib.Path(os.path.normpath(base / found.id))  # not resolved: links below the folder may lead anywhere
+      if image.is_relative_to(base):
+        entries.append(found._replace(id=image.relative_to(base).as_posix(), image=image))
+      else:
+        text = f"image {found.id} lies outside {base}: name that folder with --config.data.images=DIR"
+        problems.append(Problem(found.place, text))
+  except OSError as error:
+    raise UserError(f"cannot read {error.filename or path} ({error.strerror or error})") from error
+  if not entries and not problems:
+    problems.append(Problem(str(path), "it names no image"))
+  return entries, problems
 
 
 def _csv(path: pathlib.Path) -> Iterator[Entry | Problem]:
@@ -117,27 +102,25 @@ def _csv(path: pathlib.Path) -> Iterator[Entry | Problem]:
     rows = csv.reader(file, strict=True)
     try:
       header = next(rows, [])
-      if header[:2] != ["image", "labels"] or header[2:] not in ([], ["ignore"]):
+      if header not in (["image", "labels"], ["image", "labels", "ignore"]):
         yield Problem(f"{path}:1", f"the header must be image,labels or image,labels,ignore, got {','.join(header)}")
         return
-      for row in rows:
+      for row in filter(None, rows):
         place = f"{path}:{rows.line_num}"
-        if not row:
-          continue
-        if len(row) != len(header):
+        if len(row) == len(header):
+          lists = [tuple(name.strip() for name in field.split(SEPARATOR) if name.strip()) for field in row[1:]]
+          yield Entry(place, row[0], *lists)
+        else:
           yield Problem(place, f"{len(row)} fields where the header has {len(header)}")
-          continue
-        lists = [tuple(name.strip() for name in field.split(SEPARATOR) if name.strip()) for field in row[1:]]
-        yield Entry(place, pathlib.Path(row[0]), *lists)
     except (csv.Error, UnicodeDecodeError) as error:
       yield Problem(f"{path}:{rows.line_num}", f"no CSV in UTF-8 ({error})")
 
 
 def _jsonl(path: pathlib.Path) -> Iterator[Entry | Problem]:
   for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-    place = f"{path}:{number}"
     if not line.strip():
       continue
+    place = f"{path}:{number}"
     try:
       value = json.loads(line)
     except ValueError as error:
@@ -146,14 +129,21 @@ def _jsonl(path: pathlib.Path) -> Iterator[Entry | Problem]:
     if not isinstance(value, dict) or not isinstance(value.get("image"), str):
       yield Problem(place, 'must be an object with "image" and "labels"')
       continue
-    unknown = sorted(set(value) - {"image", "labels", "ignore"})
-    labels, ignore = _names(value.get("labels")), _names(value.get("ignore", []))
-    if unknown:
+    lists = [value.get("labels"), value.get("ignore", [])]
+    if unknown := sorted(set(value) - {"image", "labels", "ignore"}):
       yield Problem(place, f"unknown field {', '.join(unknown)}")
-    elif labels is None or ignore is None:
-      yield Problem(place, '"labels" and "ignore" must be lists of names')
+    elif all(isinstance(names, list) and all(isinstance(name, str) and name for name in names) for names in lists):
+      yield Entry(place, value["image"], *map(tuple, lists))
     else:
-      yield Entry(place, pathlib.Path(value["image"]), labels, ignore)
+      yield Problem(place, '"labels" and "ignore" must be lists of names')
+
+
+def _boxed(place: str, image: str, objects: Sequence[tuple[str, Box, bool]]) -> Entry:
+  """An image with objects, (name, box, whether it counts) each; a class of which none counts is ignored."""
+  present = {name for name, _, counts in objects if counts}
+  ignored = {name for name, _, _ in objects} - present
+  names, boxes, _ = zip(*objects, strict=True) if objects else ((), (), ())
+  return Entry(place, image, tuple(sorted(present)), tuple(sorted(ignored)), boxes, names)
 
 
 def _coco(path: pathlib.Path) -> Iterator[Entry | Problem]:
@@ -165,39 +155,32 @@ def _coco(path: pathlib.Path) -> Iterator[Entry | Problem]:
       if images.setdefault(image["id"], image) is not image:
         doubled.append(Problem(f"{path} images[{number}]", f"id {image['id']} is that of an image before it"))
     categories = {category["id"]: str(category["name"]) for category in content["categories"]}
-    found: dict[Any, list[tuple[str, tuple[float, ...]]]] = {image: [] for image in images}
-    counted: dict[Any, set[str]] = {image: set() for image in images}
     annotations = list(content["annotations"])
   except (ValueError, KeyError, TypeError) as error:
     yield Problem(str(path), f"not as COCO has it: images, annotations and categories with ids ({error!r})")
     return
-  if doubled:  # whose annotations are whose cannot be known
+  if doubled:  # nobody can know whose annotations are whose
     yield from doubled
     return
+  objects: dict[Any, list[tuple[str, Box, bool]]] = {image: [] for image in images}
   for number, annotation in enumerate(annotations):
-    place = f"{path} annotations[{number}]"
     try:
       image, name = images[annotation["image_id"]], categories[annotation["category_id"]]
       left, top, width, height = map(float, annotation["bbox"])
       tall, wide = float(image["height"]), float(image["width"])
       if not all(map(math.isfinite, (left, top, width, height))):
-        raise UserError(f"bbox {annotation['bbox']}")
-      found[image["id"]].append((name, (top / tall, left / wide, (top + height) / tall, (left + width) / wide)))
-      if not annotation.get("ignore"):
-        counted[image["id"]].add(name)
+        raise ValueError(f"bbox {annotation['bbox']}")
+      box = (top / tall, left / wide, (top + height) / tall, (left + width) / wide)
+      objects[image["id"]].append((name, box, not annotation.get("ignore")))
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-      yield Problem(
-        place, f"image_id, category_id, bbox or the image's width and height are missing or wrong ({error!r})"
-      )
-  for number, image in enumerate(content["images"]):
+      text = f"image_id, category_id, bbox or the image's width and height are missing or wrong ({error!r})"
+      yield Problem(f"{path} annotations[{number}]", text)
+  for number, image in enumerate(images.values()):
     place = f"{path} images[{number}]"
-    if not isinstance(image.get("file_name"), str):
+    if isinstance(image.get("file_name"), str):
+      yield _boxed(place, image["file_name"], objects[image["id"]])
+    else:
       yield Problem(place, "file_name is missing")
-      continue
-    names, boxes = zip(*found[image["id"]], strict=True) if found[image["id"]] else ((), ())
-    present = counted[image["id"]]
-    ignored = sorted(set(names) - present)
-    yield Entry(place, pathlib.Path(image["file_name"]), tuple(sorted(present)), tuple(ignored), boxes, names)
 
 
 def _voc(folder: pathlib.Path, listed: str) -> Iterator[Entry | Problem]:
@@ -206,54 +189,33 @@ def _voc(folder: pathlib.Path, listed: str) -> Iterator[Entry | Problem]:
   paths = sorted((folder / "Annotations").glob("*.xml"))
   if listed:
     listing = folder / "ImageSets" / "Main" / f"{listed}.txt"
-    if not listing.is_file():
-      yield Problem(str(listing), "missing")
-      return
     try:
-      names = [line.split()[0] for line in listing.read_text("utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-      yield Problem(str(listing), f"no text in UTF-8 ({error})")
+      lines = listing.read_text("utf-8").splitlines()
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+      yield Problem(str(listing), "missing" if isinstance(error, OSError) else f"no text in UTF-8 ({error})")
       return
-    paths = [folder / "Annotations" / f"{name}.xml" for name in names]
+    paths = [folder / "Annotations" / f"{line.split()[0]}.xml" for line in lines if line.strip()]
   for path in paths:
     try:
       root = ElementTree.parse(path).getroot()
       wide, tall = (float(root.findtext(f"size/{side}")) for side in ("width", "height"))
-      names, difficult, boxes = [], [], []
+      objects = []
       for thing in root.findall("object"):
-        left, top, right, bottom = (
-          float(thing.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")
-        )
-        names.append(thing.findtext("name").strip())
-        difficult.append(thing.findtext("difficult", "0").strip() == "1")
-        boxes.append((top / tall, left / wide, bottom / tall, right / wide))
-      image = root.findtext("filename").strip()
+        edges = [float(thing.findtext(f"bndbox/{edge}")) for edge in ("ymin", "xmin", "ymax", "xmax")]
+        box = tuple(edge / side for edge, side in zip(edges, (tall, wide, tall, wide), strict=True))
+        objects.append((thing.findtext("name").strip(), box, thing.findtext("difficult", "0").strip() != "1"))
+      yield _boxed(str(path), root.findtext("filename").strip(), objects)
     except FileNotFoundError:
       yield Problem(str(path), "missing")
-      continue
     except (ElementTree.ParseError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
       yield Problem(str(path), f"not as VOC has it: filename, size and object with name and bndbox ({error!r})")
-      continue
-    present = {name for name, hard in zip(names, difficult, strict=True) if not hard}
-    yield Entry(
-      str(path),
-      pathlib.Path(image),
-      tuple(sorted(present)),
-      tuple(sorted(set(names) - present)),
-      tuple(boxes),
-      tuple(names),
-    )
 
 
 _READERS = {".csv": _csv, ".jsonl": _jsonl, ".json": _coco}
 
 
 def class_names(data: Any, train: Sequence[Entry]) -> tuple[str, ...]:
-  """`data.classes`, or the labels of the training manifest, sorted.
-
-  Raises:
-    UserError: `data.classes` names one twice.
-  """
+  """`data.classes`, or the labels of the training manifest, sorted; UserError if `data.classes` names one twice."""
   if doubled := sorted({name for name in data.classes if list(data.classes).count(name) > 1}):
     raise UserError(f"data.classes names {', '.join(doubled)} more than once")
   return tuple(data.classes) or tuple(sorted({name for entry in train for name in (*entry.labels, *entry.ignore)}))
@@ -261,44 +223,42 @@ def class_names(data: Any, train: Sequence[Entry]) -> tuple[str, ...]:
 
 def unknown_labels(entries: Iterable[Entry], names: Sequence[str]) -> list[Problem]:
   """Labels that are no class, and labels that are both present and ignored."""
-  known = set(names)
-  problems = []
+  known, problems = set(names), []
   for entry in entries:
-    strange = sorted({*entry.labels, *entry.ignore, *entry.box_labels} - known)
-    if strange:
+    if strange := sorted({*entry.labels, *entry.ignore, *entry.box_labels} - known):
       problems.append(Problem(entry.place, f"unknown label {', '.join(strange)}; the classes are {', '.join(names)}"))
-    both = sorted({*entry.labels} & {*entry.ignore})
-    if both:
+    if both := sorted({*entry.labels} & {*entry.ignore}):
       problems.append(Problem(entry.place, f"{', '.join(both)} is both a label and to be ignored"))
   return problems
 
 
 class Manifest:
-  """The records of a manifest, by position; images are read from their files each time."""
+  """The records of a manifest, by position; an image is read from its file each time that its record is asked for."""
 
   def __init__(self, entries: Sequence[Entry], names: Sequence[str]):
     self.class_names = tuple(names)
     self._entries = entries
-    self._index = {name: number for number, name in enumerate(names)}
-
-  def __len__(self) -> int:
-    return len(self._entries)
-
-  def _marks(self, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+    self._numbers = {name: number for number, name in enumerate(names)}
     labels, ignore = (
-      multi_hot([self._index[name] for name in names], len(self._index)) for names in (entry.labels, entry.ignore)
+      np.stack([multi_hot(self._classes(getattr(entry, field)), len(self.class_names)) for entry in entries])
+      for field in ("labels", "ignore")
     )
-    return labels, ignore == 1
+    self.index = Index(np.array([entry.id for entry in entries]), labels, ignore == 1, (labels + ignore).any(axis=1))
+
+  def _classes(self, names: Iterable[str]) -> list[int]:
+    return [self._numbers[name] for name in names]
 
   def __getitem__(self, position: int) -> Record:
-    """Raises UserError if the image's file cannot be read."""
+    """Raises OSError if the image's file cannot be read."""
     entry = self._entries[position]
     return Record(
-      str(entry.image),
+      entry.id,
       entry.image.read_bytes(),
-      *self._marks(entry),
+      self.index.labels[position],
+      self.index.ignore[position],
       np.array(entry.boxes, np.float32).reshape(-1, 4),
-      np.array([self._index[name] for name in entry.box_labels], np.int32),
+      np.array(self._classes(entry.box_labels), np.int32),
+      path=str(entry.image),
     )
 
   def digest(self, positions: np.ndarray) -> str:
@@ -309,31 +269,15 @@ class Manifest:
       digest.update(f"{size} {entry.boxes} {entry.box_labels}\n".encode())
     return digest.hexdigest()
 
-  def index(self) -> tuple[list, list, list, list]:
-    """Ids, labels, ignored labels and whether anything is marked, of every record."""
-    marks = [self._marks(entry) for entry in self._entries]
-    labels, ignore = zip(*marks, strict=True)
-    annotated = [bool(a.any() or b.any()) for a, b in marks]
-    return [str(entry.image) for entry in self._entries], list(labels), list(ignore), annotated
-
 
 def open_manifest(manifest: str, data: Any) -> Manifest:
-  """The records of a manifest.
-
-  Args:
-    manifest: see the module's docstring.
-    data: the `data` section of a configuration.
-
-  Raises:
-    UserError: there is no such manifest.
-    UserError: it has problems; the first few are named.
-  """
+  """The records of a manifest, with the classes of a configuration's `data` section; UserError names the first problems."""
   entries, problems = parse(manifest, data.images)
-  train = entries if manifest == data.train else parse(data.train, data.images)[0]
+  train = entries if data.classes or manifest == data.train else parse(data.train, data.images)[0]
   names = class_names(data, train)
   problems += unknown_labels(entries, names)
   if problems:
     listed = "; ".join(map(str, problems[:SHOWN]))
     more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-    raise UserError(f"{listed}{more}. `python -m rmam_jax.data.validate` with the same --config flags lists all.")
+    raise UserError(f"{listed}{more}. `rmam-jax validate` with the same --config flags lists all.")
   return Manifest(entries, names)

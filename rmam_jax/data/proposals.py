@@ -6,24 +6,27 @@
 
   objects            the data set's own boxes as they are: what a region proposal network learns from (`rmam_jax.ops.rpn`)
 
-Of the first two so many are taken that overlap none of those before by an IoU of more than 0.7. Boxes are (top, left,
+The first two give boxes of which none overlaps an earlier one by an IoU of more than `OVERLAP`. Boxes are (top, left,
 bottom, right) as shares of the image.
 """
 
 import concurrent.futures
+import functools
 import hashlib
 import os
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import tqdm
 
 from rmam_jax.data.images import decode_image
 from rmam_jax.data.record import Record
 from rmam_jax.ops.boxes import box_iou, clip_boxes, suppress
 from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError
+
+Propose = Callable[[Record], np.ndarray]  # from a record to its proposals, float32 [K, 4]
 
 OVERLAP = 0.7  # IoU
 RECALL = 0.8  # the share of the objects that `jittered` proposes, each with an IoU of at least 0.5
@@ -38,15 +41,7 @@ def _first(proposed: np.ndarray, count: int) -> np.ndarray:
 
 
 def jittered(record: Record, count: int) -> np.ndarray:
-  """Proposals near `RECALL` of a record's boxes and, after them, as many of nothing as are wanted; by its id alone.
-
-  Args:
-    record: with boxes.
-    count: how many.
-
-  Returns:
-    float32 [count, 4].
-  """
+  """Boxes near `RECALL` of a record's, then boxes of nothing: float32 [count, 4], a function of its boxes and id alone."""
   rng = np.random.default_rng(np.frombuffer(hashlib.sha256(record.id.encode()).digest()[:8], np.uint64))
   found = []
   for box in record.boxes[rng.permutation(len(record.boxes))]:
@@ -56,30 +51,18 @@ def jittered(record: Record, count: int) -> np.ndarray:
       fits = box_iou(near, box[None])[:, 0] >= 0.5
       found.append(near[fits.argmax()] if fits.any() else box)
   corners = np.sort(rng.random((_TRIES, 2, 2)), axis=1).reshape(_TRIES, 4)
-  every = np.concatenate([np.array(found).reshape(-1, 4), corners])
-  return _first(clip_boxes(every), count)
+  return _first(clip_boxes(np.concatenate([np.array(found).reshape(-1, 4), corners])), count)
 
 
 def objects(record: Record, count: int) -> np.ndarray:
   """The first `count` of a record's boxes and, where there are fewer, boxes of no area: float32 [count, 4]."""
-  found = np.zeros((count, 4), np.float32)
-  boxes = record.boxes[:count]
-  found[: len(boxes)] = boxes
-  return found
+  return np.concatenate([record.boxes, np.zeros((count, 4), np.float32)])[:count]
 
 
 def selective_search(image: np.ndarray, count: int) -> np.ndarray:
   """The first proposals of selective search in its fast mode, in its own order, which is partly random.
 
-  Args:
-    image: uint8 [height, width, 3].
-    count: how many.
-
-  Returns:
-    float32 [count, 4].
-
-  Raises:
-    UserError: the extra is not installed.
+  Takes an image, uint8 [height, width, 3]; returns float32 [count, 4]. Raises a UserError without the extra.
   """
   try:
     import cv2
@@ -97,29 +80,27 @@ def selective_search(image: np.ndarray, count: int) -> np.ndarray:
   return _first(boxes, count)
 
 
-def _stored(path: pathlib.Path, made_by: str, records: Any, count: int) -> dict[str, np.ndarray]:
-  """Selective search of every record, by id; what is not in the file beside the data yet is computed and left there."""
-  import tqdm
-
+def _search_all(source: Any, count: int) -> dict[str, np.ndarray]:
+  """Selective search of every record, by id; found once and kept in a file, from which a stopped search goes on."""
   found: dict[str, np.ndarray] = {}
+  path, made_by = source.proposals_path, f"{source.made_by} {count}"
   if path.exists():
     stored = files.read_npz(path, "delete it and run the same command again")
     if str(stored["made_by"]) == made_by:
       found = dict(zip(stored["ids"].tolist(), stored["boxes"], strict=True))
 
   def propose(position: int) -> tuple[str, np.ndarray]:
-    record = records[position]
+    record = source[position]
     return record.id, selective_search(decode_image(record.image, record.id), count)
 
-  starts = range(len(found), len(records), _KEPT)
+  total, done = len(source), len(found)
+  title = f"selective search, kept in {path}"
   with (
     concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
-    tqdm.tqdm(
-      total=len(records), initial=len(found), desc=f"selective search, kept in {path}", leave=False, disable=not starts
-    ) as bar,
+    tqdm.tqdm(total=total, initial=done, desc=title, leave=False, disable=done >= total) as bar,
   ):
-    for start in starts:
-      for name, boxes in pool.map(propose, range(start, min(start + _KEPT, len(records)))):
+    for start in range(done, total, _KEPT):
+      for name, boxes in pool.map(propose, range(start, min(start + _KEPT, total))):
         found[name] = boxes
         bar.update()
       arrays = {"made_by": np.array(made_by), "ids": np.array(list(found)), "boxes": np.stack(list(found.values()))}
@@ -127,26 +108,17 @@ def _stored(path: pathlib.Path, made_by: str, records: Any, count: int) -> dict[
   return found
 
 
-def make(kind: str, count: int, source: Any, path: pathlib.Path, made_by: str) -> Callable[[Record], np.ndarray] | None:
-  """From a record to its proposals, float32 [count, 4].
+def make(kind: str, count: int, source: Any) -> Propose | None:
+  """The function from a record to its proposals, float32 [count, 4]; None for the kind "". UserError for an unknown kind.
 
-  Args:
-    kind: "jittered", "selective_search", "objects", or "" for none: returns None.
-    count: how many.
-    source: all records, by position.
-    path: where the results of a slow method are kept.
-    made_by: which data they belong to.
-
-  Raises:
-    UserError: an unknown kind.
+  The source has all stored records, by position; a slow method keeps its results in the source's `proposals_path`, under
+  its `made_by`.
   """
   if not kind:
     return None
-  if kind == "jittered":
-    return lambda record: jittered(record, count)
   if kind == "selective_search":
-    found = _stored(path, f"{made_by} {count}", source, count)
+    found = _search_all(source, count)
     return lambda record: found[record.id]
-  if kind == "objects":
-    return lambda record: objects(record, count)
+  if kind in ("jittered", "objects"):
+    return functools.partial(jittered if kind == "jittered" else objects, count=count)
   raise UserError(f"data.proposals must be jittered, selective_search, objects or empty, got {kind!r}")

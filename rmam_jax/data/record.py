@@ -1,21 +1,35 @@
-"""The one record type."""
+"""The one record type, the index of a split's records, and what `difficult` labels count as."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from rmam_jax.runtime.errors import check_name
+
+DIFFICULT = ("ignore", "negative", "positive")
+
 
 class Record(NamedTuple):
   """One image and what is known of it. L is the number of classes, n of objects."""
 
-  id: str
+  id: str  # of own images the path relative to the folder that images are named relative to, with forward slashes
   image: bytes  # as encoded in its file
   labels: np.ndarray  # float32 [L], 1 where the class is present
-  ignore: np.ndarray  # bool [L], where the label is neither; never where it is 1
+  ignore: np.ndarray  # bool [L], where the label is neither present nor absent; never where it is 1
   boxes: np.ndarray  # float32 [n, 4] of (top, left, bottom, right) as shares of the image; for measuring only
   box_classes: np.ndarray  # int32 [n]
   proposals: np.ndarray = np.zeros((0, 4), np.float32)  # [K, 4] as the boxes, where `data.proposals` asks for them
+  path: str = ""  # of the image's own file, for errors; empty where many images are stored in one file
+
+
+class Index(NamedTuple):
+  """What is known of N records without reading their images. L classes."""
+
+  ids: np.ndarray  # str [N]
+  labels: np.ndarray  # float32 [N, L]
+  ignore: np.ndarray  # bool [N, L]
+  annotated: np.ndarray  # bool [N], whether anything is marked in the image, difficult or not
 
 
 def multi_hot(classes: Sequence[int], num_classes: int) -> np.ndarray:
@@ -23,3 +37,11 @@ def multi_hot(classes: Sequence[int], num_classes: int) -> np.ndarray:
   labels = np.zeros(num_classes, np.float32)
   labels[np.asarray(classes, int)] = 1
   return labels
+
+
+def resolve_difficult(labels: np.ndarray, ignore: np.ndarray, rule: str) -> tuple[np.ndarray, np.ndarray]:
+  """What labels that are neither present nor absent count as: labels and ignore [..., L] under one of `DIFFICULT`."""
+  check_name("data.difficult", rule, DIFFICULT)
+  if rule == "ignore":
+    return labels, ignore
+  return np.where(ignore, np.float32(rule == "positive"), labels), np.zeros_like(ignore)

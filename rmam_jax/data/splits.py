@@ -1,67 +1,54 @@
 """How each data set's stored examples become records, and the splits that hold them."""
 
+import contextlib
 import hashlib
-import json
 import os
 import pathlib
 import re
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
+import tqdm
 
 from rmam_jax.data import manifests
 from rmam_jax.data import proposals as proposals_lib
 from rmam_jax.data.digits import scenes
-from rmam_jax.data.record import Record, multi_hot
-from rmam_jax.evaluation import metrics
-from rmam_jax.runtime.errors import UserError
+from rmam_jax.data.proposals import Propose
+from rmam_jax.data.record import Index, Record, multi_hot, resolve_difficult
+from rmam_jax.runtime import files
+from rmam_jax.runtime.errors import UserError, check_name
+
+SAMPLED = 64  # so many stored records, with their images, tell a split from others in its digest
+_PART = re.compile(r"(?P<whole>.+):(?P<part>rest|held)-(?P<count>\d+)")
+_FIELDS = ("train", "validation", "test", "final_train")  # of `data`, which name splits
+
+Adapter = Callable[[Mapping[str, Any], int], Record]  # from a stored example and L to a record; decodes no image
 
 
-class Adapter(Protocol):
-  """From a stored example to a record, without its image being decoded."""
-
-  def __call__(self, example: Mapping[str, Any], num_classes: int) -> Record: ...
-
-
-def _objects(example) -> tuple[np.ndarray, np.ndarray]:
-  objects = example["objects"]
+def _record(example: Mapping[str, Any], labels: np.ndarray, ignore: np.ndarray) -> Record:
+  name, objects = example["image/filename"], example["objects"]
+  name = name.decode() if isinstance(name, bytes) else str(name)
   boxes = np.asarray(objects["bbox"], np.float32).reshape(-1, 4)
-  return boxes, np.asarray(objects["label"], np.int32)
-
-
-def _name(example) -> str:
-  name = example["image/filename"]
-  return name.decode() if isinstance(name, bytes) else str(name)
+  return Record(name, example["image"], labels, ignore, boxes, np.asarray(objects["label"], np.int32))
 
 
 def adapt_objects(example: Mapping[str, Any], num_classes: int) -> Record:
   """Every object counts: digit scenes, and COCO, whose counts include images with nothing but a crowd."""
-  boxes, classes = _objects(example)
-  labels = multi_hot(classes, num_classes)
-  return Record(_name(example), example["image"], labels, np.zeros(num_classes, bool), boxes, classes)
+  return _record(example, multi_hot(example["objects"]["label"], num_classes), np.zeros(num_classes, bool))
 
 
 def adapt_voc(example: Mapping[str, Any], num_classes: int) -> Record:
   """VOC: a class that appears only as `difficult` is neither present nor absent (the devkit's rule)."""
-  boxes, classes = _objects(example)
   labels = multi_hot(example["labels_no_difficult"], num_classes)
-  ignore = (multi_hot(example["labels"], num_classes) == 1) & (labels == 0)
-  return Record(_name(example), example["image"], labels, ignore, boxes, classes)
+  return _record(example, labels, (multi_hot(example["labels"], num_classes) == 1) & (labels == 0))
 
 
-class DataSet(NamedTuple):
-  """Where a data set is stored and how its examples read."""
-
-  directory: str  # below the data root
-  adapter: Adapter
-
-
-DATA_SETS: dict[str, DataSet] = {
-  **{f"digits/{setting}": DataSet(f"digits/{setting}/1.0.0", adapt_objects) for setting in scenes.SETTINGS},
-  "voc/2007": DataSet("voc/2007/5.0.0", adapt_voc),
-  "coco/2014": DataSet("coco/2014_trainval/1.1.0", adapt_objects),
+# Where a data set is stored below the data root, and how its examples read.
+DATA_SETS: dict[str, tuple[str, Adapter]] = {
+  **{f"digits/{setting}": (f"digits/{setting}/1.0.0", adapt_objects) for setting in scenes.SETTINGS},
+  "voc/2007": ("voc/2007/5.0.0", adapt_voc),
+  "coco/2014": ("coco/2014_trainval/1.1.0", adapt_objects),
 }
 
 
@@ -70,85 +57,70 @@ def data_root(root: str = "") -> pathlib.Path:
   return pathlib.Path(root or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
+def is_prepared(name: str, folder: pathlib.Path) -> bool:
+  """Whether a data set is in its folder; UserError if the folder lacks the file that preparing writes last."""
+  if (folder / "dataset_info.json").exists():
+    return True
+  if folder.exists():
+    raise UserError(f"{folder} holds no dataset_info.json, so it is not whole. {_remedy(name, folder)}")
+  return False
+
+
+def _remedy(name: str, folder: pathlib.Path) -> str:
+  command = "the same command" if name.startswith("digits/") else f"rmam-jax prepare {name}"
+  return f"Remove {folder}: {command} makes it again."
+
+
 def prepare(name: str, root: str = "") -> pathlib.Path:
-  """Makes a data set if it is not there yet and can be made here.
-
-  Args:
-    name: one of `DATA_SETS`.
-    root: see `data_root`.
-
-  Returns:
-    The folder of the prepared data set.
+  """The folder of a prepared data set, one of `DATA_SETS`; digit scenes are drawn if they are not there yet.
 
   Raises:
-    UserError: an unknown name.
-    UserError: a data set that has to be prepared elsewhere first, or of which something is left only.
-    UserError: the folder cannot be written.
+    UserError: the name is unknown, the data set has to be prepared first, only a part of it is there, or the folder
+      cannot be written.
   """
-  if name not in DATA_SETS:
-    raise UserError(f"data.name must be one of {', '.join(DATA_SETS)} or custom, got {name!r}")
-  folder = data_root(root) / DATA_SETS[name].directory
-  if (folder / "dataset_info.json").exists():
+  check_name("data.name", name, (*DATA_SETS, "custom"))
+  base = data_root(root)
+  folder = base / DATA_SETS[name][0]
+  if is_prepared(name, folder):
     return folder
-  refuse_remains(name, folder)
   family, setting = name.split("/")
   if family != "digits":
     raise UserError(
-      f"{name} is not prepared: {folder} holds no dataset_info.json. Prepare it with: python -m rmam_jax.data.prepare"
-      f" {name} --archives=DIR --data_root={data_root(root)} (DIR holds the official archives; without it they are"
-      " downloaded), or name the folder of data prepared before with --config.data.root=DIR."
+      f"{name} is not prepared: {folder} holds no dataset_info.json. Prepare it with: rmam-jax prepare {name}"
+      f" --archives=DIR --data_root={base} (DIR holds the official archives; without it they are downloaded), or name"
+      " the folder of data prepared before with --config.data.root=DIR."
     )
   from rmam_jax.data.digits import builder
 
   try:
-    builder.prepare(setting, data_root(root))
+    builder.prepare(setting, base)
   except OSError as error:
     raise UserError(
-      f"cannot write {name} below {data_root(root)}: {error.strerror or error}. Free or open it, or name another folder"
-      " with --config.data.root=DIR."
+      f"cannot write {name} below {base}: {error.strerror or error}. Free or open it, or name another folder with"
+      " --config.data.root=DIR."
     ) from error
   return folder
 
 
-def refuse_remains(name: str, folder: pathlib.Path) -> None:
-  """Refuses a folder of prepared data without the file that preparing writes last."""
-  if folder.exists():
-    raise UserError(f"{folder} holds no dataset_info.json, so it is not whole. {_remedy(name, folder)}")
-
-
-def _remedy(name: str, folder: pathlib.Path) -> str:
-  command = "the same command" if name.startswith("digits/") else f"python -m rmam_jax.data.prepare {name}"
-  return f"Remove {folder}: {command} makes it again."
-
-
-def _open_builder(name: str, folder: pathlib.Path):
-  """The TFDS builder of prepared data, as far as it can be judged without reading the records.
-
-  Raises:
-    UserError: its description is damaged, or it is not stored as array_record.
-  """
+def _open_builder(folder: pathlib.Path, remedy: str):
+  """The TFDS builder of prepared data; UserError if its description is damaged or it is not stored as array_record."""
   import tensorflow_datasets as tfds
 
   try:
     builder = tfds.builder_from_directory(folder)
     label = builder.info.features["objects"].feature["label"]
   except Exception as error:  # whatever a damaged description leads to
-    raise UserError(f"{folder}: its description is damaged ({error}). {_remedy(name, folder)}") from error
-  kind = builder.info.file_format.value
-  if kind != "array_record":
-    raise UserError(f"{folder} is stored as {kind}, and array_record is what is read here. {_remedy(name, folder)}")
+    raise UserError(f"{folder}: its description is damaged ({error}). {remedy}") from error
+  if (kind := builder.info.file_format.value) != "array_record":
+    raise UserError(f"{folder} is stored as {kind}, and array_record is what is read here. {remedy}")
   names = folder / "objects-label.labels.txt"  # without it TFDS names the classes by numbers
   if not names.exists() or len(label.names) != label.num_classes:
-    raise UserError(f"{names} is missing or does not name {label.num_classes} classes. {_remedy(name, folder)}")
+    raise UserError(f"{names} is missing or does not name {label.num_classes} classes. {remedy}")
   return builder
 
 
-def _check_shards(name: str, folder: pathlib.Path, instructions: Sequence[Any]) -> None:
-  """Compares the records of each file of a split with what the description promises.
-
-  Raises:
-    UserError: a file is missing, empty, truncated or holds another number of records; names it.
-  """
+def _check_shards(instructions: Sequence[Any], remedy: str) -> None:
+  """Each file of a split must hold as many records as the description promises; UserError names one that does not."""
   from array_record.python import array_record_module
 
   for path, wanted in {each.filename: each.examples_in_shard for each in instructions}.items():
@@ -157,12 +129,9 @@ def _check_shards(name: str, folder: pathlib.Path, instructions: Sequence[Any]) 
       found = reader.num_records()
       reader.close()
     except RuntimeError as error:
-      raise UserError(f"{path}, of {wanted} records, cannot be read ({error}). {_remedy(name, folder)}") from error
+      raise UserError(f"{path}, of {wanted} records, cannot be read ({error}). {remedy}") from error
     if found != wanted:
-      raise UserError(f"{path} holds {found} records, not {wanted}. {_remedy(name, folder)}")
-
-
-SAMPLED = 64  # stored records whose images stand for those of a split
+      raise UserError(f"{path} holds {found} records, not {wanted}. {remedy}")
 
 
 class _Stored:
@@ -171,83 +140,61 @@ class _Stored:
   def __init__(self, name: str, split: str, root: str):
     import tensorflow_datasets as tfds
 
-    data_set = DATA_SETS[name]
+    self.name = f"{name} {split}"
     folder = prepare(name, root)
-    builder = _open_builder(name, folder)
+    self._adapter, self._remedy = DATA_SETS[name][1], _remedy(name, folder)
+    builder = _open_builder(folder, self._remedy)
     self.class_names = tuple(builder.info.features["objects"].feature["label"].names)
-    self._adapter = data_set.adapter
     try:
       instructions = builder.info.splits[split].file_instructions
     except (KeyError, ValueError) as error:
       raise UserError(f"{name} has no split {split!r} ({error})") from error
     self._examples = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    _check_shards(name, folder, instructions)
-    self._place = f"{name} {split}"
-    self._remedy = _remedy(name, folder)
-    self.index_path = folder / f"rmam-index-{re.sub('[^a-z0-9]+', '-', split)}.npz"
+    _check_shards(instructions, self._remedy)
+    stem = re.sub("[^a-z0-9]+", "-", split)
+    self._index_path, self.proposals_path = (folder / f"rmam-{what}-{stem}.npz" for what in ("index", "proposals"))
     self.made_by = hashlib.sha256((folder / "dataset_info.json").read_bytes() + split.encode()).hexdigest()
+    self.index = self._read_index() or self._make_index()
 
   def __len__(self) -> int:
     return len(self._examples)
-
-  def digest(self, positions: np.ndarray) -> str:
-    """Of what lies there: its description, and the whole content of up to `SAMPLED` of these records."""
-    digest = hashlib.sha256(self.made_by.encode())
-    for place in np.unique(np.linspace(0, len(positions) - 1, SAMPLED).astype(int)):
-      record = self[int(positions[place])]
-      digest.update(record.id.encode() + record.image + record.boxes.tobytes() + record.box_classes.tobytes())
-    return digest.hexdigest()
 
   def __getitem__(self, position: int) -> Record:
     """Raises UserError if the record is damaged: each is stored with a checksum."""
     try:
       example = self._examples[position]
     except RuntimeError as error:
-      raise UserError(f"record {position} of {self._place} is damaged ({error}). {self._remedy}") from error
+      raise UserError(f"record {position} of {self.name} is damaged ({error}). {self._remedy}") from error
     return self._adapter(example, len(self.class_names))
 
+  def digest(self, positions: np.ndarray) -> str:
+    """Of the description, and of the whole content of up to `SAMPLED` of the records at these positions."""
+    digest = hashlib.sha256(self.made_by.encode())
+    for place in np.unique(np.linspace(0, len(positions) - 1, SAMPLED).astype(int)):
+      record = self[int(positions[place])]
+      digest.update(record.id.encode() + record.image + record.boxes.tobytes() + record.box_classes.tobytes())
+    return digest.hexdigest()
 
-class Index(NamedTuple):
-  """What a split needs to know of all its records without reading their images. N records, L classes."""
-
-  ids: np.ndarray  # str [N]
-  labels: np.ndarray  # float32 [N, L]
-  ignore: np.ndarray  # bool [N, L]
-  annotated: np.ndarray  # bool [N], whether anything is marked in the image, difficult or not
-
-
-def _read_index(source: _Stored) -> Index | None:
-  """The index beside the data, unless there is none, it is damaged, or other data made it."""
-  try:
-    with source.index_path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-      if str(stored["made_by"]) != source.made_by or len(stored["ids"]) != len(source):
-        return None
-      return Index(*(stored[field] for field in Index._fields))
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+  def _read_index(self) -> Index | None:
+    """The index beside the data, unless there is none, it is damaged, or other data made it."""
+    with contextlib.suppress(OSError, UserError, KeyError):
+      stored = files.read_npz(self._index_path, "")
+      if str(stored["made_by"]) == self.made_by and len(stored["ids"]) == len(self):
+        return Index(*(stored[field] for field in Index._fields))
     return None
 
-
-def _index(source: _Stored, name: str) -> Index:
-  """From the file beside the data, or by reading all of them once and leaving such a file if the folder allows."""
-  if (found := _read_index(source)) is not None:
-    return found
-  import tqdm
-
-  shown = len(source) > 5_000
-  records = (source[i] for i in range(len(source)))
-  rows = [
-    (record.id, record.labels, record.ignore, len(record.boxes) > 0)
-    for record in tqdm.tqdm(records, f"reading the labels of {name}", len(source), disable=not shown, leave=False)
-  ]
-  index = Index(*map(np.array, zip(*rows, strict=True)))
-  draft = source.index_path.with_name(f"{source.index_path.name}.{os.getpid()}.draft")
-  try:
-    with draft.open("wb") as file:
-      np.savez_compressed(file, made_by=source.made_by, **index._asdict())
-    draft.replace(source.index_path)
-  except OSError:
-    draft.unlink(missing_ok=True)  # the data lie where nothing may be written: the next run reads them again
-  return index
+  def _make_index(self) -> Index:
+    """Reads every record once, and keeps the index beside the data."""
+    records = (self[position] for position in range(len(self)))
+    title = f"reading the labels of {self.name}"
+    rows = [
+      (record.id, record.labels, record.ignore, len(record.boxes) > 0)
+      for record in tqdm.tqdm(records, title, len(self), disable=len(self) <= 5_000, leave=False)
+    ]
+    index = Index(*map(np.array, zip(*rows, strict=True)))
+    with contextlib.suppress(UserError):  # where nothing may be written the next run reads the records again
+      files.write_npz(self._index_path, {"made_by": np.array(self.made_by), **index._asdict()}, compressed=True)
+    return index
 
 
 def held_out(ids: Sequence[str], count: int) -> np.ndarray:
@@ -261,48 +208,24 @@ def held_out(ids: Sequence[str], count: int) -> np.ndarray:
 
 
 class Split:
-  """Records of one split, by position. Those without a positive label are dropped and counted.
+  """Records of one split, by position. Those without a positive label are left out and counted.
 
   Attributes:
-    name: the data set's and the split's.
+    name: "voc/2007 train"; of own images "custom train", by the field of `data` that names the manifest.
     class_names: the L classes in order.
     dropped: how many records had no positive label.
   """
 
-  def __init__(
-    self,
-    name: str,
-    source: Any,
-    index: Index,
-    *,
-    difficult: str = "ignore",
-    keep: np.ndarray | None = None,
-    limit: int = 0,
-    propose: Callable[[Record], np.ndarray] | None = None,
-    num_proposals: int = 0,
-  ):
-    """Makes a split of what is stored.
+  def __init__(self, name: str, source: Any, positions: np.ndarray, difficult: str, propose: Propose | None = None):
+    """Makes a split of the records at some positions of a source.
 
-    Args:
-      name: for people.
-      source: `class_names`, a `Record` for each position, and a `digest` of the images and boxes at some.
-      index: of the source.
-      difficult: see `metrics.resolve_difficult`.
-      keep: bool [N]; the records that belong to the split; None: all.
-      limit: take the first so many of them only; 0 takes all.
-      propose: from `proposals.make`.
-      num_proposals: that it makes.
-
-    Raises:
-      UserError: no record has a positive label.
+    The source has `class_names`, an `index` of its records, a `Record` for each position, and a `digest` of the images
+    and boxes at given positions. See `resolve_difficult` and `proposals.make` for the other arguments. UserError if no
+    record has a positive label.
     """
-    self.name = name
-    self.class_names = source.class_names
-    self._source, self._index, self._difficult = source, index, difficult
-    self._propose, self._num_proposals = propose, num_proposals if propose else 0
-    positions = np.arange(len(index.ids)) if keep is None else np.flatnonzero(keep)
-    positions = positions[: limit or None]
-    labels, _ = metrics.resolve_difficult(index.labels[positions], index.ignore[positions], difficult)
+    self.name, self.class_names = name, source.class_names
+    self._source, self._difficult, self._propose = source, difficult, propose
+    labels, _ = resolve_difficult(source.index.labels[positions], source.index.ignore[positions], difficult)
     self._positions = positions[labels.any(axis=1)]
     self.dropped = len(positions) - len(self._positions)
     if not len(self._positions):
@@ -311,92 +234,63 @@ class Split:
   def __len__(self) -> int:
     return len(self._positions)
 
-  def digest(self) -> str:
-    """Of all that the records hold: classes, and the ids and labels of all; images and boxes as the source tells them
-    from others. Proposals are not in it.
-    """
-    digest = hashlib.sha256(f"{self.class_names} {self._difficult} {self._source.digest(self._positions)}".encode())
-    digest.update("\n".join(self._index.ids[self._positions].tolist()).encode())
-    for marks in (self._index.labels, self._index.ignore):
-      digest.update(np.ascontiguousarray(marks[self._positions]).tobytes())
-    return digest.hexdigest()
-
-  def blank(self, index: int) -> Record:
-    """What stands for a record that cannot be read: its id, and all labels to be ignored."""
-    classes = len(self.class_names)
-    return Record(
-      str(self._index.ids[self._positions[index]]),
-      b"",
-      np.zeros(classes, np.float32),
-      np.ones(classes, bool),
-      np.zeros((0, 4), np.float32),
-      np.zeros(0, np.int32),
-      np.zeros((self._num_proposals, 4), np.float32),
-    )
-
   def __getitem__(self, index: int) -> Record:
-    record = self._source[int(self._positions[index])]
-    labels, ignore = metrics.resolve_difficult(record.labels, record.ignore, self._difficult)
+    """Raises UserError if the record, or its image's file, cannot be read."""
+    try:
+      record = self._source[int(self._positions[index])]
+    except OSError as error:
+      raise UserError(f"{self.name} [{index}]: cannot read {error.filename} ({error.strerror or error})") from error
+    labels, ignore = resolve_difficult(record.labels, record.ignore, self._difficult)
     record = record._replace(labels=labels, ignore=ignore)
     return record._replace(proposals=self._propose(record)) if self._propose else record
 
+  def blank(self, index: int) -> Record:
+    """Takes the place of a record that cannot be read: its id, no image, no box, and all labels to be ignored."""
+    name = str(self._source.index.ids[self._positions[index]])
+    labels, no_box = np.zeros(len(self.class_names), np.float32), np.zeros((0, 4), np.float32)
+    record = Record(name, b"", labels, labels == 0, no_box, np.zeros(0, np.int32))
+    return record._replace(proposals=np.zeros_like(self._propose(record))) if self._propose else record
 
-_PART = re.compile(r"(?P<whole>.+):(?P<part>rest|held)-(?P<count>\d+)")
-_OPEN: dict[str, Split] = {}
+  def digest(self) -> str:
+    """Of all that the records hold but proposals, wherever they lie; images and boxes enter as the source's digest."""
+    index, positions = self._source.index, self._positions
+    digest = hashlib.sha256(f"{self.class_names} {self._difficult} {self._source.digest(positions)}".encode())
+    digest.update("\n".join(index.ids[positions].tolist()).encode())
+    for marks in (index.labels, index.ignore):
+      digest.update(np.ascontiguousarray(marks[positions]).tobytes())
+    return digest.hexdigest()
 
 
 def open_split(data: Any, split: str, limit: int = 0) -> Split:
-  """A split as a configuration describes it, opened once in a process.
+  """A split as the `data` section of a configuration describes it, read anew each time; `limit` takes the first so many.
 
-  Args:
-    data: the `data` section of a configuration.
-    split: for stored data a TFDS split such as "train" or "train+validation", or a part of one: "train:held-4000" is
-      the 4,000 records whose ids have the smallest hash, "train:rest-4000" all others; for `custom` data a manifest.
-    limit: take the first so many records only; 0 takes all.
+  For `custom` data the split is a manifest; for stored data a TFDS split such as "train" or "train+validation", or a part
+  of one: "train:held-4000" is the 4,000 records whose ids have the smallest hash, "train:rest-4000" all others.
 
   Raises:
-    UserError: an unknown data set or split; another number of annotated images than `data.expected` has for it; or
-      prepared data that are damaged.
-    UserError: a data set that has to be prepared first.
+    UserError: the data set or split is unknown, has to be prepared first, is damaged, or has another number of annotated
+      images than `data.expected` says; or a manifest that has problems.
   """
-  key = json.dumps([json.loads(data.to_json()), split, limit])
-  if key not in _OPEN:
-    _OPEN[key] = _open(data, split, limit)
-  return _OPEN[key]
-
-
-def _open(data: Any, split: str, limit: int) -> Split:
-  name = f"{data.name} {split}"
   if data.name == "custom":
     if data.proposals:
       raise UserError("data.proposals is there for prepared data sets, not for custom images")
+    field = next((field for field in _FIELDS if data[field] == split), pathlib.Path(split).name)
     source = manifests.open_manifest(split, data)
-    index = Index(*(np.array(column) for column in source.index()))
-    return Split(name, source, index, difficult=data.difficult, limit=limit)
+    positions = np.arange(len(source.index.ids))[: limit or None]
+    return Split(f"custom {field}", source, positions, data.difficult)
   part = _PART.fullmatch(split)
   whole = part["whole"] if part else split
   source = _Stored(data.name, whole, data.root)
-  index = _index(source, f"{data.name} {whole}")
-  expected, found = dict(data.expected).get(whole, 0), int(index.annotated.sum())
+  annotated = source.index.annotated
+  expected, found = dict(data.expected).get(whole, 0), int(annotated.sum())
   if expected and found != expected:
     raise UserError(
-      f"{data.name} {whole} has {found:,} annotated images where data.expected has {expected:,}: prepare it again from"
-      " the official archives, or set the field"
+      f"{source.name} has {found:,} annotated images where data.expected has {expected:,}: prepare it again from the"
+      " official archives, or set the field"
     )
-  keep = None
+  positions = np.arange(len(annotated))
   if part:
-    keep = index.annotated.copy()
-    chosen = held_out(index.ids[index.annotated], int(part["count"]))
-    keep[index.annotated] = chosen if part["part"] == "held" else ~chosen
-  beside = source.index_path.with_name(source.index_path.name.replace("index", "proposals"))
-  propose = proposals_lib.make(data.proposals, data.num_proposals, source, beside, source.made_by)
-  return Split(
-    name,
-    source,
-    index,
-    difficult=data.difficult,
-    keep=keep,
-    limit=limit,
-    propose=propose,
-    num_proposals=data.num_proposals,
-  )
+    held = held_out(source.index.ids[annotated], int(part["count"]))
+    positions = np.flatnonzero(annotated)[held == (part["part"] == "held")]
+  propose = proposals_lib.make(data.proposals, data.num_proposals, source)
+  return Split(f"{data.name} {split}", source, positions[: limit or None], data.difficult, propose)

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rmam_jax.data.record import resolve_difficult
 from rmam_jax.ops.boxes import box_iou, clip_boxes
-from rmam_jax.runtime.errors import check_name
 
 AP_METHODS = ("all_point", "interpolated", "eleven_point")
 
@@ -152,17 +152,6 @@ PROTOCOLS: dict[str, Protocol] = {
   "ml-decoder": Protocol("network", "all_point", "negative", "negative", 0, logit(0.75), True, "macro_F1"),
   "q2l": Protocol("network", "interpolated", "negative", "negative", 0, 0.0, False, "CF1"),
 }
-
-
-DIFFICULT = ("ignore", "negative", "positive")
-
-
-def resolve_difficult(labels: np.ndarray, ignore: np.ndarray, rule: str) -> tuple[np.ndarray, np.ndarray]:
-  """What labels that are neither count as: labels and ignore [..., L] under one of `DIFFICULT`."""
-  check_name("data.difficult", rule, DIFFICULT)
-  if rule == "ignore":
-    return labels, ignore
-  return np.where(ignore, np.float32(rule == "positive"), labels), np.zeros_like(ignore)
 
 
 def measure(protocol: Protocol, scores: np.ndarray, labels: np.ndarray, ignore: np.ndarray) -> dict[str, Any]:

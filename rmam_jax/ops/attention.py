@@ -63,7 +63,7 @@ def region_features(
     feature_map: [B, H, W, C].
     theta: [B, 4].
     region_size: (h, w) of the result.
-    pool: 2 samples 14x14 for 7x7, as RoI pooling after VGG would; 1 samples the region directly.
+    pool: 2 samples 14x14 for 7x7, as RoI pooling would; 1 samples the region directly.
     align_corners: as in `rmam_jax.ops.spatial_transformer`.
 
   Returns:
@@ -188,7 +188,7 @@ def init_attention(
     num_classes: L.
     init_next_region: key, *, channels, z_width -> the rule's parameters.
     region_size: (h, w) of a region's features.
-    x_width, lstm_width, z_width: X, N, Z; 4096 each for VGG-16.
+    x_width, lstm_width, z_width: X, N, Z; the paper gives none.
     forget_bias: the forget gate's first bias; 1 is a common other choice.
   """
   xavier = jax.nn.initializers.glorot_uniform()

@@ -1,143 +1,143 @@
-"""From finished cells to the figures of the tables: by row and seed, and how sure each ordering is."""
+"""From finished cells to the figures of the tables: by row and seed, and how sure each ordering is.
+
+mAP and coverage by the number of regions, and the time for an image, are measured here and kept in the cell's folder.
+"""
 
 import functools
-from collections.abc import Sequence
+import pathlib
+import timeit
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import ml_collections
 import numpy as np
 
+from rmam_jax import heads
+from rmam_jax.data.splits import open_split
 from rmam_jax.evaluation import bootstrap, metrics
+from rmam_jax.evaluation import outputs as outputs_lib
+from rmam_jax.evaluation import regions as regions_lib
 from rmam_jax.evaluation import scores as scores_lib
-from rmam_jax.reproduction import cells, looks, speed, tables
+from rmam_jax.reproduction import cells, tables
 from rmam_jax.reproduction.plan import Plan
 from rmam_jax.reproduction.tables import Ordering, Row
 from rmam_jax.runtime import files
+from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.training import checkpoints, workdir
 
-LOOKS_FILE, SPEED_FILE = "looks.json", "speed.json"
+MOST_REGIONS = 10  # that a recognizer is tried with, whatever K it was trained with
+_TIMED = 15  # batches; their median counts
 
 
 class Measurements:
-  """Everything that the chosen tables say, read from disk where it is first asked for.
+  """Everything that the chosen tables say.
 
   Attributes:
     plan: whose cells are all measured.
     chosen: of `tables.TABLES`.
+    cell: the finished cell of a spec, views and a seed.
+    first: the first row's at the first seed, which stands for all where they agree.
+    config: its configuration.
   """
 
   def __init__(self, plan: Plan, chosen: Sequence[str]):
     self.plan, self.chosen = plan, chosen
-    self._measured: dict[tuple[str, str, int], cells.Measured] = {}
-    self._resampled: dict[tuple[Row, int, str], np.ndarray] = {}
+    self.cell = functools.cache(lambda name, views, seed: cells.load(plan.cell(name, seed), plan.root, views))
+    row = tables.tables()[chosen[0]].rows[0]
+    self.first: cells.Measured = self.cell(row.cells[0], row.views, plan.seeds[0])
+    self.config: dict[str, Any] = self.first.results["config"]
+    self._maps = functools.cache(self._resample)
 
-  def cell(self, name: str, views: str, seed: int) -> cells.Measured:
-    """A finished cell."""
-    key = (name, views, seed)
-    if key not in self._measured:
-      self._measured[key] = cells.load(self.plan.cell(name, seed), self.plan.root, views)
-    return self._measured[key]
+  @functools.cached_property
+  def _draws(self) -> np.ndarray:
+    images = len(self.first.scores.labels)
+    return np.concatenate([np.ones((1, images), int), bootstrap.resample_counts(images)])
 
-  def scores(self, row: Row, seed: int) -> scores_lib.Scores:
-    """A row's scores: one cell's, or the mean of two."""
-    runs = {cell: self.cell(cell, row.views, seed).scores for cell in row.cells}
-    return scores_lib.fuse(runs) if len(runs) > 1 else next(iter(runs.values()))
+  def _resample(self, names: tuple[str, ...], views: str, seed: int, kind: str) -> np.ndarray:
+    scores = self._scores(names, views, seed)
+    return bootstrap.resampled_maps(getattr(scores, kind), scores.labels, scores.ignore, self._draws)
+
+  def _scores(self, names: Sequence[str], views: str, seed: int) -> scores_lib.Scores:
+    """One cell's, or the mean of two."""
+    runs = {name: self.cell(name, views, seed).scores for name in names}
+    return scores_lib.fuse(runs) if len(runs) > 1 else runs[names[0]]
 
   def figures(self, row: Row, seed: int) -> dict[str, Any]:
     """mAP, AP by class and CP ... OF1 of the SVMs' margins: the paper's protocol, AP by the configuration's method."""
-    scores = self.scores(row, seed)
-    config = self.cell(row.cells[0], row.views, seed).results["config"]
-    rules = metrics.PROTOCOLS["paper"]._replace(ap_method=config["evaluation"]["ap_method"])
+    scores = self._scores(row.cells, row.views, seed)
+    rules = metrics.PROTOCOLS["paper"]._replace(ap_method=self.config["evaluation"]["ap_method"])
     found = metrics.measure(rules, scores.svm, scores.labels, scores.ignore)
     return {**found, "AP": dict(zip(scores.class_names.tolist(), found["AP"], strict=True))}
 
   def results(self, row: Row, figure: str) -> list[float | None]:
     """A figure of results.json for each seed; None where it is not there."""
-    (cell,) = row.cells
-    return [self.cell(cell, row.views, seed).results.get(figure) for seed in self.plan.seeds]
-
-  @functools.cached_property
-  def _draws(self) -> np.ndarray:
-    row = tables.tables()[self.chosen[0]].rows[0]
-    images = len(self.scores(row, self.plan.seeds[0]).labels)
-    return np.concatenate([np.ones((1, images), int), bootstrap.resample_counts(images)])
-
-  def _maps(self, row: Row, seed: int, kind: str) -> np.ndarray:
-    key = (row.label + "/".join(row.cells) + row.views, seed, kind)
-    if key not in self._resampled:
-      scores = self.scores(row, seed)
-      self._resampled[key] = bootstrap.resampled_maps(getattr(scores, kind), scores.labels, scores.ignore, self._draws)
-    return self._resampled[key]
+    (name,) = row.cells
+    return [self.cell(name, row.views, seed).results.get(figure) for seed in self.plan.seeds]
 
   def interval(self, ordering: Ordering, kind: str) -> bootstrap.Interval:
-    """How much better the better one is.
+    """How much better the better one is by the scores of `kind`, "svm" or "network"."""
+    rows = (ordering.better, ordering.worse)
+    maps = ([self._maps(row.cells, row.views, seed, kind) for seed in self.plan.seeds] for row in rows)
+    return bootstrap.paired_interval(*maps)
 
-    Args:
-      ordering: of `tables.orderings`.
-      kind: "svm" or "network": whose scores.
-    """
-    first, second = (
-      [self._maps(row, seed, kind) for seed in self.plan.seeds] for row in (ordering.better, ordering.worse)
-    )
-    return bootstrap.paired_interval(first, second)
+  def by_regions(self, name: str) -> list[dict[str, list[float]]]:
+    """`measure_by_regions` for each seed of a spec."""
+    return self._measured_once(name, "looks.json", measure_by_regions)
 
-  def looks(self, name: str) -> list[looks.ByLooks]:
-    """Figures by the number of looks for each seed; measured once."""
-    found = []
-    for seed in self.plan.seeds:
-      folder = self.plan.cell(name, seed).folder(self.plan.root)
-      path = folder / LOOKS_FILE
+  def milliseconds(self, name: str) -> list[float]:
+    """`milliseconds_per_image` for each seed of a spec."""
+    return self._measured_once(name, "speed.json", milliseconds_per_image)
+
+  def _measured_once(self, name: str, file: str, measure: Callable[[pathlib.Path], Any]) -> list[Any]:
+    """What `measure` finds in a cell's folder, kept there in a file, for each seed of a spec."""
+    paths = [self.plan.cell(name, seed).folder(self.plan.root) / file for seed in self.plan.seeds]
+    for path in paths:
       if not path.exists():
-        files.write_json(path, looks.by_looks(folder)._asdict())
-      found.append(looks.ByLooks(**files.read_json(path)))
-    return found
-
-  def milliseconds(self, row: Row) -> list[float]:
-    """Time per image for each seed, see `speed`; measured once."""
-    found = []
-    for seed in self.plan.seeds:
-      folder = self.plan.cell(row.cells[0], seed).folder(self.plan.root)
-      path = folder / SPEED_FILE
-      if not path.exists():
-        files.write_json(path, speed.milliseconds_per_image(folder))
-      found.append(files.read_json(path))
-    return found
-
-  @property
-  def data(self) -> str:
-    """The data set's name."""
-    return self._config["data"]["name"]
-
-  @property
-  def num_regions(self) -> int:
-    """K."""
-    return self._config["model"]["num_regions"]
-
-  @property
-  def _config(self) -> dict[str, Any]:
-    row = tables.tables()[self.chosen[0]].rows[0]
-    return self.cell(row.cells[0], row.views, self.plan.seeds[0]).results["config"]
-
-  def has_boxes(self) -> bool:
-    """Whether the test images have boxes to measure places against."""
-    row = tables.tables()["controls"].rows[0]
-    return self.results(row, "coverage")[0] is not None
-
-  def protocol(self) -> list[str]:
-    """In words, for all figures."""
-    section, row = self._config["evaluation"], tables.tables()[self.chosen[0]].rows[0]
-    results = self.cell(row.cells[0], row.views, self.plan.seeds[0]).results
-    stages = [self._config[stage] for stage in ("stage_one", "stage_two")]
-    steps = [stage["epochs"] for stage in stages]
-    return [
-      f"{results['test_images']} test images; AP is `{section['ap_method']}`; CP ... OF1 by top 3 labels of positive margin."
-      f' Tables 1 to 6 measure one-vs-rest SVMs on the features `{section["feature"]}`; "RMAM" there has the paper\'s rule'
-      f" (Eq. 5) and losses (Eq. 7-14) on this data set's backbone and stage one. Best epoch by validation loss,"
-      f" {steps[0]} and {steps[1]} epochs of the two stages, batch {self._config['batch_size']}, nothing chosen on the test"
-      " images.",
-    ]
+        files.write_json(path, measure(path.parent))
+    return [files.read_json(path) for path in paths]
 
   def trials(self) -> dict[str, list[float]]:
     """Validation mAP of each rate tried, by spec."""
-    tried = {name: self.plan.trials(name) for name in self.plan.views if not cells.SPECS[name].tuned_as}
-    return {
-      name: [cells.validation_map(cell, self.plan.root) for cell in trials] for name, trials in tried.items() if trials
-    }
+    names = [name for name in self.plan.views if not tables.SPECS[name].tuned_as] if self.plan.rates else []
+    return {name: [cells.validation_map(cell, self.plan.root) for cell in self.plan.trials(name)] for name in names}
+
+
+def _load(folder: pathlib.Path, config: ml_collections.ConfigDict) -> tuple[outputs_lib.Forward, Any]:
+  """The centre view's program for a finished workdir's recognizer, and its parameters."""
+  mesh = mesh_lib.make_mesh()
+  model, params, _ = checkpoints.load_best(config, folder, len(workdir.read_class_names(folder)), mesh)
+  return outputs_lib.make_forward(model, mesh), params
+
+
+def measure_by_regions(folder: pathlib.Path) -> dict[str, list[float]]:
+  """mAP of Eq. 6 and coverage, in [0, 1], of the first 1, 2, ... regions in the centre views of a workdir's test split.
+
+  The recognizer looks at up to `MOST_REGIONS`, or as many as `HeadSpec.most_regions` allows.
+  """
+  config = workdir.read_config(folder)
+  most = heads.get(config.model.head).most_regions(config.model) or MOST_REGIONS
+  with config.unlocked():
+    config.model.num_regions = most
+  test = open_split(config.data, config.data.test)
+  forward, params = _load(folder, config)
+  found = outputs_lib.compute_outputs(forward, params, test, data=config.data, batch_size=config.evaluation.batch_size)
+  boxes = regions_lib.region_boxes(found.thetas, config).transpose(1, 0, 2)
+  figures = {"mAP": [], "coverage": []}
+  for k in range(1, most + 1):
+    scores = found.region_scores[:k].max(axis=0)
+    every = metrics.average_precisions(scores, found.labels, ignore=found.ignore, method=config.evaluation.ap_method)
+    figures["mAP"].append(metrics.mean_average_precision(every))
+    figures["coverage"].append(metrics.region_metrics(boxes[:, :k], None, *found.objects()).coverage)
+  return figures
+
+
+def milliseconds_per_image(folder: pathlib.Path) -> float:
+  """Wall time of a workdir's network alone: centre views in batches of `evaluation.batch_size`, decoded beforehand."""
+  config = workdir.read_config(folder)
+  forward, params = _load(folder, config)
+  batch, side = config.evaluation.batch_size, config.data.crop_size
+  images = jax.device_put(np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), np.uint8), forward.sharding)
+  jax.block_until_ready(forward(params, images))  # compiled here
+  seconds = timeit.repeat(lambda: jax.block_until_ready(forward(params, images)), number=1, repeat=_TIMED)
+  return 1_000 * float(np.median(seconds)) / batch

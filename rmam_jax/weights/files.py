@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 
 from rmam_jax import backbones
 from rmam_jax.backbones.spec import Layout
+from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.weights import h5, pth, tensors
 from rmam_jax.weights.tensors import Entry
@@ -20,31 +20,19 @@ FORMAT = "rmam_jax weights 1"  # of the safetensors files that are written here
 
 
 class Weights(NamedTuple):
-  """A backbone's first parameters in the inner form.
+  """A backbone's first parameters in the inner form."""
 
-  Attributes:
-    title: where they come from.
-    tensors: block1_conv1/kernel (HWIO, for red green blue), block1_conv1/bias, ...; fc6/kernel [h*w*C, out] and fc6/bias
-      where the set has them. All float32.
-    pixel_mean, pixel_std: of red, green, blue in 0..255.
-    digest: SHA-256 of the file that was published or given, before any conversion.
-  """
-
-  title: str
+  title: str  # where they come from
+  # block1_conv1/kernel (HWIO, for red green blue), block1_conv1/bias, ...; fc6/kernel [h*w*C, out] and fc6/bias where the
+  # set has them. All float32.
   tensors: dict[str, np.ndarray]
-  pixel_mean: tuple[float, ...]
+  pixel_mean: tuple[float, ...]  # of red, green, blue in 0..255
   pixel_std: tuple[float, ...]
-  digest: str
+  digest: str  # SHA-256 of the file that was published or given, before any conversion
 
 
-def cache_folder() -> pathlib.Path:
-  """$XDG_CACHE_HOME/rmam_jax, or ~/.cache/rmam_jax."""
-  return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rmam_jax"
-
-
-def cached_path(sha256: str) -> pathlib.Path:
-  """Where the conversion of a file of this SHA-256 is kept."""
-  return cache_folder() / f"{sha256}.safetensors"
+def _cached_path(sha256: str) -> pathlib.Path:
+  return files.cache_folder() / f"{sha256}.safetensors"
 
 
 def checksum(path: pathlib.Path, kind: str = "sha256") -> str:
@@ -58,35 +46,31 @@ def checksum(path: pathlib.Path, kind: str = "sha256") -> str:
 
 @contextlib.contextmanager
 def open_weights(path: pathlib.Path) -> Iterator[tuple[dict[str, Entry], dict[str, str]]]:
-  """The tensors of a file by their own names, unread, and its metadata; the format is told by the first bytes.
+  """The tensors of a file by their own names, unread, and its metadata; the first bytes tell the format.
 
-  Raises:
-    UserError: damaged, or of no known format.
-    UserError: it cannot be read.
+  A `UserError` names the file if it is damaged or of no known format.
   """
-  with path.open("rb") as file:
-    first = file.read(9)
-  if first.startswith(b"\x89HDF\r\n\x1a\n"):
-    with h5.open_h5(path) as entries:
-      yield entries, {}
-  elif first[8:] == b"{":
-    with tensors.open_safetensors(path) as opened:
-      yield opened
-  else:
-    with pth.open_pth(path) as entries:
-      yield entries, {}
+  with contextlib.ExitStack() as stack:
+    with tensors.reported_damage(path):
+      with path.open("rb") as file:
+        first = file.read(9)
+      if first[8:] == b"{":
+        opened = stack.enter_context(tensors.open_safetensors(path))
+      else:
+        opener = h5.open_h5 if first.startswith(b"\x89HDF\r\n\x1a\n") else pth.open_pth
+        opened = stack.enter_context(opener(path)), {}
+    yield opened
 
 
 def read(path: pathlib.Path) -> Weights:
   """A file of weights, converted unless it is of the inner form already or its conversion is in the cache.
 
   Raises:
-    UserError: names the file and the tensor that is missing, unexpected, misshapen, not finite or truncated.
-    UserError: it cannot be read.
+    UserError: it cannot be read; names the file and the tensor that is missing, unexpected, misshapen, not finite or
+      truncated.
   """
   sha256 = checksum(path)
-  found = read_cached(sha256)
-  if found is not None:
+  if found := read_cached(sha256):
     return found
   with open_weights(path) as (entries, metadata):
     if metadata.get("format") == FORMAT:
@@ -97,16 +81,16 @@ def read(path: pathlib.Path) -> Weights:
   converted = {name: np.ascontiguousarray(place.convert(arrays[place.source])) for name, place in layout.places.items()}
   weights = Weights(layout.title, converted, layout.pixel_mean, layout.pixel_std, sha256)
   try:
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    write(cached_path(sha256), weights)
-  except OSError as error:
+    files.cache_folder().mkdir(parents=True, exist_ok=True)
+    write(_cached_path(sha256), weights)
+  except (OSError, UserError) as error:
     print(f"the conversion of {path} is not kept: {error}")
   return weights
 
 
 def read_cached(sha256: str) -> Weights | None:
   """The conversion of a file of this SHA-256, checked, or None; a damaged one is removed."""
-  path = cached_path(sha256)
+  path = _cached_path(sha256)
   if not path.exists():
     return None
   try:
@@ -114,7 +98,7 @@ def read_cached(sha256: str) -> Weights | None:
       found = _inner(entries, metadata, path)
     if found.digest != sha256:
       raise UserError(f"{path} is the conversion of another file")
-  except ValueError as error:
+  except UserError as error:
     print(f"made again: {error}")
     path.unlink()
     return None
@@ -122,18 +106,9 @@ def read_cached(sha256: str) -> Weights | None:
 
 
 def write(path: pathlib.Path, weights: Weights) -> None:
-  """Writes the inner form as safetensors; `read` takes it back.
-
-  Raises:
-    UserError: names the file and the reason.
-  """
-  metadata = {
-    "format": FORMAT,
-    "title": weights.title,
-    "pixel_mean": json.dumps(weights.pixel_mean),
-    "pixel_std": json.dumps(weights.pixel_std),
-    "source_sha256": weights.digest,
-  }
+  """Writes the inner form as safetensors; `read` takes it back. A `UserError` names the file that cannot be written."""
+  metadata = {"format": FORMAT, "title": weights.title, "source_sha256": weights.digest}
+  metadata |= {"pixel_mean": json.dumps(weights.pixel_mean), "pixel_std": json.dumps(weights.pixel_std)}
   metadata["digest"] = tensors.digest(weights.tensors, metadata)
   tensors.write_safetensors(path, weights.tensors, metadata)
 
@@ -143,7 +118,7 @@ def _inner(entries: Mapping[str, Entry], metadata: Mapping[str, str], path: path
   try:
     title, source, wanted = (metadata[field] for field in ("title", "source_sha256", "digest"))
     mean, std = (tuple(map(float, json.loads(metadata[field]))) for field in ("pixel_mean", "pixel_std"))
-  except (KeyError, TypeError, ValueError) as error:
+  except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
     raise UserError(f"{path}: its metadata are not whole ({error!r})") from error
   if len(mean) != 3 or len(std) != 3 or not np.isfinite([mean, std]).all() or min(std) <= 0:
     raise UserError(f"{path}: pixel_mean and pixel_std must be three numbers each, pixel_std above 0")
@@ -156,5 +131,5 @@ def _inner(entries: Mapping[str, Entry], metadata: Mapping[str, str], path: path
 def recognize(names: Iterable[str]) -> Layout:
   """The published set whose names are nearest to these; `tensors.check_shapes` then says what differs."""
   names = set(names)
-  layouts = [layout for spec in backbones.SPECS.values() for layout in spec.layouts]
+  layouts = (layout for spec in backbones.SPECS.values() for layout in spec.layouts)
   return min(layouts, key=lambda layout: len(names ^ set(layout.shapes)))

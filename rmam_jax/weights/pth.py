@@ -5,31 +5,44 @@ position, after their shape, their place in the storage and the storage's size h
 """
 
 import contextlib
+import functools
 import os
 import pathlib
-import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from rmam_jax.runtime.errors import UserError
 from rmam_jax.weights import pickles
 from rmam_jax.weights.tensors import Entry
 
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_TYPES = {f"torch.{name}Storage": dtype for name, dtype in {"Float": "<f4", "Double": "<f8", "Half": "<f2"}.items()}
-_LONGS = {"torch.LongStorage": "<i8"}  # counters of batch normalisation: to be named, not refused as unknown
+_LEGACY = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # what the older layout begins with, after two bytes
+_TYPES = {"torch.FloatStorage": "<f4", "torch.DoubleStorage": "<f8", "torch.HalfStorage": "<f2"}
+_TYPES["torch.LongStorage"] = "<i8"  # counters of batch normalisation: to be named, not refused as unknown
 _PARAMETERS = ("torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter")
 _TENSORS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
-_ALLOWED = frozenset({"collections.OrderedDict", *_PARAMETERS, *_TENSORS, *_TYPES, *_LONGS})
+_ALLOWED = frozenset({"collections.OrderedDict", *_PARAMETERS, *_TENSORS, *_TYPES})
+_BIG_ENDIAN = "its byte order is not little-endian: save it again on a common machine"
 
 
-class _Storage(NamedTuple):
-  key: str
+class _Tensor(NamedTuple):
+  """A part of a storage; its place there in bytes."""
+
+  key: str  # of the storage
+  size: int  # of the storage, in elements
   dtype: np.dtype
-  size: int  # in elements
+  shape: tuple[int, ...]
+  offset: int
+  strides: tuple[int, ...]
+
+  @property
+  def storage_bytes(self) -> int:
+    return self.size * self.dtype.itemsize
+
+  def entry(self, storage: Callable[[], bytes]) -> Entry:
+    at = self.offset, self.strides
+    return Entry(self.shape, self.dtype.name, lambda: np.ndarray(self.shape, self.dtype, storage(), *at))
 
 
 @contextlib.contextmanager
@@ -37,151 +50,99 @@ def open_pth(path: pathlib.Path) -> Iterator[dict[str, Entry]]:
   """The tensors of a state dict, read on demand while the file is open.
 
   Raises:
-    UserError: the file is no whole state dict, or refers to anything that a state dict does not; nothing is run.
+    ValueError: the file is no whole state dict, or refers to anything that a state dict does not; nothing is run.
+      `zipfile` has other errors for damage.
   """
   with path.open("rb") as file:
-    try:
-      zipped = file.read(4) == b"PK\x03\x04"
-      file.seek(0)
-      yield (_open_zip if zipped else _open_legacy)(file)
-    except (zipfile.BadZipFile, RuntimeError, struct.error) as error:  # RuntimeErrors: encryption, newer versions
-      raise UserError(f"{path} is no whole zip of torch ({error}): truncated or damaged, fetch it again") from error
-    except _Wrong as error:
-      raise UserError(f"{path}: {error}") from error
-
-
-class _Wrong(UserError):
-  """Of this file; its path is still to be put before it."""
-
-
-def _pickle(file: BinaryIO) -> Any:
-  try:
-    return pickles.read(file, _ALLOWED)
-  except ValueError as error:
-    raise _Wrong(f"refused: {error}") from error
+    first = file.read(2 + len(_LEGACY))
+    if first.startswith(b"PK\x03\x04"):
+      yield _open_zip(file)
+    elif first[2:] == _LEGACY:
+      yield _open_legacy(file)
+    else:
+      raise ValueError("no state dict of torch in either layout, or truncated; fetch it again")
 
 
 def _open_zip(file: BinaryIO) -> dict[str, Entry]:
   archive = zipfile.ZipFile(file)
   members = {member.filename: member for member in archive.infolist()}
   if len(members) != len(archive.infolist()):
-    raise _Wrong("refused: two members of its zip have the same name")
+    raise ValueError("refused: two members of its zip have the same name")
   pickled = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
   if len(pickled) != 1:
-    raise _Wrong("its zip holds no data.pkl: no state dict of torch")
-  root = pickled[0].removesuffix("data.pkl")
-  end = os.fstat(file.fileno()).st_size
+    raise ValueError("its zip holds no data.pkl: no state dict of torch")
+  root, end = pickled[0].removesuffix("data.pkl"), os.fstat(file.fileno()).st_size
   for member in members.values():
     if member.header_offset + member.file_size > end:
-      raise _Wrong(f"{member.filename} claims more bytes than the file has")
+      raise ValueError(f"{member.filename} claims more bytes than the file has")
     if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
-      raise _Wrong(f"refused: {member.filename} is compressed, which torch never does")
+      raise ValueError(f"refused: {member.filename} is compressed, which torch never does")
   if root + "byteorder" in members and archive.read(root + "byteorder") != b"little":
-    raise _Wrong("its byte order is not little-endian: save it again on a common machine")
+    raise ValueError(_BIG_ENDIAN)
   with archive.open(pickled[0]) as stream:
-    state = _pickle(stream)
-
-  def read(storage: _Storage) -> bytes:
-    name = f"{root}data/{storage.key}"
-    if name not in members:
-      raise _Wrong(f"storage {storage.key} is missing")
-    wanted = storage.size * storage.dtype.itemsize
-    if members[name].file_size != wanted:
-      raise _Wrong(f"storage {storage.key} has {members[name].file_size} bytes, not {wanted}")
-    return archive.read(name)
-
-  return _entries(state, read)
+    tensors = _tensors(pickles.read(stream, _ALLOWED))
+  for name, tensor in tensors.items():
+    member = members.get(f"{root}data/{tensor.key}")
+    if member is None or member.file_size != tensor.storage_bytes:
+      found = "missing" if member is None else f"of {member.file_size} bytes, not {tensor.storage_bytes}"
+      raise ValueError(f"the storage {tensor.key} of {name} is {found}")
+  return {name: t.entry(functools.partial(archive.read, f"{root}data/{t.key}")) for name, t in tensors.items()}
 
 
 def _open_legacy(file: BinaryIO) -> dict[str, Entry]:
-  try:
-    magic = pickles.read(file, ())
-  except ValueError:
-    magic = None
-  if magic != _LEGACY_MAGIC:
-    raise _Wrong("no state dict of torch in either layout, or truncated; fetch it again")
-  _pickle(file)  # the protocol's version
-  system = _pickle(file)
+  """From behind the first of five pickles: the protocol's version, the system, the state dict, its storages' keys."""
+  _, system, state, keys = (pickles.read(file, _ALLOWED) for _ in range(4))
   if not isinstance(system, dict) or system.get("little_endian") is not True:
-    raise _Wrong("its byte order is not little-endian: save it again on a common machine")
-  state, keys = _pickle(file), _pickle(file)
-  storages = {
-    storage.key: storage for _, tensor in _items(state) for storage in [_storage(_unwrap(tensor).arguments[0])]
-  }
+    raise ValueError(_BIG_ENDIAN)
+  tensors, storages, places = _tensors(state), {}, {}
+  for name, tensor in tensors.items():
+    if storages.setdefault(tensor.key, tensor).storage_bytes != tensor.storage_bytes:
+      raise ValueError(f"{name} says another size of storage {tensor.key} than the tensors before it")
   if not isinstance(keys, list) or set(map(str, keys)) != set(storages):
-    raise _Wrong("its list of storages is not that of its tensors")
-  end, places = os.fstat(file.fileno()).st_size, {}
+    raise ValueError("its list of storages is not that of its tensors")
   for key in map(str, keys):
-    header = file.read(8)
-    wanted = storages[key].size * storages[key].dtype.itemsize
-    if len(header) < 8 or file.tell() + wanted > end:
-      raise _Wrong(f"truncated in storage {key}: fetch it again")
-    if struct.unpack("<q", header)[0] != storages[key].size:
-      raise _Wrong(f"storage {key} has another size than its tensors say")
+    header, wanted = file.read(8), storages[key].storage_bytes
     places[key] = file.tell()
+    if len(header) < 8 or places[key] + wanted > os.fstat(file.fileno()).st_size:
+      raise ValueError(f"truncated in storage {key}: fetch it again")
+    if int.from_bytes(header, "little") != storages[key].size:
+      raise ValueError(f"storage {key} has another size than its tensors say")
     file.seek(wanted, os.SEEK_CUR)
 
-  def read(storage: _Storage) -> bytes:
-    file.seek(places[storage.key])
-    return file.read(storage.size * storage.dtype.itemsize)
+  def read(tensor: _Tensor) -> bytes:
+    file.seek(places[tensor.key])
+    return file.read(tensor.storage_bytes)
 
-  return _entries(state, read)
+  return {name: tensor.entry(functools.partial(read, tensor)) for name, tensor in tensors.items()}
 
 
-def _items(state: Any):
+def _tensors(state: Any) -> dict[str, _Tensor]:
+  """What a state dict says of its tensors, each of which lies within the storage that it says it has."""
   if not isinstance(state, dict) or not state:
-    raise _Wrong("its pickle holds no state dict")
-  return state.items()
+    raise ValueError("its pickle holds no state dict")
+  return {name: _tensor(name, value) for name, value in state.items()}
 
 
-def _unwrap(value: Any) -> pickles.Call:
-  """A tensor's call, taken out of the parameter around it."""
+def _tensor(name: Any, value: Any) -> _Tensor:
   while isinstance(value, pickles.Call) and value.name in _PARAMETERS and value.arguments:
-    value = value.arguments[0]
-  if not isinstance(value, pickles.Call) or value.name not in _TENSORS or len(value.arguments) < 4:
-    raise _Wrong("its state dict holds what is no tensor: save model.state_dict() alone")
-  return value
-
-
-def _natural(value: Any) -> bool:
-  return type(value) is int and value >= 0
-
-
-def _storage(value: Any) -> _Storage:
-  """('storage', type, key, device, size in elements[, None]), as torch writes it."""
-  found = value.id if isinstance(value, pickles.Persistent) else ()
-  if (
-    not isinstance(found, tuple) or len(found) not in (5, 6) or found[0] != "storage" or found[5:] not in ((), (None,))
-  ):
-    raise _Wrong("a tensor refers to no storage of torch")
-  kind, key, size = found[1], found[2], found[4]
-  dtype = (_TYPES | _LONGS).get(kind.name if isinstance(kind, pickles.Global) else "")
-  if dtype is None or not isinstance(key, str) or not _natural(size):
-    raise _Wrong("a tensor refers to no storage of torch")
-  return _Storage(key, np.dtype(dtype), size)
-
-
-def _entries(state: Any, read: Callable[[_Storage], bytes]) -> dict[str, Entry]:
-  entries = {}
-  for name, value in _items(state):
-    if not isinstance(name, str):
-      raise _Wrong("a tensor's name is no text")
-    where, offset, shape, strides = _unwrap(value).arguments[:4]
-    storage = _storage(where)
-    numbers_fit = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)
-    if not numbers_fit or not all(map(_natural, (offset, *shape, *strides))):
-      raise _Wrong(f"{name} has no proper shape")
-    last = offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
-    if 0 in shape or last >= storage.size:
-      raise _Wrong(f"{name} {shape} reaches past its storage of {storage.size} elements")
-    entries[name] = Entry(shape, storage.dtype.name, _reader(read, storage, offset, shape, strides))
-  return entries
-
-
-def _reader(read, storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]):
-  def tensor() -> np.ndarray:
-    elements = np.frombuffer(read(storage), storage.dtype)[offset:]
-    steps = [stride * storage.dtype.itemsize for stride in strides]
-    return np.lib.stride_tricks.as_strided(elements, shape, steps, writeable=False)
-
-  return tensor
+    value = value.arguments[0]  # the tensor of a parameter
+  match name, value:
+    case str(), pickles.Call(function, (storage, offset, shape, strides, *_)) if function in _TENSORS:
+      pass
+    case _:
+      raise ValueError("its state dict holds what is no tensor: save model.state_dict() alone")
+  match storage:  # as torch writes it, with its device at the end
+    case pickles.Persistent(("storage", pickles.Global(kind), str(key), _, size, *rest)) if kind in _TYPES and rest in (
+      [],
+      [None],
+    ):
+      dtype = np.dtype(_TYPES[kind])
+    case _:
+      raise ValueError(f"{name} refers to no storage of torch")
+  placed = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)
+  if not placed or any(type(number) is not int or number < 0 for number in (size, offset, *shape, *strides)):
+    raise ValueError(f"{name} has no proper shape")
+  last = offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
+  if 0 in shape or last >= size:
+    raise ValueError(f"{name} {shape} reaches past its storage of {size} elements")
+  return _Tensor(key, size, dtype, shape, offset * dtype.itemsize, tuple(stride * dtype.itemsize for stride in strides))

@@ -1,12 +1,13 @@
 """Named tensors: trees as flat names, their digest, and safetensors files by safetensors' own library."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +15,7 @@ import numpy as np
 
 from rmam_jax.runtime.errors import UserError
 
-# How safetensors names the types that are read here.
-DTYPES = {"F16": "float16", "F32": "float32", "F64": "float64"}
+DTYPES = {"F16": "float16", "F32": "float32", "F64": "float64"}  # that are read here, as safetensors names them
 
 
 class Entry(NamedTuple):
@@ -60,13 +60,25 @@ def check_shapes(entries: Mapping[str, Entry], wanted: Mapping[str, tuple[int, .
       raise UserError(f"{path}: {name} {tuple(shape)} is missing")
     if entries[name].shape != tuple(shape):
       raise UserError(f"{path}: {name} has the shape {entries[name].shape}, not {tuple(shape)}")
-  extra = sorted(set(entries) - set(wanted))
-  if extra:
+  if extra := sorted(set(entries) - set(wanted)):
     raise UserError(f"{path}: {extra[0]} {entries[extra[0]].shape} is not expected there")
 
 
-def read(entries: Mapping[str, Entry], names, path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Tensors as finite float32, those of `names`.
+@contextlib.contextmanager
+def reported_damage(path: pathlib.Path) -> Iterator[None]:
+  """Within, whatever is wrong with a file becomes a `UserError` that names it; libraries raise errors of many kinds."""
+  try:
+    yield
+  except UserError:
+    raise
+  except ValueError as error:
+    raise UserError(f"{path}: {error}") from error
+  except Exception as error:
+    raise UserError(f"{path} is damaged or cut short ({error}): fetch it again") from error
+
+
+def read(entries: Mapping[str, Entry], names: Iterable[str], path: pathlib.Path) -> dict[str, np.ndarray]:
+  """The tensors of these names as finite float32.
 
   Raises:
     UserError: names the file and the tensor.
@@ -75,7 +87,8 @@ def read(entries: Mapping[str, Entry], names, path: pathlib.Path) -> dict[str, n
   for name in names:
     if entries[name].dtype not in DTYPES.values():
       raise UserError(f"{path}: {name} is of type {entries[name].dtype}, not one of {', '.join(DTYPES.values())}")
-    found[name] = np.asarray(entries[name].read(), np.float32)
+    with reported_damage(path):
+      found[name] = np.asarray(entries[name].read(), np.float32)
     if not np.isfinite(found[name]).all():
       raise UserError(f"{path}: {name} holds values that are not finite")
   return found
@@ -90,18 +103,15 @@ def open_safetensors(path: pathlib.Path) -> Iterator[tuple[dict[str, Entry], dic
   """
   import safetensors
 
-  try:
+  with reported_damage(path):
     file = safetensors.safe_open(path, "np")
-  except safetensors.SafetensorError as error:
-    raise UserError(f"{path} is no whole safetensors file ({error})") from error
-  with file as opened:
-
-    def entry(name: str) -> Entry:
-      piece = opened.get_slice(name)
-      dtype = piece.get_dtype()
-      return Entry(tuple(piece.get_shape()), DTYPES.get(dtype, dtype), lambda: opened.get_tensor(name))
-
-    yield {name: entry(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118 -- no mapping
+  with file:
+    entries = {}
+    for name in file.keys():  # noqa: SIM118 -- no mapping
+      piece = file.get_slice(name)
+      dtype, read_one = piece.get_dtype(), functools.partial(file.get_tensor, name)
+      entries[name] = Entry(tuple(piece.get_shape()), DTYPES.get(dtype, dtype), read_one)
+    yield entries, file.metadata() or {}
 
 
 def write_safetensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
@@ -112,11 +122,10 @@ def write_safetensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray], met
   """
   import safetensors.numpy
 
-  draft = None
+  arrays, draft = {name: np.ascontiguousarray(array) for name, array in tensors.items()}, None
   try:
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     safetensors.numpy.save_file(arrays, draft, metadata)
     os.chmod(draft, 0o644)
     os.replace(draft, path)

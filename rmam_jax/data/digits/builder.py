@@ -22,63 +22,47 @@ _CHUNK = 100  # scenes drawn by one task
 _SERIAL_CHUNKS = 20  # up to so many, starting workers costs more than it saves
 
 
-def _encode(image: np.ndarray) -> bytes:
-  encoded = io.BytesIO()
-  Image.fromarray(image).save(encoded, "PNG", compress_level=1)
-  return encoded.getvalue()
-
-
-def _example(setting: scenes.Setting, split: str, index: int) -> dict:
-  image, classes, boxes = scenes.draw_scene(setting, split, index)
-  top, left, bottom, right = (boxes / setting.size).T
-  return {
-    "image": _encode(image),
-    "image/filename": f"{split}_{index:06d}.png",
-    "labels": np.unique(classes),
-    "objects": [
-      {"label": label, "bbox": tfds.features.BBox(*map(float, box))}
-      for label, box in zip(classes, zip(top, left, bottom, right, strict=True), strict=True)
-    ],
-  }
-
-
 def _examples(setting: scenes.Setting, split: str, indices: range) -> list[dict]:
-  return [_example(setting, split, index) for index in indices]
-
-
-class DigitsConfig(tfds.core.BuilderConfig):
-  """A builder configuration that carries its setting."""
-
-  def __init__(self, name: str, setting: scenes.Setting):
-    super().__init__(name=name, description=f"Scenes of {setting.size} x {setting.size} pixels.")
-    self.setting = setting
+  examples = []
+  for index in indices:
+    image, classes, boxes = scenes.draw_scene(setting, split, index)
+    encoded = io.BytesIO()
+    Image.fromarray(image).save(encoded, "PNG", compress_level=1)
+    shares = [tfds.features.BBox(*map(float, box)) for box in boxes / setting.size]
+    examples.append(
+      {
+        "image": encoded.getvalue(),
+        "image/filename": f"{split}_{index:06d}.png",
+        "labels": np.unique(classes),
+        "objects": [{"label": label, "bbox": box} for label, box in zip(classes, shares, strict=True)],
+      }
+    )
+  return examples
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
   """Multi-label scenes of handwritten digits on photographs, with boxes."""
 
   VERSION = tfds.core.Version("1.0.0")
-  BUILDER_CONFIGS: ClassVar = [DigitsConfig(name, setting) for name, setting in scenes.SETTINGS.items()]
+  BUILDER_CONFIGS: ClassVar = [
+    tfds.core.BuilderConfig(name=name, description=f"Scenes of {setting.size} x {setting.size} pixels.")
+    for name, setting in scenes.SETTINGS.items()
+  ]
 
   def _info(self) -> tfds.core.DatasetInfo:
-    setting = self.builder_config.setting
+    setting, features = scenes.SETTINGS[self.builder_config.name], tfds.features
     names = setting.classes
     return self.dataset_info_from_configs(
-      description=(letters if setting.source else scenes).__doc__,
+      description=(letters if setting.source else scenes).__doc__,  # part of a prepared data set's digest
       license="Photograph in the public domain (US Navy); fonts under the licences of DejaVu and STIX"
       if setting.source
       else "Photographs CC BY 2.0 (Ian Griggs, Neil Kandalgaonkar); digits CC BY 4.0 (UCI optdigits)",
-      features=tfds.features.FeaturesDict(
+      features=features.FeaturesDict(
         {
-          "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
-          "image/filename": tfds.features.Text(),
-          "labels": tfds.features.Sequence(tfds.features.ClassLabel(names=names)),
-          "objects": tfds.features.Sequence(
-            {
-              "label": tfds.features.ClassLabel(names=names),
-              "bbox": tfds.features.BBoxFeature(),
-            }
-          ),
+          "image": features.Image(shape=(None, None, 3), encoding_format="png"),
+          "image/filename": features.Text(),
+          "labels": features.Sequence(features.ClassLabel(names=names)),
+          "objects": features.Sequence({"label": features.ClassLabel(names=names), "bbox": features.BBoxFeature()}),
         }
       ),
     )
@@ -88,21 +72,19 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     return {split: self._generate_examples(split) for split in scenes.SPLITS}
 
   def _generate_examples(self, split):
-    setting = self.builder_config.setting
+    setting = scenes.SETTINGS[self.builder_config.name]
     count = setting.train_scenes if split == "train" else setting.test_scenes
-    draw = functools.partial(_examples, setting, split)
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
     with contextlib.ExitStack() as stack:
-      drawn = map(draw, chunks)
+      run = map
       if len(chunks) > _SERIAL_CHUNKS:
         # Spawned workers: a forked copy of a process that runs jax may hang.
         spawn = multiprocessing.get_context("spawn")
-        drawn = stack.enter_context(futures.ProcessPoolExecutor(mp_context=spawn)).map(draw, chunks)
-      name = f"drawing digits/{self.builder_config.name} {split}"
-      bar = stack.enter_context(tqdm.tqdm(total=count, desc=name, unit=" scenes"))
-      for example in itertools.chain.from_iterable(drawn):
+        run = stack.enter_context(futures.ProcessPoolExecutor(mp_context=spawn)).map
+      drawn = itertools.chain.from_iterable(run(functools.partial(_examples, setting, split), chunks))
+      title = f"drawing digits/{self.builder_config.name} {split}"
+      for example in tqdm.tqdm(drawn, title, count, unit=" scenes"):
         yield example["image/filename"], example
-        bar.update()
 
 
 def prepare(setting: str, root: pathlib.Path) -> None:

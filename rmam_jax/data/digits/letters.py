@@ -11,6 +11,7 @@ import pathlib
 import string
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 CLASSES = tuple(string.ascii_uppercase)
 SIDE = 8  # pixels, as the digits have
@@ -18,20 +19,10 @@ _DRAWN = 64  # pixels of a glyph's height before it is made small
 
 # Each split's fonts.
 _FONTS = {
-  "train": (
-    "DejaVuSans",
-    "DejaVuSans-Bold",
-    "DejaVuSans-Oblique",
-    "DejaVuSansMono",
-    "DejaVuSansMono-Bold",
-    "DejaVuSerif",
-    "DejaVuSerif-Italic",
-    "STIXGeneral",
-    "STIXGeneralBol",
-    "STIXGeneralItalic",
-  ),
-  "validation": ("DejaVuSansMono-Oblique", "STIXGeneralBolIta"),
-  "test": ("DejaVuSans-BoldOblique", "DejaVuSerif-Bold", "DejaVuSansMono-BoldOblique"),
+  "train": "DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSansMono DejaVuSansMono-Bold DejaVuSerif"
+  " DejaVuSerif-Italic STIXGeneral STIXGeneralBol STIXGeneralItalic",
+  "validation": "DejaVuSansMono-Oblique STIXGeneralBolIta",
+  "test": "DejaVuSans-BoldOblique DejaVuSerif-Bold DejaVuSansMono-BoldOblique",
 }
 
 
@@ -41,10 +32,8 @@ def _shipped() -> pathlib.Path:
   return pathlib.Path(matplotlib.get_data_path())
 
 
-def _glyph(letter: str, font) -> np.ndarray:
+def _glyph(letter: str, font: ImageFont.FreeTypeFont) -> np.ndarray:
   """A letter as high or as wide as its square, whichever is more, and centred in it: uint8 [SIDE, SIDE]."""
-  from PIL import Image, ImageDraw
-
   left, top, right, bottom = font.getbbox(letter)
   side = max(right - left, bottom - top)
   drawn = Image.new("L", (side, side))
@@ -56,9 +45,7 @@ def _glyph(letter: str, font) -> np.ndarray:
 @functools.cache
 def samples(split: str) -> tuple[np.ndarray, np.ndarray]:
   """The letters of one split, large and small: images uint8 [n, SIDE, SIDE] and their classes int [n]."""
-  from PIL import ImageFont
-
-  fonts = [ImageFont.truetype(_shipped() / "fonts" / "ttf" / f"{name}.ttf", _DRAWN) for name in _FONTS[split]]
+  fonts = [ImageFont.truetype(_shipped() / "fonts" / "ttf" / f"{name}.ttf", _DRAWN) for name in _FONTS[split].split()]
   glyphs = [_glyph(letter, font) for font in fonts for letter in CLASSES + tuple(string.ascii_lowercase)]
   return np.stack(glyphs), np.arange(len(glyphs)) % len(CLASSES)
 
@@ -66,7 +53,5 @@ def samples(split: str) -> tuple[np.ndarray, np.ndarray]:
 @functools.cache
 def photographs() -> tuple[np.ndarray, ...]:
   """The backgrounds: one photograph, uint8 [600, 512, 3]."""
-  from PIL import Image
-
   with Image.open(_shipped() / "sample_data" / "grace_hopper.jpg") as image:
     return (np.asarray(image.convert("RGB")),)

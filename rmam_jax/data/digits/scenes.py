@@ -15,6 +15,7 @@ import dataclasses
 import functools
 
 import numpy as np
+from PIL import Image
 
 from rmam_jax.data.digits import letters
 
@@ -85,26 +86,20 @@ def background_columns(split: str, width: int) -> tuple[int, int]:
 
 
 def _background(rng: np.random.Generator, photographs: tuple[np.ndarray, ...], split: str, size: int) -> np.ndarray:
-  from PIL import Image
-
   photograph = photographs[rng.integers(len(photographs))]
   first, last = background_columns(split, photograph.shape[1])
   side = rng.integers(64, min(last - first, 2 * size) + 1)
   left = rng.integers(first, last - side + 1)
   top = rng.integers(0, photograph.shape[0] - side + 1)
-  patch = Image.fromarray(photograph).resize(
-    (size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
-  )
+  box = left, top, left + side, top + side
+  patch = Image.fromarray(photograph).resize((size, size), Image.Resampling.BILINEAR, box=box)
   return np.asarray(patch, np.float32) * rng.uniform(0.5, 0.65)
 
 
 def _paint(scene: np.ndarray, glyph: np.ndarray, top: int, left: int, size: int, colour: np.ndarray) -> None:
-  from PIL import Image
-
   stretched = Image.fromarray(glyph).resize((size, size), Image.Resampling.BICUBIC)
-  opacity = np.asarray(stretched, np.float32)[..., None] / 255
   window = scene[top : top + size, left : left + size]
-  window += opacity * (colour - window)
+  window += np.asarray(stretched, np.float32)[..., None] / 255 * (colour - window)
 
 
 def _place(rng, boxes, size, low, high, tries=20):
@@ -122,20 +117,20 @@ def draw_scene(setting: Setting, split: str, index: int) -> tuple[np.ndarray, np
     The image, uint8 [size, size, 3]; the class of each object, int [n]; and its box in pixels, int [n, 4] as
     (top, left, bottom, right), bottom and right exclusive.
   """
-  world = (letters.samples, letters.photographs) if setting.source else (digit_samples, _photographs)
-  # A source's scene is another one than that of the same index beside it.
+  samples, photographs = (letters.samples, letters.photographs) if setting.source else (digit_samples, _photographs)
+  # Scenes of letters are drawn from other random numbers than the scenes of digits with the same index.
   rng = np.random.default_rng([SPLITS.index(split), index, setting.size, *([1] if setting.source else [])])
-  images, classes = world[0](split)
-  scene = _background(rng, world[1](), split, setting.size)
-  for _ in range(rng.integers(setting.clutter[0], setting.clutter[1] + 1)):
+  images, classes = samples(split)
+  scene = _background(rng, photographs(), split, setting.size)
+  for _ in range(rng.integers(*setting.clutter, endpoint=True)):
     y, x = rng.integers(0, 5, 2)
     fragment = images[rng.integers(len(images))][y : y + 4, x : x + 4]
-    size = int(rng.integers(setting.fragment_size[0], setting.fragment_size[1] + 1))
+    size = int(rng.integers(*setting.fragment_size, endpoint=True))
     top, left = rng.integers(0, setting.size - size + 1, 2)
     _paint(scene, np.ascontiguousarray(fragment), top, left, size, rng.uniform(0.4, 1, 3) * 255)
   labels, boxes = [], []
-  for _ in range(rng.integers(setting.objects[0], setting.objects[1] + 1)):
-    size = int(rng.integers(setting.object_size[0], setting.object_size[1] + 1))
+  for _ in range(rng.integers(*setting.objects, endpoint=True)):
+    size = int(rng.integers(*setting.object_size, endpoint=True))
     corner = _place(rng, boxes, size, MARGIN, setting.size - MARGIN)
     if corner is None:  # crowded out: the scene has one object fewer
       continue

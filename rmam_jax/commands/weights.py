@@ -1,0 +1,67 @@
+"""Looks into files of weights, converts them, and exports trained models.
+
+    rmam-jax weights FILE                          what the file is and every tensor in it
+    rmam-jax weights FILE --out=NEW.safetensors    converts it
+    rmam-jax weights export WORKDIR OUT            a trained model as a folder to publish
+
+Nothing that a file contains is run.
+"""
+
+import pathlib
+
+from absl import app, flags
+
+from rmam_jax import commands
+from rmam_jax.runtime.errors import UserError
+from rmam_jax.training import exported
+from rmam_jax.weights import files as weight_files
+from rmam_jax.weights import tensors
+
+_OUT = flags.DEFINE_string("out", None, "Where to write the converted weights, as safetensors.")
+
+
+def describe(path: pathlib.Path) -> None:
+  """Prints what a file is, its tensors, its preprocessing and its checksum; raises as `weight_files.read`."""
+  sha256 = weight_files.checksum(path)
+  with weight_files.open_weights(path) as (entries, metadata):
+    rows = [(name, "x".join(map(str, entry.shape)), entry.dtype) for name, entry in entries.items()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+      print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(f"sha256      {sha256}")
+    if metadata.get("format") == weight_files.FORMAT:
+      print(f"converted by rmam_jax from a file of sha256 {metadata.get('source_sha256')}")
+    else:
+      layout = weight_files.recognize(entries)
+      tensors.check_shapes(entries, layout.shapes, path)
+      kind, _, digits = layout.checksum.partition(":")
+      if not digits:
+        published = "unknown: no checksum of such a file is known here"
+      elif weight_files.checksum(path, kind) == digits:
+        published = f"yes: its {kind} is the published one"
+      else:
+        published = f"no: the published file has the {kind} {digits}"
+      print(f"published   {published}")
+  weights = weight_files.read(path)
+  print(f"what        {weights.title}")
+  print(f"pixel_mean  {weights.pixel_mean}  red, green, blue in 0..255")
+  print(f"pixel_std   {weights.pixel_std}")
+  print(f"fc6         {'yes: it can begin W_fx' if 'fc6/kernel' in weights.tensors else 'no'}")
+
+
+def main(argv: list[str]) -> None:
+  exporting = argv[1:2] == ["export"]
+  if len(argv) != (4 if exporting else 2) or (exporting and _OUT.value):
+    raise app.UsageError("give FILE [--out=NEW.safetensors], or export WORKDIR OUT")
+  with commands.reported_errors():
+    if exporting:
+      exported.export(pathlib.Path(argv[2]), pathlib.Path(argv[3]))
+      print(f"wrote {argv[3]}")
+    elif _OUT.value:
+      out = pathlib.Path(_OUT.value)
+      if out.suffix != ".safetensors" or out.exists():
+        raise UserError(f"--out={out}: name a file that does not exist yet and ends in .safetensors")
+      weight_files.write(out, weight_files.read(pathlib.Path(argv[1])))
+      print(f"wrote {out}")
+    else:
+      describe(pathlib.Path(argv[1]))
