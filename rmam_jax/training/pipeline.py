@@ -30,9 +30,7 @@ class Phase(NamedTuple):
   title: str  # printed when it begins
   folder: pathlib.Path  # its workdir
   config: ml_collections.ConfigDict  # where another phase chooses, without the epochs that are not yet known
-  chosen_in: pathlib.Path | None = (
-    None  # the workdir whose epochs, region proposal network and selection it carries over
-  )
+  chosen_in: pathlib.Path | None = None  # the workdir of the phase that chose its epochs and its selection
   control: str = ""  # the head that it trains beside the run's own
 
 
