@@ -11,9 +11,8 @@ from test_training import tiny_config
 from rmam_jax import recognizer
 from rmam_jax.data import splits
 from rmam_jax.data.splits import open_split
-from rmam_jax.evaluation import output_cache, report, svm
 from rmam_jax.evaluation import outputs as outputs_lib
-from rmam_jax.evaluation import regions as regions_lib
+from rmam_jax.evaluation import report, svm
 from rmam_jax.evaluation import scores as scores_lib
 from rmam_jax.evaluation import selection as selection_lib
 from rmam_jax.evaluation import views as views_lib
@@ -108,7 +107,7 @@ def test_windows_differ_from_cropped_pixels_at_their_border_only(small, data_roo
 
 def test_the_centre_window_s_places_are_those_of_the_pixels_crop():
   points = np.random.default_rng(0).uniform(-1, 1, (5, 2))
-  found = regions_lib.view_to_image(points, image_size=SIZE, crop_size=CROP, stride=STRIDE)
+  found = views_lib.view_to_image(points, image_size=SIZE, crop_size=CROP, stride=STRIDE)
   cells = (points + 1) * (CROP // STRIDE - 1) / 2 + 2  # the window begins at cell 2 of the whole map
   whole = cells / (SIZE // STRIDE - 1) * 2 - 1
   np.testing.assert_allclose(found, spatial_transformer.map_to_pixels(whole, SIZE // STRIDE, STRIDE) / SIZE, atol=1e-6)
@@ -173,14 +172,14 @@ def count_forwards(monkeypatch, fail_at=None):
 def extract(folder, small, split, key):
   _, params, _, forward = small
   data = tiny_config(".").data
-  return output_cache.extract(folder, key, forward, params, split, data=data, batch_size=10, progress="")
+  return outputs_lib.extract(folder, key, forward, params, split, data=data, batch_size=10, progress="")
 
 
 def test_extraction_that_was_stopped_goes_on(small, data_root, tmp_path, monkeypatch):
-  monkeypatch.setattr(output_cache, "CHUNK", 20)
+  monkeypatch.setattr(outputs_lib, "CHUNK", 20)
   _, params, _, forward = small
   split = open_split(tiny_config(data_root).data, "test")
-  key = output_cache.make_key(tiny_config(data_root), split, output_cache.digest_params(params))
+  key = outputs_lib.make_key(tiny_config(data_root), split, outputs_lib.digest_params(params))
   whole = outputs_lib.compute_outputs(forward, params, split, data=tiny_config(".").data, batch_size=10)
   with monkeypatch.context() as patch:
     count_forwards(patch, fail_at=3)
@@ -204,8 +203,8 @@ def test_extraction_that_was_stopped_goes_on(small, data_root, tmp_path, monkeyp
 def test_features_of_something_else_are_noticed_and_computed_again(small, data_root, tmp_path, monkeypatch, capsys):
   _, params, _, _ = small
   config, split = tiny_config(data_root), open_split(tiny_config(data_root).data, "test")
-  digest = output_cache.digest_params(params)
-  key = output_cache.make_key(config, split, digest)
+  digest = outputs_lib.digest_params(params)
+  key = outputs_lib.make_key(config, split, digest)
   extract(tmp_path / "f", small, split, key)
   seen = count_forwards(monkeypatch)
   changed = jax.tree.map(np.array, params)
@@ -214,9 +213,9 @@ def test_features_of_something_else_are_noticed_and_computed_again(small, data_r
   other_split = open_split(tiny_config(data_root).data, "test", 20)
   other_config = tiny_config(data_root, **{"evaluation.feature": "h"})
   for name, other in (
-    ("checkpoint", output_cache.make_key(config, split, output_cache.digest_params(changed))),
-    ("images, records", output_cache.make_key(config, other_split, digest)),
-    ("feature, images, records", output_cache.make_key(other_config, split, digest)),
+    ("checkpoint", outputs_lib.make_key(config, split, outputs_lib.digest_params(changed))),
+    ("images, records", outputs_lib.make_key(config, other_split, digest)),
+    ("feature, images, records", outputs_lib.make_key(other_config, split, digest)),
   ):
     seen.clear()
     extract(tmp_path / "f", small, other_split if other["images"] == len(other_split) else split, other)
@@ -260,7 +259,7 @@ def test_any_changed_label_changes_a_split_s_digest():
 
 def test_a_damaged_chunk_is_named(small, data_root, tmp_path):
   split = open_split(tiny_config(data_root).data, "test")
-  key = output_cache.make_key(tiny_config(data_root), split, "")
+  key = outputs_lib.make_key(tiny_config(data_root), split, "")
   extract(tmp_path / "f", small, split, key)
   chunk = next((tmp_path / "f").glob("*.npz"))
   chunk.write_bytes(chunk.read_bytes()[:-100])
@@ -269,7 +268,7 @@ def test_a_damaged_chunk_is_named(small, data_root, tmp_path):
 
 
 def test_an_evaluation_chooses_before_it_sees_the_test_split(workdir, monkeypatch):
-  extract = output_cache.extract
+  extract = outputs_lib.extract
   (workdir / "selection.json").unlink()
 
   def blind(folder, key, forward, params, split, **options):
@@ -277,10 +276,10 @@ def test_an_evaluation_chooses_before_it_sees_the_test_split(workdir, monkeypatc
       raise KeyboardInterrupt
     return extract(folder, key, forward, params, split, **options)
 
-  monkeypatch.setattr(output_cache, "extract", blind)
+  monkeypatch.setattr(outputs_lib, "extract", blind)
   with pytest.raises(KeyboardInterrupt):
     evaluate.evaluate(workdir)
-  monkeypatch.setattr(output_cache, "extract", extract)
+  monkeypatch.setattr(outputs_lib, "extract", extract)
   chosen = json.loads((workdir / "selection.json").read_text())
   assert chosen["chosen_on"] == "digits/tiny validation"
   assert chosen["svm_c"] == float(max(sorted(chosen["svm_mAP"], key=float), key=chosen["svm_mAP"].get))

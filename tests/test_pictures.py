@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from rmam_jax.visual import figures, pictures
+from rmam_jax.visual import pictures
 
 
 def read(path):
@@ -55,16 +55,16 @@ def test_figure_1_shows_the_winning_regions_in_their_labels_colours(tmp_path):
     pictures.Verdict(r"$\frac$ mouse", 0.8, True, False, 1),
     pictures.Verdict("dog", 0.2, False, True, 2),  # it was not given: neither region nor label
   ]
-  figures.regions_and_labels(tmp_path / "one.png", [pictures.Panel(r"a $\frac$", image, boxes, verdicts)])
+  pictures.regions_and_labels(tmp_path / "one.png", [pictures.Panel(r"a $\frac$", image, boxes, verdicts)])
   assert [has(tmp_path / "one.png", pictures.colour(step)) for step in range(3)] == [True, True, False]
 
 
 def test_figure_5_has_ours_in_green_above_others_in_blue(tmp_path):
   image = np.full((64, 64, 3), 128, np.uint8)
   panel = pictures.Panel("a picture", image, np.array([[0.1, 0.1, 0.4, 0.4]]), [])
-  figures.regions_and_others(tmp_path / "five.png", [panel] * 3, [np.array([[0.5, 0.5, 0.9, 0.9]])] * 3, "others")
+  pictures.regions_and_others(tmp_path / "five.png", [panel] * 3, [np.array([[0.5, 0.5, 0.9, 0.9]])] * 3, "others")
   pixels = read(tmp_path / "five.png")
-  for colour, upper in ((figures.OURS, True), (figures.OTHERS, False)):
+  for colour, upper in ((pictures.OURS, True), (pictures.OTHERS, False)):
     rows, _ = np.nonzero(near(pixels, colour))
     assert len(rows)
     assert ((rows < len(pixels) / 2) == upper).all()

@@ -17,10 +17,9 @@ from PIL import Image
 import rmam_jax
 from configs import digits
 from rmam_jax.data import splits
-from rmam_jax.evaluation import metrics
+from rmam_jax.evaluation import calibration, metrics
 from rmam_jax.evaluation import outputs as outputs_lib
-from rmam_jax.evaluation import regions as regions_lib
-from rmam_jax.evaluation import thresholds as thresholds_lib
+from rmam_jax.evaluation import views as views_lib
 from rmam_jax.inference import predict_files, predictor
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError
@@ -92,7 +91,7 @@ def test_predictions_are_the_evaluation_s(small, scenes, data_root):
     for k, region in enumerate(found.regions):
       assert (region.step, region.label) == (k + 1, NAMES[theirs.region_scores[k, index].argmax()])
       s, t = theirs.thetas[k, index, :2], theirs.thetas[k, index, 2:]
-      corners = regions_lib.view_to_image(np.stack([t - s, t + s]), image_size=72, crop_size=64, stride=4)
+      corners = views_lib.view_to_image(np.stack([t - s, t + s]), image_size=72, crop_size=64, stride=4)
       np.testing.assert_allclose(np.array(region.box) / 72, np.clip(corners, 0, 1).ravel(), atol=1e-5)
 
 
@@ -175,7 +174,7 @@ def test_an_endless_stream_is_read_a_few_batches_ahead(small, scenes):
 
 
 def test_thresholds_by_hand():
-  make_thresholds = functools.partial(thresholds_lib.make_thresholds, "sigmoid", top_k=3)
+  make_thresholds = functools.partial(calibration.make_thresholds, "sigmoid", top_k=3)
   scores = np.log([[0.2, 0.6, 0.8, 0.4]]) - np.log(
     1 - np.array([[0.2, 0.6, 0.8, 0.4]])
   )  # probability -> sigmoid's score
@@ -195,7 +194,7 @@ def test_thresholds_by_hand():
   cool = make_thresholds({"temperature": 2.0})
   np.testing.assert_allclose(cool.probabilities(scores)[0, 2], 2 / 3, rtol=1e-5)  # odds of 4 become 2
 
-  make_thresholds = functools.partial(thresholds_lib.make_thresholds, "euclidean", top_k=3)
+  make_thresholds = functools.partial(calibration.make_thresholds, "euclidean", top_k=3)
   softmax = make_thresholds({})
   np.testing.assert_allclose(softmax.probabilities(scores).sum(), 1, rtol=1e-6)
   assert chosen(softmax) == [0, 1, 1, 1]  # the top three

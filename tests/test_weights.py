@@ -248,7 +248,7 @@ def test_harm_in_the_pickles_before_the_state_dict_is_refused_too(part, tmp_path
   values = [MAGIC, PROTOCOL, SYSTEM]
   values[part] = Harmful(made)
   (tmp_path / "x.pth").write_bytes(b"".join(pickle.dumps(value, 2) for value in values))
-  _refused(tmp_path / "x.pth", "refused: its pickle .*refers to posix.mkdir" if part else "no state dict of torch")
+  _refused(tmp_path / "x.pth", "refused: its pickle .*refers to posix.mkdir" if part else "not a state dict of torch")
   assert not made.exists()
 
 
@@ -293,7 +293,7 @@ TWO = np.array([1, 2], "<f4").tobytes()
       "refused: vgg/data.pkl is compressed",
     ),
     (lambda p: zip_layout(p, pickle.dumps([1], 2)), "holds no state dict"),
-    (lambda p: zip_layout(p, pickle.dumps({"w": 1}, 2)), "holds what is no tensor"),
+    (lambda p: zip_layout(p, pickle.dumps({"w": 1}, 2)), "has an entry that is not a tensor"),
     (lambda p: zip_layout(p, b"X\xff\xff\xff\xffabc."), "refused: its pickle is not one of a state dict"),
     (lambda p: zip_layout(p, b"\x80\x02]q\x00"), "refused: "),
     (
@@ -302,12 +302,12 @@ TWO = np.array([1, 2], "<f4").tobytes()
     ),
     (lambda p: legacy_layout(p, storage_pickle(size=1 << 40), KEYS + (1 << 40).to_bytes(8, "little")), "truncated"),
     (lambda p: legacy_layout(p, storage_pickle(), KEYS + (3).to_bytes(8, "little") + TWO), "another size"),
-    (lambda p: legacy_layout(p, storage_pickle(), pickle.dumps([], 2)), "list of storages is not that of its tensors"),
+    (lambda p: legacy_layout(p, storage_pickle(), pickle.dumps([], 2)), "list of storages does not match its tensors"),
     (lambda p: zip_layout(p, storage_pickle(), [("data/0", TWO[:7])]), "storage 0 of w is of 7 bytes, not 8"),
     (lambda p: zip_layout(p, storage_pickle()), "storage 0 of w is missing"),
     (
       lambda p: legacy_layout(p, two_of_one_storage(2, 1 << 40), KEYS + (2).to_bytes(8, "little") + TWO),
-      "w2 says another size of storage 0",
+      "w2 disagrees with earlier tensors on the size of storage 0",
     ),
     (lambda p: p.write_text("not found\n"), "no state dict of torch in either layout"),
     (lambda p: p.write_bytes(b""), "no state dict of torch in either layout"),
@@ -446,7 +446,7 @@ def test_weights_that_do_not_fit_leave_no_workdir(tmp_path, data_root):
   config = tiny_config(data_root, weights=str(tmp_path / "w.safetensors"))
   with pytest.raises(
     ValueError,
-    match=r"another backbone than model\.backbone 'vgg_thin': block2_conv1/bias is \(6,\) there and \(8,\) in",
+    match=r"does not fit model\.backbone 'vgg_thin': block2_conv1/bias is \(6,\) there and \(8,\) in",
   ):
     loop.train(config, tmp_path / "run")
   config.weights = ""
@@ -734,7 +734,7 @@ def test_fc6_equals_the_others_first_dense_layer(source, tmp_path, convolutions,
 def test_torch_saves_what_is_refused(tmp_path):
   torch = pytest.importorskip("torch")
   torch.save({"state": {"w": torch.zeros(2)}}, tmp_path / "x.pth")
-  _refused(tmp_path / "x.pth", "holds what is no tensor")
+  _refused(tmp_path / "x.pth", "has an entry that is not a tensor")
   buffer = io.BytesIO()
   torch.save({"w": torch.zeros(2, 2).to_sparse()}, buffer)
   (tmp_path / "x.pth").write_bytes(buffer.getvalue())

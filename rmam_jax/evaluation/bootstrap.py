@@ -1,4 +1,4 @@
-"""How sure a difference in mAP is: the paired bootstrap over test images.
+"""How certain a difference in mAP is: the paired bootstrap over test images.
 
 Letters: N images, L classes, R resamples, S runs (seeds).
 """
@@ -31,10 +31,9 @@ def resample_counts(images: int, resamples: int = RESAMPLES, seed: int = 0) -> n
 
 
 def weighted_average_precisions(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-  """All-point average precision of one class, each image counted as often as a resample drew it.
+  """All-point average precision of one class, [R], each image counted as often as a resample drew it, weights [R, N].
 
-  Scores [N], of which equal ones count as one threshold, labels [N] of 0 and 1, weights [R, N] -> [R]; nan where a
-  resample drew no positive.
+  Equal scores count as one threshold. It is nan where a resample drew no positive.
   """
   order = np.argsort(-scores, kind="stable")
   last_of_equals = np.append(np.diff(scores[order]) != 0, True)
@@ -50,10 +49,7 @@ def weighted_average_precisions(scores: np.ndarray, labels: np.ndarray, weights:
 
 
 def resampled_maps(scores: np.ndarray, labels: np.ndarray, ignore: np.ndarray, weights: np.ndarray) -> np.ndarray:
-  """The mAP of each resample, over the classes of which it drew a positive.
-
-  Scores and labels [N, L], `ignore` bool [N, L] (labels that are neither), weights [R, N] of `resample_counts` -> [R].
-  """
+  """The mAP of each resample over the classes with a drawn positive: three [N, L], weights [R, N] -> [R]."""
   classes = range(scores.shape[1])
   every = [weighted_average_precisions(scores[:, c], labels[:, c], weights * ~ignore[:, c]) for c in classes]
   return np.nanmean(every, axis=0)
@@ -62,10 +58,8 @@ def resampled_maps(scores: np.ndarray, labels: np.ndarray, ignore: np.ndarray, w
 def paired_interval(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> Interval:
   """The difference of two methods, the mean over their runs; every run sees the same resamples.
 
-  The interval says what other test images would change. It does not say what other seeds would change: the spread
-  between seeds is printed beside it.
-
-  Each method is given as S arrays [R + 1] of mAPs: of the images as they are, then of the resamples.
+  Each method is S arrays [R + 1] of mAPs: of the images as they are, then of the resamples. The interval says what
+  other test images would change, but not what other seeds would: the spread between seeds is printed beside it.
   """
   difference = np.mean(first, axis=0) - np.mean(second, axis=0)
   low, high = np.percentile(difference[1:], [2.5, 97.5])

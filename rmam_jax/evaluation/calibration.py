@@ -1,31 +1,30 @@
-"""How far a score can be believed: a temperature and thresholds, chosen on one split, and reliability, measured on another.
+"""From scores to probabilities and labels: a temperature and thresholds, chosen on one split; reliability, on another.
 
-Letters: N images, L classes. Everywhere scores are [N, L], labels [N, L] of 0 and 1, and `ignore` is bool [N, L]: it
-marks labels that are neither present nor absent.
+Letters: N images, L classes. Scores are [N, L], labels [N, L] of 0 and 1, and `ignore` is bool [N, L]: it marks labels
+that are neither present nor absent.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import optimize
 
+from rmam_jax.evaluation import metrics
 from rmam_jax.ops import losses
-from rmam_jax.runtime.errors import check_name
+from rmam_jax.runtime.errors import UserError, check_name
 
 RULES = ("per_class", "global")
 _LOG_RANGE = (-5.0, 5.0)  # of the temperature
 
 
 def probabilities(scores: np.ndarray, kind: str, temperature: float = 1.0) -> np.ndarray:
-  """The probabilities [N, L] that scores stand for under the loss they were trained with, divided by a temperature."""
+  """Scores [..., L], divided by a temperature, as probabilities by the link of the loss they were trained with."""
   return np.asarray(losses.PROBABILITIES[kind](scores / temperature))
 
 
 def fit_temperature(scores: np.ndarray, labels: np.ndarray, ignore: np.ndarray, kind: str) -> float:
-  """The temperature T under which scores / T have the lowest loss `kind`, of `losses` (Guo et al., 2017).
-
-  That is the likelihood for "sigmoid", and a Brier score for "euclidean", Eq. 7-8.
-  """
+  """The temperature T under which scores / T have the lowest loss `kind`, of `losses` (Guo et al., 2017)."""
   scores = scores.astype(np.float32)
 
   def loss(log_temperature):
@@ -37,26 +36,18 @@ def fit_temperature(scores: np.ndarray, labels: np.ndarray, ignore: np.ndarray, 
 
 
 def best_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
-  """The threshold of highest F1 for scores [n] against labels [n]: half-way down to the next lower score.
-
-  Of equals the highest. Without positives no threshold is better than another: infinite, which predicts nothing.
-  """
-  positives = labels.sum()
-  if not positives:
+  """The threshold of highest F1, half-way to the next lower score, the highest if equal; infinite without positives."""
+  if not labels.any():
     return float("inf")
-  order = np.argsort(-scores, kind="stable")
-  ranked = scores[order].astype(np.float64)
-  last_of_equals = np.flatnonzero(np.append(np.diff(ranked) != 0, True))
-  f1 = 2 * np.cumsum(labels[order])[last_of_equals] / (last_of_equals + 1 + positives)
-  last = last_of_equals[f1.argmax()]
-  return float(ranked[last : last + 2].mean())
+  true, taken = metrics.by_threshold(scores, labels)
+  last = taken[(2 * true / (taken + labels.sum())).argmax()] - 1
+  return float(np.sort(scores)[::-1][last : last + 2].mean(dtype=np.float64))
 
 
 def fit_thresholds(scores: np.ndarray, labels: np.ndarray, ignore: np.ndarray, rule: str) -> np.ndarray:
-  """Thresholds [L] on the scores.
+  """Thresholds [L] on the scores: by the rule "global" one for all, of highest OF1; by "per_class" each of highest F1.
 
-  By the rule "global" it is one threshold, of highest OF1. By "per_class" it is each class's own, of highest F1; a class
-  without positives takes the global one.
+  A class without positives takes the global one.
   """
   check_name("evaluation.thresholds", rule, RULES)
   kept = ~ignore
@@ -89,3 +80,46 @@ def reliability(probability: np.ndarray, labels: np.ndarray, ignore: np.ndarray,
   counts, sums, hits = (np.bincount(index, weights, minlength=bins) for weights in (None, probability, present))
   divisor = np.where(counts > 0, counts, np.nan)
   return Reliability(counts, sums / divisor, hits / divisor)
+
+
+class Thresholds(NamedTuple):
+  """Which labels an image is given: those that pass all three limits."""
+
+  kind: str  # the classification loss that the scores were trained with
+  temperature: float
+  scores_from: float | np.ndarray  # the lowest score; a number or [L]
+  probabilities_from: float  # the lowest probability
+  top: int  # how many labels at most, the highest; 0 is no limit
+
+  def probabilities(self, scores: np.ndarray) -> np.ndarray:
+    """[..., L] -> float [..., L] in [0, 1]."""
+    return probabilities(scores, self.kind, self.temperature)
+
+  def chosen(self, scores: np.ndarray) -> np.ndarray:
+    """[N, L] -> bool [N, L]."""
+    high = (scores >= self.scores_from) & (self.probabilities(scores) >= self.probabilities_from)
+    return high & metrics.top_k_labels(scores, self.top or scores.shape[1])
+
+
+def make_thresholds(
+  kind: str, selection: Mapping[str, Any], *, top_k: int, top: int | None = None, threshold: float | None = None
+) -> Thresholds:
+  """The thresholds for scores that were trained with the classification loss `kind`.
+
+  A probability `threshold` that is given comes first; then the `thresholds` [L] of the selection, if it has them; then,
+  for a sigmoid, one half. A softmax shares out 1 among the labels of an image, so that none is high by itself: without
+  a threshold the `top_k` highest labels are given. An image is given at most `top` labels; 0 is no limit. Raises a
+  UserError for a negative `top`, and for a `threshold` that is no probability.
+  """
+  if top is not None and top < 0:
+    raise UserError(f"top must be 0 (no limit) or more, got {top}")
+  if threshold is not None and not 0 <= threshold <= 1:
+    raise UserError(f"threshold must be a probability between 0 and 1, got {threshold}")
+  scores_from: float | np.ndarray = -np.inf
+  if threshold is None and "thresholds" in selection:
+    scores_from = np.asarray(selection["thresholds"])
+  elif threshold is None and kind == "sigmoid":
+    threshold = 0.5
+  elif threshold is None and top is None:
+    top = top_k
+  return Thresholds(kind, float(selection.get("temperature", 1.0)), scores_from, threshold or 0.0, top or 0)

@@ -12,15 +12,16 @@ import numpy as np
 from rmam_jax.data.record import resolve_difficult
 from rmam_jax.ops.boxes import box_iou, clip_boxes
 
+F1_NAMES = ("CP", "CR", "CF1", "OP", "OR", "OF1")
 AP_METHODS = ("all_point", "interpolated", "eleven_point")
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray, method: str = "all_point") -> float:
   """Average precision of one class, in [0, 1], or nan without positives: scores [N], labels [N].
 
-  Equal scores count as one threshold, as in scikit-learn. The methods: "all_point", the mean of the precision at each
-  positive (scikit-learn's); "interpolated", with the precision made non-increasing first (VOC from 2010);
-  "eleven_point", the mean of the interpolated precision at recalls 0, 0.1, ... 1 (VOC 2007).
+  Equal scores count as one threshold. The methods: "all_point", the mean of the precision at each positive, as in
+  scikit-learn; "interpolated", with the precision made non-increasing first (VOC from 2010); "eleven_point", the mean
+  of the interpolated precision at recalls 0, 0.1, ... 1 (VOC 2007).
   """
   if method not in AP_METHODS:
     raise ValueError(f"method must be one of {', '.join(AP_METHODS)}, got {method!r}")
@@ -30,7 +31,8 @@ def average_precision(scores: np.ndarray, labels: np.ndarray, method: str = "all
   positives = int(labels.sum())
   if positives == 0:
     return float("nan")
-  true, precision = _by_threshold(scores, labels)
+  true, taken = by_threshold(scores, labels)
+  precision = true / taken
   if method != "all_point":
     precision = np.maximum.accumulate(precision[::-1])[::-1]
   if method == "eleven_point":
@@ -40,25 +42,20 @@ def average_precision(scores: np.ndarray, labels: np.ndarray, method: str = "all
   return float(np.diff(true, prepend=0) @ precision / positives)
 
 
-def _by_threshold(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """True positives and precision when all from some score on are taken: [N], [N] -> [T], [T], the highest score first."""
+def by_threshold(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """How many are right, and how many are taken, from each of T distinct scores up, the highest first: [T], [T]."""
   order = np.argsort(-scores, kind="stable")
-  true = np.cumsum(labels[order])
-  last_of_equals = np.append(np.diff(scores[order]) != 0, True)
-  true = true[last_of_equals]
-  return true, true / (np.flatnonzero(last_of_equals) + 1)
+  taken = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True)) + 1
+  return np.cumsum(labels[order])[taken - 1], taken
 
 
 def precision_recall_curve(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Recall and precision of one class at each distinct score, the highest first: [N], [N] -> [T], [T].
-
-  Both are in [0, 1], and empty without positives.
-  """
+  """Recall and precision of one class at each distinct score, the highest first, both empty without positives."""
   scores, labels = np.asarray(scores), np.asarray(labels)
   if not labels.sum():
     return np.zeros(0), np.zeros(0)
-  true, precision = _by_threshold(scores, labels)
-  return true / labels.sum(), precision
+  true, taken = by_threshold(scores, labels)
+  return true / labels.sum(), true / taken
 
 
 def average_precisions(
@@ -82,10 +79,7 @@ def mean_average_precision(precisions: np.ndarray) -> float:
 
 def top_k_labels(scores: np.ndarray, k: int) -> np.ndarray:
   """The k highest classes of each image, the first of equals: [N, L] -> bool [N, L]."""
-  order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-  chosen = np.zeros(scores.shape, bool)
-  np.put_along_axis(chosen, order, True, axis=1)
-  return chosen
+  return np.argsort(-scores, axis=1, kind="stable").argsort(axis=1) < k
 
 
 def _f1(precision, recall):
@@ -94,7 +88,7 @@ def _f1(precision, recall):
 
 
 def never_predicted(predicted: np.ndarray, ignore: np.ndarray) -> list[int]:
-  """The classes of which no label is predicted, bool [N, L], outside of those to ignore."""
+  """The classes that no image is given, of predictions bool [N, L]; ignored labels do not count."""
   return np.flatnonzero(~(predicted & ~ignore).any(axis=0)).tolist()
 
 
@@ -104,11 +98,8 @@ def precision_recall_f1(
   """Overall and per-class precision, recall and F1 (Eq. 15) of predictions, bool [N, L], against labels [N, L].
 
   Ignored labels are left out of every count. A class that is never predicted has precision 0; one without positives has
-  recall 0; F1 is 0 where both are. All classes count, as in the paper and in others' code.
-
-  Returns:
-    CP, CR, CF1, OP, OR, OF1 and macro_F1, in [0, 1]. CF1 is the harmonic mean of CP and CR, as printed; macro_F1 the
-    mean of the classes' F1, which some print as CF1.
+  recall 0; F1 is 0 where both are. All classes count, as in the paper and in others' code. CF1 is the harmonic mean of
+  CP and CR, as printed; macro_F1 is the mean of the classes' F1, which some print as CF1. All are in [0, 1].
   """
   kept = _kept(labels, ignore)
   predicted, actual = np.asarray(predicted, bool) & kept, np.asarray(labels, bool) & kept
@@ -157,9 +148,8 @@ PROTOCOLS: dict[str, Protocol] = {
 def measure(protocol: Protocol, scores: np.ndarray, labels: np.ndarray, ignore: np.ndarray) -> dict[str, Any]:
   """All figures of a protocol: scores [N, L], the network's or the SVMs' as it says, labels [N, L], ignore [N, L].
 
-  Returns:
-    mAP, CP, CR, CF1, OP, OR, OF1, shares in [0, 1]; "AP" [L], nan where undefined; and the classes, by index, that
-    have no average precision ("undefined"), and that are never predicted ("never_predicted").
+  Returns mAP and `F1_NAMES`, shares in [0, 1]; "AP" [L], nan where undefined; and, by index, the classes without
+  average precision ("undefined") and those that no image is given ("never_predicted").
   """
   ap_labels, ap_ignore = resolve_difficult(labels, ignore, protocol.ap_difficult)
   precisions = average_precisions(scores, ap_labels, ignore=ap_ignore, method=protocol.ap_method)
@@ -170,7 +160,7 @@ def measure(protocol: Protocol, scores: np.ndarray, labels: np.ndarray, ignore: 
   found = precision_recall_f1(predicted, f1_labels, ignore=f1_ignore)
   return {
     "mAP": mean_average_precision(precisions),
-    **{name: found[name] for name in ("CP", "CR", "CF1", "OP", "OR", "OF1")},
+    **{name: found[name] for name in F1_NAMES},
     "CF1": found[protocol.class_f1],
     "AP": precisions,
     "undefined": np.flatnonzero(np.isnan(precisions)).tolist(),
@@ -178,21 +168,22 @@ def measure(protocol: Protocol, scores: np.ndarray, labels: np.ndarray, ignore: 
   }
 
 
-class RegionMetrics(NamedTuple):
-  """How well the regions sit on the objects and fit them; shares in [0, 1], nan where there is nothing to count."""
-
-  r_precision: float  # of the first n regions of an image with n objects, those whose centre is inside some object
-  coverage: float  # of the objects, those that contain some region's centre
-  pointing: float  # of the (image, present label) pairs, those whose winning region is centred in a box of the label
-  iou_30: float  # of the same pairs, those whose winning region has an IoU of at least 0.3 with a box of the label
-  iou_50: float  # of at least 0.5
-  redundancy: float  # the mean IoU of two regions of an image
-  astray: float  # of all regions, those that are mirrored or centred outside the image
+# How well the regions sit on the objects and fit them: shares in [0, 1], nan where there is nothing to count.
+REGION_METRICS = {
+  "r_precision": "of the first n regions of an image with n objects, those centred on some object",
+  "coverage": "of the objects, those that hold some region's centre",
+  "pointing": "of the present labels, those whose winning region is centred on an object of the label",
+  "iou_30": "of the present labels, those whose winning region has IoU ≥ 0.3 with an object of the label",
+  "iou_50": "of the present labels, those whose winning region has IoU ≥ 0.5 with an object of the label",
+  "redundancy": "mean IoU of two regions of an image (low is good)",
+  "astray": "of the regions, those mirrored or centred outside the image (low is good)",
+}
+RegionMetrics = NamedTuple("RegionMetrics", [(name, float) for name in REGION_METRICS])
 
 
 def _measure_regions(placed: Iterable[tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray]]) -> RegionMetrics:
   """Counts over images: regions [S, K, 4] of S trials, winners [L], boxes [n, 4], their classes [n]."""
-  sums = {name: np.zeros(2) for name in RegionMetrics._fields}  # each share's part and whole
+  sums = {name: np.zeros(2) for name in REGION_METRICS}  # each share's part and whole
   for regions, winner, box, classes in placed:
     if not len(box):
       continue
@@ -219,39 +210,26 @@ def _measure_regions(placed: Iterable[tuple[np.ndarray, np.ndarray | None, np.nd
   return RegionMetrics(**{name: float(part / whole) if whole else float("nan") for name, (part, whole) in sums.items()})
 
 
-def region_metrics(
-  regions: np.ndarray, winners: np.ndarray | None, boxes: list[np.ndarray], box_classes: list[np.ndarray]
-) -> RegionMetrics:
-  """Scores the regions against boxes that were never trained on. Images without boxes do not count.
+def region_metrics(regions: np.ndarray, winners: np.ndarray | None, *objects: list[np.ndarray]) -> RegionMetrics:
+  """Measures regions [N, K, 4] against the objects: N arrays of boxes [n, 4], and N of their classes [n].
 
-  Args:
-    regions: [N, K, 4] as shares of the image, in the order of looking; one that is mirrored has its top below its bottom
-      or its left to the right of its right. Overlaps are those of the part inside the image.
-    winners: int [N, L], the region that won Eq. 6 for each class; None lets any region win, which gives the most that a
-      choice among them could reach.
-    boxes, box_classes: N arrays [n, 4], as shares of the image, and [n], indices. All boxes are (top, left, bottom, right).
+  Regions, in the order of looking, and boxes are (top, left, bottom, right) as shares of the image; a mirrored region
+  has its top below its bottom or its left to the right of its right, and overlaps are those of the part inside the
+  image. Winners, int [N, L], are the regions that won Eq. 6 for each class; None lets any region win, which gives the
+  most that a choice among them could reach. Images without boxes do not count.
   """
   every = [None] * len(regions) if winners is None else winners
-  return _measure_regions(zip(np.asarray(regions)[:, None], every, boxes, box_classes, strict=True))
+  return _measure_regions(zip(np.asarray(regions)[:, None], every, *objects, strict=True))
 
 
 def chance_region_metrics(
-  regions: np.ndarray,
-  winners: np.ndarray,
-  boxes: list[np.ndarray],
-  box_classes: list[np.ndarray],
-  *,
-  samples: int = 64,
-  seed: int = 0,
+  regions: np.ndarray, winners: np.ndarray, *objects: list[np.ndarray], samples: int = 64, seed: int = 0
 ) -> RegionMetrics:
-  """What `region_metrics` gives for the same regions, upright, moved to `samples` random places for each image.
-
-  The places are drawn uniformly over the image.
-  """
+  """`region_metrics` of the same regions, upright, at `samples` random places for each image, uniform over it."""
   rng = np.random.default_rng(seed)
 
   def moved():
-    for each, *rest in zip(np.asarray(regions), winners, boxes, box_classes, strict=True):
+    for each, *rest in zip(np.asarray(regions), winners, *objects, strict=True):
       half = np.abs(each[:, 2:] - each[:, :2]) / 2
       centres = rng.random((samples, len(each), 2))
       yield np.concatenate([centres - half, centres + half], axis=-1), *rest

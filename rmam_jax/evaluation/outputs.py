@@ -1,22 +1,35 @@
-"""What a recognizer says about a whole split: every example exactly once."""
+"""What a recognizer says about a whole split, every example exactly once, and the cache of it on disk.
+
+WORKDIR/features/SPLIT/ holds .npz chunks with the images' ids, and `key.json`, what made them. Extraction that was
+stopped goes on after its last whole chunk. Chunks that another checkpoint, configuration or data set made are never
+mixed with new ones: they are noticed, removed and computed again.
+"""
 
 import dataclasses
 import itertools
+import json
+import pathlib
+import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
+import tqdm
 
 from rmam_jax.data import batches
 from rmam_jax.data.splits import Split
 from rmam_jax.evaluation import views as views_lib
-from rmam_jax.evaluation.views import Views
+from rmam_jax.runtime import files, processes
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError, check_name
+from rmam_jax.weights import tensors
 
 FEATURES = ("z", "h", "x")  # of `attention.Attention`
+FORMAT = 2  # of the chunks
+CHUNK = 1_024  # images, about
 
 
 class Outputs(NamedTuple):
@@ -42,8 +55,7 @@ class Outputs(NamedTuple):
   def objects(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Boxes and their classes, without those of classes that an image shows only as `difficult`."""
     kept = [labels[classes] == 1 for labels, classes in zip(self.labels, self.box_classes, strict=True)]
-    both = self.boxes, self.box_classes
-    return tuple([each[keep] for each, keep in zip(arrays, kept, strict=True)] for arrays in both)
+    return tuple([each[keep] for each, keep in zip(both, kept, strict=True)] for both in (self.boxes, self.box_classes))
 
   @property
   def winners(self) -> np.ndarray:
@@ -55,27 +67,21 @@ class Outputs(NamedTuple):
 class Forward:
   """One jitted program for all views: params, images -> arrays with a leading dimension of images."""
 
-  views: Views
+  views: views_lib.Views
   program: Callable[[Any, jax.Array, jax.Array | None], dict[str, jax.Array]]
   sharding: jax.sharding.NamedSharding  # of its images
 
   def __call__(self, params: Any, images: jax.Array, boxes: jax.Array | None = None) -> dict[str, jax.Array]:
-    """Arrays as `Outputs` names them, of images [B, side, side, 3], the side of `views.pixels`.
-
-    Boxes [B, K, 4] are for a head that looks at proposals, from the centre view alone.
-    """
+    """Arrays as `Outputs` names them, of images [B, side, side, 3], and boxes [B, K, 4] for a head that needs them."""
     if boxes is not None and self.views != views_lib.CENTRE:
       raise UserError("proposals are seen from the centre view alone: set evaluation.views=centre")
     return self.program(params, images, boxes)
 
 
 def make_forward(
-  model: nn.Module, mesh: jax.sharding.Mesh, views: Views = views_lib.CENTRE, *, feature: str = "z"
+  model: nn.Module, mesh: jax.sharding.Mesh, views: views_lib.Views = views_lib.CENTRE, *, feature: str = "z"
 ) -> Forward:
-  """Jits a recognizer for the views of a batch, its examples shared out over the mesh.
-
-  `feature`, "z", "h" or "x", is what `Outputs.features` holds.
-  """
+  """Jits a recognizer for a batch's views, its examples shared out over the mesh; `feature` is one of `FEATURES`."""
   check_name("evaluation.feature", feature, FEATURES)
 
   def forward(params, images, boxes):
@@ -103,24 +109,10 @@ def one_ahead(items: Iterable) -> Iterator:
   return (item for item, _ in itertools.pairwise(itertools.chain(items, [None])))
 
 
-def compute_arrays(
-  forward: Forward,
-  params: Any,
-  split: Split,
-  positions: range,
-  *,
-  data: Any,
-  batch_size: int,
-  advance: Callable[[int], Any] = lambda count: None,
-) -> dict[str, np.ndarray]:
-  """Runs the records at these positions of a split once; for the arguments see `compute_outputs`.
+def _compute_arrays(forward, params, split, positions, *, data, batch_size, advance=lambda count: None) -> dict:
+  """The records at these positions, as arrays with a leading dimension of images or boxes; `advance` counts images."""
 
-  `advance` is told how many more images are done. The arrays are those of `Outputs`, each with a leading dimension of
-  images or boxes.
-  """
-
-  def begin(batch):
-    """Starts the network on a batch: its arrays, still padded, with why each image cannot be read; and its records."""
+  def begin(batch):  # starts the network: arrays, still padded, with why each image cannot be read; and the records
     images, boxes, of_batch, reasons = batch
     inputs = jax.tree.map(lambda x: jax.make_array_from_process_local_data(forward.sharding, x), (images, boxes))
     return {**forward(params, *inputs), "skipped": np.array(reasons)}, of_batch
@@ -152,8 +144,7 @@ def compute_arrays(
   }
 
 
-def from_arrays(arrays: Mapping[str, np.ndarray]) -> Outputs:
-  """`Outputs` from what `compute_arrays` made."""
+def _from_arrays(arrays: Mapping[str, np.ndarray]) -> Outputs:
   ends = np.cumsum(arrays["box_counts"])[:-1]
   return Outputs(
     ids=arrays["ids"].tolist(),
@@ -170,8 +161,88 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> Outputs:
 def compute_outputs(forward: Forward, params: Any, split: Split, *, data: Any, batch_size: int) -> Outputs:
   """Runs the views of every record of a split once.
 
-  `forward` is from `make_forward`, `params` the recognizer's, `data` that section of the configuration, `batch_size` a
-  multiple of the number of devices: the last batch is padded, and the padding left out. Raises a UserError for a score
-  that is not finite; it names the first record with one.
+  `data` is that section of the configuration, `batch_size` a multiple of the number of devices: the last batch is
+  padded, and the padding left out. Raises a UserError that names the first record with a score that is not finite.
   """
-  return from_arrays(compute_arrays(forward, params, split, range(len(split)), data=data, batch_size=batch_size))
+  return _from_arrays(_compute_arrays(forward, params, split, range(len(split)), data=data, batch_size=batch_size))
+
+
+def digest_params(params: Any) -> str:
+  """A digest of every parameter's name, type, shape and values."""
+  return tensors.digest(tensors.flatten(jax.device_get(params)))
+
+
+def make_key(config: Any, split: Split, params: str, views: views_lib.Views = views_lib.CENTRE) -> dict[str, Any]:
+  """All that outputs depend on; `params` is from `digest_params`."""
+  return {
+    "format": FORMAT,
+    "checkpoint": params,
+    "data set": split.name,
+    "images": len(split),
+    "records": split.digest(),
+    "proposals": [config.data.proposals, config.data.num_proposals],
+    "sizes": [config.data.image_size, config.data.crop_size],
+    "views": json.loads(json.dumps(views)),
+    "feature": config.evaluation.feature,
+    "model": json.loads(config.model.to_json()),
+  }
+
+
+def folder_of(workdir_folder: pathlib.Path, split_name: str) -> pathlib.Path:
+  """WORKDIR/features/SPLIT, the split's name made fit for a folder."""
+  return workdir_folder / "features" / re.sub(r"[^A-Za-z0-9]+", "-", split_name).strip("-")
+
+
+def _claim(folder: pathlib.Path, key: dict[str, Any]) -> None:
+  """Makes the folder this key's: removes what another key left there, and says so."""
+  path = folder / "key.json"
+  if path.exists():
+    theirs = files.read_json(path)
+    differing = sorted(name for name in key | theirs if key.get(name) != theirs.get(name))
+    if not differing:
+      return
+    print(f"{folder} was made with another {', '.join(differing)}: computed again")
+  if folder.exists():
+    shutil.rmtree(folder)
+  folder.mkdir(parents=True)
+  files.write_json(path, key)
+
+
+def extract(
+  folder: pathlib.Path,
+  key: dict[str, Any],
+  forward: Forward,
+  params: Any,
+  split: Split,
+  *,
+  data: Any,
+  batch_size: int,
+  progress: str,
+) -> Outputs:
+  """`compute_outputs`, read from disk as far as it is there; the rest is computed and written there.
+
+  The folder is from `folder_of`, the key from `make_key`; `progress` is the progress bar's label. Raises a UserError as
+  that does, and for a chunk that cannot be read or written.
+  """
+  with processes.first_before_others(f"claim {folder}"):
+    _claim(folder, key)
+  chunks, done = [], 0
+  for path in sorted(folder.glob("*-*.npz")):
+    start, stop = map(int, path.stem.split("-"))
+    if start != done:
+      break
+    chunks.append(path)
+    done = stop
+  size = max(CHUNK // batch_size, 1) * batch_size
+  hidden = not processes.is_first()
+  with tqdm.tqdm(total=len(split), initial=done, desc=progress, unit=" images", leave=False, disable=hidden) as bar:
+    for start in range(done, len(split), size):
+      positions = range(start, min(start + size, len(split)))
+      arrays = _compute_arrays(forward, params, split, positions, data=data, batch_size=batch_size, advance=bar.update)
+      chunks.append(folder / f"{start:08d}-{positions.stop:08d}.npz")
+      if processes.is_first():
+        files.write_npz(chunks[-1], arrays)
+  processes.wait_for_all(f"extracted {folder}")
+  parts = [files.read_npz(path, "delete it and run the same command again") for path in chunks]
+  # One name after the other, so that no more than one of the arrays is in memory twice.
+  return _from_arrays({name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])})

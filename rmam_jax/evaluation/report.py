@@ -1,5 +1,6 @@
 """From outputs to results: every figure with its protocol and its controls, and the summary that a person reads."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,37 +9,29 @@ import numpy as np
 
 from rmam_jax import heads
 from rmam_jax.evaluation import calibration, metrics
-from rmam_jax.evaluation import regions as regions_lib
 from rmam_jax.evaluation import views as views_lib
 from rmam_jax.evaluation.outputs import Outputs
 from rmam_jax.evaluation.selection import Selection
 from rmam_jax.ops import next_region
 
-_F1_NAMES = ("CP", "CR", "CF1", "OP", "OR", "OF1")
-_PLACED = ("", "fixed_grid_", "chance_")  # before the name of each of `metrics.RegionMetrics`: ours and its controls
-
 
 def _all_region_metrics(test: Outputs, config: Any) -> dict[str, float]:
   """How the regions fit the objects, against the same regions at random places and a grid of as many that never moves.
 
-  Objects of classes that are neither present nor absent are not counted. Nothing is trained in the grid, so it has no
-  winning regions: its figures are what the best choice would reach.
+  Nothing is trained in the grid, so it has no winning regions: its figures are what the best choice would reach.
   """
   objects = test.objects()
-  ours = regions_lib.region_boxes(test.thetas, config).transpose(1, 0, 2)
-  grid = next_region.grid_thetas(len(test.thetas), config.model.fixed_grid.scale)
-  found = (
-    metrics.region_metrics(ours, test.winners, *objects),
-    metrics.region_metrics(np.broadcast_to(regions_lib.region_boxes(grid, config), ours.shape), None, *objects),
-    metrics.chance_region_metrics(ours, test.winners, *objects),
-  )
-  named = zip(_PLACED, (figures._asdict() for figures in found), strict=True)
-  return {prefix + name: value for prefix, figures in named for name, value in figures.items()}
+  ours = views_lib.region_boxes(test.thetas, config).transpose(1, 0, 2)
+  grid = views_lib.region_boxes(next_region.grid_thetas(len(test.thetas), config.model.fixed_grid.scale), config)
+  found = {
+    "": metrics.region_metrics(ours, test.winners, *objects),
+    "fixed_grid_": metrics.region_metrics(np.broadcast_to(grid, ours.shape), None, *objects),
+    "chance_": metrics.chance_region_metrics(ours, test.winners, *objects),
+  }
+  return {prefix + name: value for prefix, figures in found.items() for name, value in figures._asdict().items()}
 
 
-def _average_precisions(
-  prefix: str, config: Any, class_names: Sequence[str], scores: np.ndarray, test: Outputs
-) -> dict:
+def _precisions(prefix: str, config: Any, class_names: Sequence[str], scores: np.ndarray, test: Outputs) -> dict:
   """The mAP and each class's average precision."""
   every = metrics.average_precisions(scores, test.labels, ignore=test.ignore, method=config.evaluation.ap_method)
   by_class = dict(zip(class_names, every.tolist(), strict=True))
@@ -47,7 +40,7 @@ def _average_precisions(
 
 def _network(config: Any, class_names: Sequence[str], test: Outputs) -> dict[str, Any]:
   """Figures of the network's own scores, and of the auxiliary head's."""
-  found = _average_precisions("", config, class_names, test.scores, test)
+  found = _precisions("", config, class_names, test.scores, test)
   predicted = metrics.top_k_labels(test.scores, config.evaluation.top_k)
   results = {
     **found,
@@ -61,8 +54,8 @@ def _network(config: Any, class_names: Sequence[str], test: Outputs) -> dict[str
     **views_lib.names(config),
   }
   if test.auxiliary is not None:
-    results["auxiliary_head"] = config.stage_one.head
-    results["auxiliary_mAP"] = _average_precisions("", config, class_names, test.auxiliary, test)["mAP"]
+    auxiliary = _precisions("", config, class_names, test.auxiliary, test)["mAP"]
+    results |= {"auxiliary_head": config.stage_one.head, "auxiliary_mAP": auxiliary}
   return results
 
 
@@ -102,14 +95,13 @@ def evaluate(
 ) -> dict[str, Any]:
   """All figures for the test split: JSON-ready, as shares in [0, 1], undefined ones None.
 
-  `trained` names the head and the classification loss that it was trained with; `test` are the outputs, `margins` those
-  of the SVMs, [N, L], or None without SVMs; `selection` was made on the validation split.
+  `trained` names the head and its classification loss; `margins` [N, L] are None without SVMs.
   """
   head, kind = trained
   results = _network(config, class_names, test)
   if margins is not None:
     results |= {
-      **_average_precisions("svm_", config, class_names, margins, test),
+      **_precisions("svm_", config, class_names, margins, test),
       "svm_c": selection.svm_c,
       "svm_feature": config.evaluation.feature,
       "svm_solver": config.evaluation.svm_solver,
@@ -122,34 +114,26 @@ def evaluate(
 
 def _without_nan(value: Any) -> Any:
   """JSON has no nan: undefined figures become None."""
-  if isinstance(value, dict):
-    return {key: _without_nan(item) for key, item in value.items()}
-  if isinstance(value, list):
-    return [_without_nan(item) for item in value]
-  return None if isinstance(value, float) and math.isnan(value) else value
+  return json.loads(json.dumps(value), parse_constant=lambda name: None if name == "NaN" else float(name))
 
 
 def protocol_table(found: Mapping[str, Mapping[str, dict[str, Any]]], class_names: Sequence[str]) -> str:
-  """A Markdown table of what each protocol prints, in %.
-
-  `found` has what `scores.measure` returns, by the name of what was measured.
-  """
-  names = ("mAP", *_F1_NAMES)
+  """A Markdown table of what each protocol prints, in %, from what `scores.measure` returns for each run."""
+  names = ("mAP", *metrics.F1_NAMES)
   lines = ["| | protocol | scores | " + " | ".join(names) + " |", "|-" * (3 + len(names)) + "|"]
   rules = {"undefined": "without positives, not in mAP", "never_predicted": "never predicted, precision 0"}
   notes = []
   for run, protocols in found.items():
     for name, figures in protocols.items():
-      cells = " | ".join(_percent(_without_nan(figures[each])).strip() for each in names)
+      cells = " | ".join(_percent(figures[each]).strip() for each in names)
       lines.append(f"| {run} | {name} | {metrics.PROTOCOLS[name].scores} | {cells} |")
-      for kind, rule in rules.items():
-        if figures[kind]:
-          notes.append(f"{run}, {name}: {rule}: {', '.join(class_names[c] for c in figures[kind])}")
+      named = {rule: ", ".join(class_names[c] for c in figures[kind]) for kind, rule in rules.items()}
+      notes += [f"{run}, {name}: {rule}: {classes}" for rule, classes in named.items() if classes]
   return "\n".join([*lines, *([""] if notes else []), *notes])
 
 
 def _percent(value: float | None) -> str:
-  return "   -" if value is None else f"{100 * value:5.1f}"
+  return "   -" if value is None or math.isnan(value) else f"{100 * value:5.1f}"
 
 
 def summary(results: dict[str, Any]) -> str:
@@ -171,27 +155,28 @@ def summary(results: dict[str, Any]) -> str:
     fitted = f"region features of {results['svm_images']} training images, C = {results['svm_c']:g}"
     add(results["svm_mAP"], f"SVMs on {fitted}")
   if "auxiliary_mAP" in results:
-    head = results["auxiliary_head"]
-    add(results["auxiliary_mAP"], f"control '{head}' on the same backbone, trained beside it")
+    note = f"control '{results['auxiliary_head']}' on the same backbone, trained beside it"
+    add(results["auxiliary_mAP"], note)
   for control, value in results["controls"].items():
     add(value, f"control '{control}' by itself, as many steps")
   thresholded, calibrated = results["thresholded"], results["calibration"]
   lines += [
     "  per class            " + "  ".join(f"{name} {_percent(ap)}" for name, ap in results["AP"].items()),
-    f"  top {results['top_k']}                " + "  ".join(f"{name} {_percent(results[name])}" for name in _F1_NAMES),
+    f"  top {results['top_k']}                "
+    + "  ".join(f"{name} {_percent(results[name])}" for name in metrics.F1_NAMES),
   ]
   if never := results["never_predicted_classes"]:
     lines.append(f"{'':23}never predicted, precision 0: {', '.join(never)}")
   lines += [
-    "  thresholds           " + "  ".join(f"{name} {_percent(thresholded[name])}" for name in _F1_NAMES),
+    "  thresholds           " + "  ".join(f"{name} {_percent(thresholded[name])}" for name in metrics.F1_NAMES),
     f"{'':23}{thresholded['rule']}, chosen on {thresholded['chosen_on']}",
     f"  calibration          ECE {_percent(calibrated['ECE'])} at temperature {calibrated['temperature']:.2f};"
     f" {_percent(calibrated['ECE_uncalibrated'])} without",
   ]
   if "coverage" in results:
     lines += ["", "  where it looked         ours   fixed grid*   chance"]
-    for name in metrics.RegionMetrics._fields:
-      ours, grid, chance = (_percent(results[prefix + name]) for prefix in _PLACED)
+    for name in metrics.REGION_METRICS:
+      ours, grid, chance = (_percent(results[prefix + name]) for prefix in ("", "fixed_grid_", "chance_"))
       lines.append(f"    {name:<18} {ours}        {grid}     {chance}")
     lines.append("    * with the best choice among its regions, which nothing has trained it to make")
   return "\n".join(lines)

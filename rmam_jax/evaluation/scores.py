@@ -29,12 +29,11 @@ class Scores(NamedTuple):
 
 
 ALIKE = ("views", "mirror", "feature", "svm_normalize")  # in which runs must agree whose scores become one
-BY_SVMS = ("svm_solver", "svm_images", "svm_c")
 
 
 def made_by(config: Any, checkpoint: str) -> dict[str, Any]:
   """What scores depend on: the configuration of the evaluation, and the digest of the best epoch's checkpoint."""
-  fields = {name: config.evaluation[name] for name in (*ALIKE, *BY_SVMS, "ap_method")}
+  fields = {name: config.evaluation[name] for name in (*ALIKE, "svm_solver", "svm_images", "svm_c", "ap_method")}
   return {"checkpoint": checkpoint, **fields, **views_lib.names(config)}
 
 
@@ -55,7 +54,7 @@ def save(
 
 
 def load(folder: pathlib.Path) -> Scores:
-  """From WORKDIR/scores.npz; no pickle is read. Raises a UserError for a run not evaluated yet, and for a damaged file."""
+  """From WORKDIR/scores.npz, no pickle; raises a UserError for a run not evaluated yet, and for a damaged file."""
   path = folder / FILE
   if not path.exists():
     raise UserError(f"{folder} holds no {FILE}: run eval.py --workdir={folder} first")
@@ -77,9 +76,8 @@ FUSIONS = {
 def fuse(runs: Mapping[str, Scores], fusion: str = "mean") -> Scores:
   """The scores of several runs, by name, on the same images as those of one, e.g. the paper's two scales.
 
-  The fusion is "mean" or "max" of the scores, or "rank", the mean place of an image among all by a class's score: such
-  scores lie in [0, 1] and say nothing but the order. Raises a UserError for an unknown fusion, or for runs on different
-  images, labels or classes.
+  "rank" is the mean place of an image among all by a class's score: such scores lie in [0, 1] and say nothing but the
+  order. Raises a UserError for an unknown fusion, and for runs that differ in images, labels, classes or evaluation.
   """
   check_name("--fusion", fusion, FUSIONS)
   (first_name, first), *others = runs.items()
@@ -107,7 +105,7 @@ def about(scores: Scores) -> dict[str, Any]:
 
 
 def describe(scores: Scores) -> str:
-  """In words, what was looked at and what the SVMs were."""
+  """In words: the views, and the SVMs."""
   made = about(scores)
   svms = f"SVMs ({made['svm_solver']}) on features {made['feature']}" if scores.svm.shape[1] else "no SVMs"
   return f"{views_lib.in_words(made)}; {svms}"
@@ -121,10 +119,7 @@ def protocol(name: str) -> metrics.Protocol:
 
 
 def measure(scores: Scores, names: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-  """The figures of each named protocol, or of all whose scores are there; see `metrics.measure`.
-
-  Raises a UserError for an unknown protocol, and for one that is named and whose scores are not there.
-  """
+  """`metrics.measure` by the named protocols, or by all with scores here; raises a UserError if a named one has none."""
   found = {}
   for name in names or metrics.PROTOCOLS:
     rules = protocol(name)

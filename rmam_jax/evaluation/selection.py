@@ -64,8 +64,7 @@ def select(
 ) -> Selection:
   """Chooses on the validation split of this name, for scores trained with the classification loss `kind`.
 
-  `train` are outputs on training images, for the SVMs, or None without SVMs; `validation` those on the validation split;
-  `one_view` those on the centre view alone of the same images.
+  `train` are outputs for the SVMs, or None; `one_view` those for the validation images' centre view alone.
   """
 
   def calibrated(outputs: Outputs) -> dict[str, Any]:
@@ -78,7 +77,7 @@ def select(
     chosen_on=name,
     class_names=list(class_names),
     rule=config.evaluation.thresholds,
-    seen=_seen(config),
+    seen={**views_lib.names(config), "feature": config.evaluation.feature},
     svm_c=svm_c,
     svm_mAP=tried,
     **calibrated(validation),
@@ -86,13 +85,10 @@ def select(
   )
 
 
-def _seen(config: Any) -> dict[str, str]:
-  return {**views_lib.names(config), "feature": config.evaluation.feature}
-
-
 def differing(selection: Selection, config: Any) -> str:
   """A sentence where an evaluation differs from the one that its selection was made with, else nothing."""
-  now = {**_seen(config), "thresholds": config.evaluation.thresholds}
+  section = config.evaluation
+  now = {**views_lib.names(config), "feature": section.feature, "thresholds": section.thresholds}
   then = {**selection.seen, "thresholds": selection.rule}
   fields = ", ".join(f"{name} {then.get(name)} (now {now[name]})" for name in now if now[name] != then.get(name))
   return f"C, temperature and thresholds were chosen on {selection.chosen_on} with {fields}" if fields else ""

@@ -1,4 +1,4 @@
-"""One-vs-rest linear SVMs on region features (Sec. 5.1): LIBLINEAR's problem, solved by LIBLINEAR or all classes at once.
+"""One-vs-rest linear SVMs on region features (Sec. 5.1): LIBLINEAR's problem, solved by it or for all classes at once.
 
 For each class, with targets t_i = +1 or -1 and the bias b regularised as `LinearSVC(intercept_scaling=1)` has it:
 
@@ -52,8 +52,7 @@ class Machines(NamedTuple):
 
 def normalize(features: np.ndarray) -> np.ndarray:
   """Rows [N, F] scaled to Euclidean length 1; rows of zeros stay zeros."""
-  length = np.linalg.norm(features, axis=1, keepdims=True)
-  return features / np.maximum(length, np.finfo(features.dtype).tiny)
+  return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(features.dtype).tiny)
 
 
 def fit(
@@ -66,17 +65,12 @@ def fit(
   class_names: Sequence[str] = (),
   seed: int = 0,
 ) -> Iterator[Machines]:
-  """Fits the machines of every class for one value of C after the other; the values share the features.
+  """Fits machines, float64, to features [N, F] and labels [N, L] of 0 and 1 for one value of C after the other.
 
-  Features are float [N, F], labels [N, L] of 0 and 1, `cs` the values of C, positive. Labels marked in `ignore`, bool
-  [N, L], are left out of their class. The solver "newton" fits all classes at once in JAX; "liblinear" is scikit-learn's
-  `LinearSVC` at its own tolerance, one class after the other, and `seed` is that of its shuffling.
-
-  Yields:
-    Machines, float64, with the L class names. A class of only positives or only negatives cannot be fitted: see there.
-
-  Raises:
-    UserError: features that are not finite, a value of C that is not positive, or no convergence.
+  Labels marked in `ignore`, bool [N, L], are left out of their class. The solver "newton" fits all classes at once in
+  JAX; "liblinear" is scikit-learn's `LinearSVC` at its own tolerance, one class after the other, and `seed` is that of
+  its shuffling. A class of only positives or only negatives cannot be fitted, see `Machines`. Raises a UserError for
+  features that are not finite, for a C that is not positive, and where the solver does not converge.
   """
   check_name("evaluation.svm_solver", solver, SOLVERS)
   if not cs or min(cs) <= 0:
@@ -106,9 +100,8 @@ def _liblinear(features, labels, kept, cs, *, seed) -> Iterator[np.ndarray]:
 
 # Newton's method with conjugate gradients (Lin, Weng, Keerthi 2008), for all classes at once: each product with the
 # features serves them all. Steps are taken in the features' own type until they become small, and then with objective
-# and gradient in float64, which decide the solution. The curvature only decides how fast it is reached, and stays in the
-# features' type.
-
+# and gradient in float64, which decide the solution. The curvature stays in the features' type: it only decides how
+# fast the solution is reached.
 
 _matmul = functools.partial(jnp.matmul, precision="highest")
 
@@ -152,10 +145,9 @@ def _transposed_times(x_NF, r, power=1):
 
 @jax.jit
 def _spread(x_NF):
-  """The directions in which the images spread most once every column has mean 0 and deviation 1.
+  """The columns' deviation [F], the R orthonormal directions [F, R] of most spread, and the images along them [N, R].
 
-  They come from a sample of the images, by three rounds of subspace iteration. Returns the columns' deviation [F], the
-  directions [F, R], orthonormal, and the images along them [N, R].
+  They are those of a sample of the images, its columns scaled to mean 0 and deviation 1: a subspace iteration.
   """
   sample = x_NF[:: -(-len(x_NF) // SAMPLE)]
   mean, deviation = sample.mean(0), sample.std(0)
@@ -221,10 +213,7 @@ def _conjugate_gradients(curvature, precondition, g, tolerance):
 
 @jax.jit
 def _newton_step(x, spread, c, targets, kept, w):
-  """One step for every class, in w's type: w, and the largest move and the largest weight of each class.
-
-  x [N, F] is never copied, `spread` its `_spread`, targets [N, L] of +1 and -1, kept [N, L] of 1 and 0, w [F + 1, L].
-  """
+  """One step for every class, in w's type: w, and each class's largest move and largest weight; x is never copied."""
   t, kept = targets.astype(w.dtype), kept.astype(w.dtype)
   xw = _times(x, w)
   slack = jnp.maximum(0, 1 - t * xw) * kept
@@ -243,10 +232,7 @@ def _newton_step(x, spread, c, targets, kept, w):
 
 
 def _line_search(w, d, t, kept, c, xw, xd):
-  """The step [L] along d at which each class's objective is lowest: the root of its slope, which rises in pieces.
-
-  Newton's method from 1, kept inside the bracket that is known so far. Reads no features.
-  """
+  """The step [L] along d that minimises each class's objective: Newton's method on its slope, which rises piecewise."""
 
   def slope(step):
     slack = jnp.maximum(0, 1 - t * (xw + step * xd)) * kept

@@ -1,7 +1,8 @@
-"""The views of one image (Sec. 5.1): windows cut from the feature map of the whole image and of its mirror image.
+"""The views of one image (Sec. 5.1), and where the regions seen in them lie in the image.
 
-The paper cuts them so, and ten views then cost two passes of the backbone. Crops of the pixels would differ at their
-borders: zeros surround a crop, while a window of the map still feels the pixels around it.
+Views are windows cut from the feature map of the whole image and of its mirror image. The paper cuts them so, and ten
+views then cost two passes of the backbone. Crops of the pixels would differ at their borders: zeros surround a crop,
+while a window of the map still feels the pixels around it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,8 +10,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rmam_jax import backbones, recognizer
+from rmam_jax.data import batches
+from rmam_jax.ops import spatial_transformer
 from rmam_jax.runtime.errors import UserError, check_name
 
 KINDS = ("centre", "five", "ten")
@@ -33,10 +37,7 @@ CENTRE = Views()  # one view, cropped from the pixels as in training
 
 
 def from_config(config: Any) -> Views:
-  """The views that `evaluation.views` and `evaluation.mirror` name.
-
-  Raises a UserError for an unknown name, and where a window would not lie on whole cells.
-  """
+  """The views that a configuration names; raises a UserError for an unknown name, and for windows between cells."""
   kind, mirror = config.evaluation.views, config.evaluation.mirror
   check_name("evaluation.views", kind, KINDS)
   check_name("evaluation.mirror", mirror, MIRRORS)
@@ -46,8 +47,8 @@ def from_config(config: Any) -> Views:
   margin = size - crop
   if crop % stride or margin % (2 * stride):
     raise UserError(
-      f"{kind} views are cut from the feature map: data.crop_size {crop} and half of what it leaves of"
-      f" data.image_size {size} must be multiples of the map's stride, {stride} pixels; or set evaluation.views='centre'"
+      f"{kind} views are cut from the feature map: data.crop_size {crop} and half of what it leaves of data.image_size"
+      f" {size} must be multiples of the map's stride, {stride} pixels; or set evaluation.views='centre'"
     )
   end = margin // stride
   windows = ((end // 2, end // 2), (0, 0), (0, end), (end, 0), (end, end))
@@ -56,12 +57,12 @@ def from_config(config: Any) -> Views:
 
 def names(config: Any) -> dict[str, str]:
   """`evaluation.views` and, where it counts, `evaluation.mirror`."""
-  section = config.evaluation
-  return {"views": section.views, "mirror": section.mirror if section.views == "ten" else ""}
+  kind = config.evaluation.views
+  return {"views": kind, "mirror": config.evaluation.mirror if kind == "ten" else ""}
 
 
 def in_words(named: Mapping[str, Any]) -> str:
-  """What has "views" and "mirror" from `names`, for people."""
+  """For people: the "views" and "mirror" of `names`."""
   mirrored = f", mirrored {named['mirror']}" if named["mirror"] else ""
   return f"{named['views']} view{'s' * (named['views'] != 'centre')}{mirrored}"
 
@@ -76,3 +77,32 @@ def feature_maps(model: recognizer.Recognizer, params: Any, images: jax.Array, v
   side = views.side or maps.shape[2]
   cut = [maps[:, :, top : top + side, left : left + side] for top, left in views.windows]
   return jnp.stack(cut, axis=2).reshape(len(images), -1, side, side, maps.shape[-1])
+
+
+def view_to_image(
+  points: np.ndarray, *, image_size: int, crop_size: int, stride: int, align_corners: bool = True
+) -> np.ndarray:
+  """Normalised points [..., 2] of (x, y) on the centre view's feature map -> shares of the whole image.
+
+  The view may be cropped from the pixels or cut from the whole image's map: the points are the same.
+  """
+  pixels = spatial_transformer.map_to_pixels(points, crop_size // stride, stride, align_corners=align_corners)
+  return (np.asarray(pixels) + batches.centre_offset(image_size, crop_size)) / image_size
+
+
+def region_boxes(thetas: np.ndarray, config: Any) -> np.ndarray:
+  """What regions of the centre view sample, as shares of the whole image; it may reach beyond the image.
+
+  Thetas [..., 4] of (s_x, s_y, t_x, t_y) -> [..., 4] of (top, left, bottom, right): a box runs between its region's
+  coordinates -1 and 1, by the grid's own convention. A mirrored region has its top below its bottom or its left to the
+  right of its right. That the image was resized to a square first changes nothing: shares are shares.
+  """
+  thetas = np.asarray(thetas, np.float64)
+  shares = view_to_image(
+    np.stack([thetas[..., 2:] - thetas[..., :2], thetas[..., 2:] + thetas[..., :2]], axis=-2),
+    image_size=config.data.image_size,
+    crop_size=config.data.crop_size,
+    stride=backbones.stride(config.model),
+    align_corners=config.model.align_corners,
+  )
+  return shares[..., ::-1].reshape(*thetas.shape[:-1], 4)

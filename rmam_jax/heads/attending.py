@@ -1,4 +1,4 @@
-"""What heads share that look at regions: the module that holds their parameters, and the spec of those that follow a rule."""
+"""What heads that look at regions share: the module with their parameters, and the spec of those that follow a rule."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -14,17 +14,11 @@ from rmam_jax.ops.next_region import no_parameters
 
 
 class Attending(nn.Module):
-  """Two pure functions as a module, whose one parameter tree is named "attention".
+  """Two pure functions as a module, whose one parameter tree is named "attention"."""
 
-  Attributes:
-    init_params: key, *, channels -> the parameters; channels are the map's.
-    attend: parameters, feature map [B, H, W, C] and the guide, by keyword -> `Attention`.
-    samples: whether `attend` takes a `key`, too: of the generator "look", or None where there is none.
-  """
-
-  init_params: Callable[..., Any]
-  attend: Callable[..., Attention]
-  samples: bool = False
+  init_params: Callable[..., Any]  # key, *, channels of the map -> the parameters
+  attend: Callable[..., Attention]  # parameters, feature map [B, H, W, C] and the guide, by keyword -> `Attention`
+  samples: bool = False  # whether `attend` takes a `key`, too: of the generator "look", or None where there is none
 
   @nn.compact
   def __call__(self, feature_map: jax.Array, **guide: jax.Array) -> Attention:
@@ -57,12 +51,8 @@ def attending_spec(
 ) -> HeadSpec:
   """The spec of a head that looks by a rule of `ops.next_region`.
 
-  Args:
-    name: of the head.
-    rule: from the `model` section to the rule, all but its parameters, the map and its guide filled in.
-    init: from the `model` section to the rule's initialiser.
-    defaults: the fields of the section `model.NAME`.
-    **others: of `HeadSpec`.
+  From the `model` section, `rule` makes the rule, all but its parameters, the map and its guide filled in, and `init`
+  its initialiser. `defaults` are the fields of the section `model.NAME`; the others are those of `HeadSpec`.
   """
 
   def build(model: Any, num_classes: int) -> Attending:

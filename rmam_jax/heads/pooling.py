@@ -12,15 +12,10 @@ from rmam_jax.ops.attention import Attention
 
 
 class Pooled(nn.Module):
-  """The map's mean or maximum over all places, then linear.
-
-  Attributes:
-    num_classes: L.
-    reduce: `jnp.mean` or `jnp.max`.
-  """
+  """The map's mean or maximum over all places, then linear."""
 
   num_classes: int
-  reduce: Callable[..., jax.Array] = jnp.mean
+  reduce: Callable[..., jax.Array] = jnp.mean  # or `jnp.max`
 
   @nn.compact
   def __call__(self, feature_map: jax.Array) -> Attention:
@@ -34,16 +29,11 @@ class ScoreMap(nn.Module):
   With one place it is the maximum (Oquab et al., CVPR 2015). The mean of about as many places as the smallest object
   has cells (as in WELDON, Durand et al., CVPR 2016, without its lowest ones) makes the scores high all over an object
   and so centred on it; a maximum is as well served by any one cell that sees the object, and drifts to its edge.
-
-  Attributes:
-    num_classes: L.
-    places: how many of the highest, for each class.
-    bias: the first score; negative, since most places show no object of most classes.
   """
 
   num_classes: int
-  places: int = 1
-  bias: float = -2.0
+  places: int = 1  # how many of the highest, for each class
+  bias: float = -2.0  # the first score; negative, since most places show no object of most classes
 
   @nn.compact
   def __call__(self, feature_map: jax.Array) -> Attention:

@@ -1,7 +1,7 @@
 """The sister system RLSD, reconstructed: see `ops.rlsd` and docs/systems.md.
 
-Its regions come from a region proposal network, which is trained before it and then frozen: `rlsd` takes one that learned
-from another data set's boxes, `rlsd_ft_rpn` one that learned from the data set's own.
+Its regions come from a region proposal network, which is trained before it and then frozen: `rlsd` takes one that
+learned from another data set's boxes, `rlsd_ft_rpn` one that learned from the data set's own.
 """
 
 import functools

@@ -25,26 +25,15 @@ class Proposed(NamedTuple):
 
 
 class RegionProposalNetwork(nn.Module):
-  """From pixels to K regions in which something is.
+  """From pixels to K regions in which something is."""
 
-  Attributes:
-    backbone: normalised images -> feature map.
-    anchor_sizes: k of (width, height) in pixels of the images.
-    stride: pixels between neighbouring cells of the map.
-    num_regions: K.
-    width: filters of the layer's 3x3 convolution.
-    overlap: IoU above which of two regions only the surer one is kept.
-    pixel_mean, pixel_std: of red, green and blue in 0..255.
-    dtype: of the computation.
-  """
-
-  backbone: nn.Module
-  anchor_sizes: Sequence[tuple[float, float]]
-  stride: int
-  num_regions: int
-  width: int = 256
-  overlap: float = 0.7
-  pixel_mean: Sequence[float] = (0.0, 0.0, 0.0)
+  backbone: nn.Module  # normalised images -> feature map
+  anchor_sizes: Sequence[tuple[float, float]]  # k of (width, height) in pixels of the images
+  stride: int  # pixels between neighbouring cells of the map
+  num_regions: int  # K
+  width: int = 256  # filters of the layer's 3x3 convolution
+  overlap: float = 0.7  # IoU above which of two regions only the surer one is kept
+  pixel_mean: Sequence[float] = (0.0, 0.0, 0.0)  # of red, green and blue in 0..255
   pixel_std: Sequence[float] = (1.0, 1.0, 1.0)
   dtype: jnp.dtype = jnp.float32
 

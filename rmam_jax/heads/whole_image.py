@@ -1,4 +1,4 @@
-"""A control: the whole image as one region through the same kind of layers, and its answer as that of one region."""
+"""A control: the whole image as one region through the same kind of layers."""
 
 import functools
 from collections.abc import Callable
@@ -22,16 +22,10 @@ def one_region(scores: jax.Array, features: jax.Array, memory: Any = ()) -> Atte
 
 
 class WholeImage(nn.Module):
-  """The whole image sampled as one region, two dense layers, no recurrence.
-
-  Attributes:
-    num_classes: L.
-    sample: feature map and theta -> features, as `attention.region_features`.
-    x_width, z_width: of the two layers.
-  """
+  """The whole image sampled as one region, two dense layers, no recurrence."""
 
   num_classes: int
-  sample: Callable[..., jax.Array]
+  sample: Callable[..., jax.Array]  # feature map and theta -> features, as `attention.region_features`
   x_width: int
   z_width: int
 

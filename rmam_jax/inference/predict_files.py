@@ -14,7 +14,7 @@ import numpy as np
 import tqdm
 
 from rmam_jax.inference import predictor
-from rmam_jax.runtime.errors import UserError
+from rmam_jax.runtime.errors import UserError, os_errors
 from rmam_jax.visual import pictures
 
 # Of the files in a folder, those that are images.
@@ -25,8 +25,8 @@ COLUMNS = ("image", "kind", "label", "probability", "step", "left", "top", "righ
 def find_images(names: Sequence[str]) -> list[pathlib.Path]:
   """Files, folders with all below them, and patterns -> image files, each once; a folder's in alphabetical order.
 
-  In a folder, files whose names are not those of images are passed over, and counted on stderr. Raises a UserError for a
-  folder that cannot be read or holds no image, and for a pattern that matches nothing.
+  A folder's files that are not named as images are passed over, and counted on stderr. Raises a UserError for a folder
+  that cannot be read or holds no image, and for a pattern that matches nothing.
   """
   paths: list[pathlib.Path] = []
   for name in names:
@@ -72,7 +72,7 @@ def _record(path: pathlib.Path, found: predictor.Prediction, with_regions: bool)
 
 
 def _rows(path: pathlib.Path, found: predictor.Prediction, with_regions: bool) -> Iterator[list]:
-  """One image's rows of CSV, see COLUMNS: its labels, then its regions; an image without labels has one that says so."""
+  """One image's rows of CSV, see COLUMNS: its labels, or one row that says "none", then its regions."""
   nothing = [None] * 4  # written as empty fields
   if not found.labels:
     yield [path, "none", None, None, None, *nothing]
@@ -95,25 +95,18 @@ def _open(out: pathlib.Path | None) -> contextlib.AbstractContextManager[TextIO]
   if out is None:
     sys.stdout.reconfigure(errors="surrogateescape")
     return contextlib.nullcontext(sys.stdout)
-  try:
+  if out.exists():
+    raise UserError(f"{out} exists: remove it or name another file with --out=FILE")
+  with os_errors(f"cannot write {out}"):
     return out.open("x", encoding="utf-8", errors="surrogateescape", newline="")
-  except FileExistsError as error:
-    raise UserError(f"{out} exists: remove it or name another file with --out=FILE") from error
-  except OSError as error:
-    raise UserError(f"cannot write {out}: {error.strerror}") from error
 
 
 def _make(folder: pathlib.Path) -> None:
   """Makes a folder for pictures, or takes one that is empty."""
-  try:
+  with os_errors(f"cannot make the folder {folder}"):
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
+      raise UserError(f"{folder} exists and is no empty folder: name another with --pictures=OUT")
     folder.mkdir(parents=True, exist_ok=True)
-    if not any(folder.iterdir()):
-      return
-  except FileExistsError:  # a file
-    pass
-  except OSError as error:
-    raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
-  raise UserError(f"{folder} exists and is no empty folder: name another with --pictures=OUT")
 
 
 def predict_files(
@@ -125,19 +118,12 @@ def predict_files(
   with_regions: bool = False,
   picture_folder: pathlib.Path | None = None,
 ) -> int:
-  """Predicts by a recognizer for files, folders and patterns (see `find_images`) and writes what was found, in order.
+  """Predicts for files, folders and patterns (see `find_images`) and writes what was found, in order.
 
-  Args:
-    format: "jsonl" or "csv".
-    out: a new file; None for stdout.
-    with_regions: write all K regions too.
-    picture_folder: new or empty; each image is drawn there with its regions, in folders as its own. None draws nothing.
-
-  Returns:
-    How many files could not be read; each is reported on stderr.
-
-  Raises:
-    UserError: nothing to read, or an output that exists or cannot be written.
+  It goes as "jsonl" or "csv" to a new file `out`, or to stdout, with all K regions if wanted. In `picture_folder`, new
+  or empty, each image is drawn with its regions, in folders as its own; None draws nothing. Returns how many files
+  could not be read; each is reported on stderr. Raises a UserError for nothing to read, and for an output that exists
+  or cannot be written.
   """
   paths = find_images(names)
   if picture_folder is not None:
@@ -170,8 +156,6 @@ def _draw(target: pathlib.Path, path: pathlib.Path, found: predictor.Prediction)
   ]
   shares = boxes / (found.height, found.width, found.height, found.width)
   panel = pictures.Panel(path.name, predictor.read_image(path, str(path)), shares, verdicts)
-  try:
+  with os_errors(f"cannot write {target}"):
     target.parent.mkdir(parents=True, exist_ok=True)
     pictures.draw(target, [panel])
-  except OSError as error:
-    raise UserError(f"cannot write {target}: {error.strerror or error}") from error

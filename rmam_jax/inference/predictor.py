@@ -12,18 +12,19 @@ import numpy as np
 
 from rmam_jax import heads
 from rmam_jax.data import batches
+from rmam_jax.evaluation import calibration
 from rmam_jax.evaluation import outputs as outputs_lib
-from rmam_jax.evaluation import regions as regions_lib
-from rmam_jax.evaluation import thresholds as thresholds_lib
+from rmam_jax.evaluation import views as views_lib
 from rmam_jax.ops import boxes as boxes_lib
 from rmam_jax.runtime import mesh as mesh_lib
-from rmam_jax.runtime.errors import UserError
+from rmam_jax.runtime.errors import UserError, os_errors
 from rmam_jax.training import exported, stages
 
 PRETRAINED = pathlib.Path(__file__).parent / "pretrained" / "digits-easy"
 
 Box = tuple[float, float, float, float]  # (left, top, right, bottom) in pixels of the original image
 Source = str | os.PathLike | bytes | np.ndarray
+_View = tuple[np.ndarray, int, int]  # uint8 [crop_size, crop_size, 3]; height and width of the original
 
 
 class Label(NamedTuple):
@@ -54,23 +55,15 @@ class Prediction(NamedTuple):
   probabilities: np.ndarray  # float [L], of all classes
 
 
-class _View(NamedTuple):
-  pixels: np.ndarray  # uint8 [crop_size, crop_size, 3]
-  height: int  # of the original
-  width: int
-
-
 def read_image(source: Source, name: str) -> np.ndarray:
-  """A file, the bytes of one, or pixels as uint8 [height, width, 3]; raises UserError with the name of what is no image."""
+  """A file, the bytes of one, or pixels as uint8 [height, width, 3]; raises a UserError that names what is no image."""
   if isinstance(source, np.ndarray):
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3 or 0 in source.shape:
       raise UserError(f"{name}: pixels must be uint8 [height, width, 3], got {source.dtype} {list(source.shape)}")
     return source
   if isinstance(source, str | os.PathLike):
-    try:
+    with os_errors(name):
       source = pathlib.Path(source).read_bytes()
-    except OSError as error:
-      raise UserError(f"{name}: {error.strerror or error}") from error
   return batches.decode_image(source, name)
 
 
@@ -89,10 +82,10 @@ class Predictor:
     batch_size: int = 32,
     threads: int = 4,
   ):
-    """Makes a predictor of a trained model, from `exported.load`.
+    """Makes a predictor of a trained model.
 
     Args:
-      trained: configuration, class names, parameters and selection.
+      trained: from `exported.load`.
       top: at most so many labels an image; 0 is no limit.
       threshold: a label is given from this probability on, in place of the calibrated thresholds.
       batch_size: images in one pass; rounded up to a multiple of the devices.
@@ -103,7 +96,7 @@ class Predictor:
     if batch_size < 1 or threads < 1:
       raise UserError(f"batch_size and threads must be at least 1, got {batch_size} and {threads}")
     config, self.class_names = trained.config, trained.class_names
-    self.thresholds = thresholds_lib.make_thresholds(
+    self.thresholds = calibration.make_thresholds(
       stages.classification_of(config, "stage_two"),
       (trained.selection or {}).get("prediction", {}),
       top_k=config.evaluation.top_k,
@@ -122,9 +115,9 @@ class Predictor:
     self._forward = outputs_lib.make_forward(stages.build_model(config, "stage_two", len(self.class_names)), mesh)
 
   def predict(self, images: Iterable[Source]) -> list[Prediction]:
-    """What the recognizer says of each image, in order: files, the bytes of files, or pixels as uint8 [height, width, 3].
+    """What the recognizer says of each image, in order; raises a UserError that names the first that cannot be read.
 
-    Raises a UserError that names the first image that cannot be read.
+    Images are files, the bytes of files, or pixels as uint8 [height, width, 3].
     """
     if isinstance(images, str | bytes | os.PathLike):
       raise UserError("images must be a list of images, got a single one: predict([image])")
@@ -155,15 +148,15 @@ class Predictor:
       image = read_image(source, os.fspath(source) if isinstance(source, str | os.PathLike) else f"image {index}")
     except ValueError as error:
       return error
-    return _View(batches.view(image, data.image_size, data.crop_size, offset, offset, False), *image.shape[:2])
+    return batches.view(image, data.image_size, data.crop_size, offset, offset, False), *image.shape[:2]
 
   def _begin(self, views: Iterable[_View | UserError]) -> tuple[list[_View | UserError], dict[str, jax.Array]]:
     """Starts the network on the views of a batch, padded: one shape is compiled once."""
     size, views = self.config.data.crop_size, list(views)
     pixels = np.zeros((self._batch_size, size, size, 3), np.uint8)
     for row, view in enumerate(views):
-      if isinstance(view, _View):
-        pixels[row] = view.pixels
+      if not isinstance(view, Exception):
+        pixels[row] = view[0]
     return views, self._forward(self._params, pixels)
 
   def _finish(self, views: list[_View | UserError], arrays: dict[str, jax.Array]) -> Iterator[Prediction | UserError]:
@@ -178,15 +171,14 @@ class Predictor:
       self.thresholds.chosen(pooled_BL),
       scores_BKL.argmax(axis=1),
       self.thresholds.probabilities(scores_BKL),
-      boxes_lib.clip_boxes(regions_lib.region_boxes(thetas_BK4, self.config)),
+      boxes_lib.clip_boxes(views_lib.region_boxes(thetas_BK4, self.config)),
     )
     for view, *of_image in zip(views, *found, strict=True):
-      yield self._prediction(view, *of_image) if isinstance(view, _View) else view
+      yield view if isinstance(view, Exception) else self._prediction(*view[1:], *of_image)
 
-  def _prediction(self, view: _View, probabilities_L, chosen_L, winners_L, each_KL, shares_K4) -> Prediction:
+  def _prediction(self, height, width, probabilities_L, chosen_L, winners_L, each_KL, shares_K4) -> Prediction:
     boxes: list[Box] = [
-      (left * view.width, top * view.height, right * view.width, bottom * view.height)
-      for top, left, bottom, right in shares_K4.tolist()
+      (left * width, top * height, right * width, bottom * height) for top, left, bottom, right in shares_K4.tolist()
     ]
     won = [(int(k) + 1, boxes[k]) if self._looks else (None, None) for k in winners_L]
     labels = [
@@ -198,7 +190,7 @@ class Predictor:
       Region(step, box, self.class_names[each_L.argmax()], float(each_L.max()))
       for step, (box, each_L) in enumerate(zip(boxes, each_KL, strict=True), 1)
     ]
-    return Prediction(view.width, view.height, labels, regions if self._looks else [], probabilities_L)
+    return Prediction(width, height, labels, regions if self._looks else [], probabilities_L)
 
 
 def load(folder: str | os.PathLike | None = None, **options) -> Predictor:

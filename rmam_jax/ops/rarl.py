@@ -35,10 +35,10 @@ class Rollout(NamedTuple):
 
 
 def region_shapes(sizes: Sequence[float], aspects: Sequence[float]) -> np.ndarray:
-  """(s_x, s_y) of every size with every aspect ratio, at the size's area.
+  """(s_x, s_y) of every size with every aspect ratio, at the size's area: float32 [k, 2].
 
-  Sizes are sides of the square regions as shares of the image's, aspects width over height; float32 [k, 2]. The paper's
-  regions differ in both; which sizes, and that the area is kept, is reconstructed.
+  Sizes are sides of square regions as shares of the image's, aspects width over height. The paper's regions differ in
+  both; which sizes, and that the area is kept, is reconstructed.
   """
   return np.array([(size * aspect**0.5, size / aspect**0.5) for size in sizes for aspect in aspects], np.float32)
 
@@ -57,21 +57,12 @@ def attend(
   """An episode: the whole image, which only finds the first centre, then T steps of k regions around one centre each.
 
   Reconstructed: each region of a step enters the LSTM with the state that the step before left, and the mean of the k
-  states that come of it goes on; the next centre's mean is the tanh of a linear layer on h, and so inside the image; the
-  centre is Gaussian around it with a fixed deviation; a region's scores come from z, as in RMAM.
+  new states goes on; the next centre's mean is the tanh of a linear layer on h, and so inside the image; the centre is
+  Gaussian around it with a fixed deviation; a region's scores come from z, as in RMAM.
 
-  Args:
-    params, feature_map, squash_cell, **sampling: as in `attention.attend`; the parameters as above.
-    steps: T >= 1.
-    shapes: [k, 2] of (s_x, s_y), see `region_shapes`.
-    deviation: of each coordinate of a centre, in units of half the image.
-    key: of the noise; None, as in evaluation, looks at the means.
-
-  Returns:
-    Scores, thetas and features of the K regions; the memory is a `Rollout`.
-
-  Raises:
-    ValueError: T < 1, or no shapes.
+  Shapes [k, 2] are those of `region_shapes`; the deviation is in units of half the image. Without a key for the noise,
+  as in evaluation, the centres are the means. For the other arguments see `attention.attend`. The memory that is
+  returned is a `Rollout`. Raises a ValueError for T < 1, and without shapes.
   """
   if steps < 1 or not len(shapes):
     raise ValueError(f"steps must be at least 1 and shapes not empty, got {steps} and {len(shapes)} shapes")
@@ -122,8 +113,8 @@ def init_attention(key: jax.Array, *, lstm_width: int, policy_scale: float = 0.0
 def reward(scores: jax.Array, labels: jax.Array, ignore: jax.Array) -> tuple[jax.Array, jax.Array]:
   """|G ∩ P| / n at the end of an episode: G the n true labels, P the n that score highest (reconstructed).
 
-  Scores of Eq. 6, labels and ignore are [B, L]; ignored labels are in neither set. Returns the reward [B] in [0, 1], and
-  whether there is one, bool [B]: an image without true labels has none, and 0.
+  Scores of Eq. 6, labels and ignore are [B, L]; ignored labels are in neither set. Returns the reward [B] in [0, 1], 0
+  without true labels, and whether there are any, bool [B].
   """
   true = (labels > 0) & ~ignore
   count = true.sum(axis=-1)
@@ -134,10 +125,10 @@ def reward(scores: jax.Array, labels: jax.Array, ignore: jax.Array) -> tuple[jax
 
 
 def advantages(rewards: jax.Array, counted: jax.Array, rollout: Rollout, baseline: str) -> jax.Array:
-  """Reward less baseline for each centre; a baseline that knows nothing of that centre leaves the gradient's mean alone.
+  """Reward [B] less baseline for each centre, [T, B], without gradient; `counted` [B] is 1 for the episodes that count.
 
-  Rewards are [B], `counted` [B] is 1 for the episodes that count; the baseline is "learned", of the state before each
-  centre, or "batch", the mean reward of the other episodes. [T, B], without gradient; 0 where nothing counts.
+  The baseline is "learned", of the state before each centre, or "batch", the mean reward of the other episodes. Neither
+  knows that centre, so both leave the gradient's mean as it is.
   """
   expected = rollout.baselines
   if baseline == "batch":
@@ -171,21 +162,11 @@ def loss(
   baseline: str = "learned",
   baseline_weight: float = 1.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Classification of the pooled scores and, jointly, -J whose gradient is REINFORCE's.
+  """Classification of the pooled scores of `attend` with a key and, jointly, -J, whose gradient is REINFORCE's.
 
-  Args:
-    found: of `attend` with a key.
-    labels, ignore, mask: as in `heads.spec.HeadLoss`.
-    deviation: the policy's.
-    classification: of `losses.CLASSIFICATION_LOSSES`; Eq. 7-8 by reconstruction.
-    policy_weight, baseline_weight: of -J and of the learned baseline's squared error; reconstructed.
-    baseline: of `BASELINES`; reconstructed.
-
-  Returns:
-    The loss, and "classification", "policy", "baseline" where it is learned, the mean "reward" and "policy_variance".
-
-  Raises:
-    ValueError: no such baseline.
+  Labels, ignore and mask are as in `heads.spec.HeadLoss`. Reconstructed: Eq. 7-8 as classification loss, the baseline,
+  and the weights of -J and of the learned baseline's squared error. Returns the loss and its terms, with the mean
+  "reward" and "policy_variance". Raises a ValueError for a baseline not in `BASELINES`.
   """
   if baseline not in BASELINES:
     raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, got {baseline!r}")

@@ -1,16 +1,17 @@
 """Labels read off regions one after the other (RLSD: Zhang, Wu, Shen, Zhang and Lu, 2016; reconstructed).
 
 From its abstract and RMAM's account of it: a network proposes regions that may hold several dependent labels
-(`ops.rpn`), an LSTM reads the labels of each, and the results are max-pooled over the regions. All else is reconstructed:
+(`ops.rpn`), an LSTM reads the labels of each, and the results are max-pooled over the regions. The rest is
+reconstructed:
 
-  * The code x of a region is the LSTM's first input, as an image's is in a captioner; after it come the embeddings of the
-    labels that were read. From z of each step follows a logit for every label and for END.
+  * The code x of a region is the LSTM's first input, as an image's is in a captioner; the embeddings of the labels that
+    were read come after it. The z of each step gives a logit for every label and for END.
   * All regions read one sequence, the image's: a step's logits are pooled by their maximum over the regions, and the
     softmax over labels and END says which comes next. In training it is the image's true labels in a fixed order, then
-    END (teacher forcing, one cross-entropy a step); afterwards the likeliest that was not read yet, until END.
-  * The score of a label in a region is its log-odds, were no other region to speak for it, at the step where they are
-    highest. So Eq. 6, the maximum over regions, is the log-odds of what the pooled softmax says, its sigmoid a
-    probability, and both are continuous.
+    END (teacher forcing, one cross-entropy a step); afterwards it is the likeliest that was not yet read, until END.
+  * The score of a label in a region is the log-odds that it would have if only this region spoke for it, at the step
+    where they are highest. So Eq. 6, the maximum over regions, is the log-odds of the pooled softmax, and its sigmoid
+    is a probability; both are continuous.
 
 Letters: B batch, K regions, T steps, X Z N widths of x, z and the LSTM, L classes; END is number L.
 
@@ -52,8 +53,7 @@ def _first_state(params: Params, codes: jax.Array) -> tuple[jax.Array, jax.Array
 def label_sequence(labels: jax.Array, steps: int, order: Sequence[int] = ()) -> tuple[jax.Array, jax.Array]:
   """The labels [B, L] of each image in a fixed order, then END: int [B, T], and which of them count, bool [B, T].
 
-  Those after END do not count; labels that do not fit into T steps are left out. `order` holds all classes, the first to
-  be read first; empty: as they are numbered.
+  None after END counts; labels that do not fit into T steps are left out. Without an order it is that of their numbers.
   """
   num_classes = labels.shape[1]
   order = jnp.asarray(order or range(num_classes))
@@ -83,10 +83,9 @@ def read_given(params: Params, codes: jax.Array, sequence: jax.Array, *, squash_
 def sequence_loss(
   logits: jax.Array, sequence: jax.Array, counts: jax.Array, *, ignore: jax.Array, mask: jax.Array
 ) -> jax.Array:
-  """The cross-entropy of the regions' pooled logits with the true sequence: summed over steps, mean over examples.
+  """The cross-entropy of the regions' pooled logits with `label_sequence`: summed over steps, mean over examples.
 
-  Logits are [T, K, B, L + 1], sequence and counts those of `label_sequence`; ignored labels [B, L] are left out of the
-  softmax; mask [B] is 1 for real examples.
+  Logits are [T, K, B, L + 1]; ignored labels [B, L] are left out of the softmax; mask [B] is 1 for real examples.
   """
   pooled = logits.max(axis=1).swapaxes(0, 1)  # [B, T, L + 1]
   kept = jnp.pad(~ignore.astype(bool), ((0, 0), (0, 1)), constant_values=True)
@@ -96,7 +95,7 @@ def sequence_loss(
 
 
 def log_odds(logits: jax.Array) -> jax.Array:
-  """Each label's log-odds against all others and END, were no other region to speak for it: [K, B, L + 1] -> [K, B, L].
+  """Each label's log-odds against all others and END if only this region spoke for it: [K, B, L + 1] -> [K, B, L].
 
   Their maximum over K is the log-odds of the softmax of the logits' maximum over K.
   """
@@ -107,9 +106,9 @@ def log_odds(logits: jax.Array) -> jax.Array:
 
 
 def read(params: Params, codes: jax.Array, *, steps: int, squash_cell: bool = False) -> jax.Array:
-  """Reads up to T labels off the regions of each image, the likeliest at each step, until END.
+  """Reads the likeliest label off the regions' codes [K, B, X] at each of up to T steps, until END.
 
-  Codes [K, B, X] -> the scores [K, B, L]: the highest `log_odds` of all steps up to END.
+  Returns the scores [K, B, L]: the highest `log_odds` of all steps up to END.
   """
   num_classes = len(params["labels"])
 
@@ -139,10 +138,10 @@ def recognize(
   align_corners: bool = True,
   **sampling: Any,
 ) -> Attention:
-  """Scores of the proposed regions; other arguments are as in `attention.attend`, the parameters as above.
+  """Scores of the regions in boxes [B, K, 4] of (top, left, bottom, right), as shares of what the map shows.
 
-  `boxes` [B, K, 4] are (top, left, bottom, right) as shares of what the map shows; `steps` is T >= 1. In the answer, x are
-  the codes, h and z the LSTM's after a region's code alone, and the memory are the parameters, for `make_loss`.
+  The x that are returned are the codes, h and z are those after a region's code alone, and the memory holds the
+  parameters, for `make_loss`. For the other arguments see `attention.attend`.
   """
   thetas = spatial_transformer.boxes_to_thetas(boxes, feature_map.shape[1:3], align_corners=align_corners)
   thetas = thetas.swapaxes(0, 1)

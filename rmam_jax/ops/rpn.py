@@ -1,7 +1,7 @@
 """A fully convolutional region proposal network, as DenseCap's (Johnson, Karpathy and Fei-Fei, CVPR 2016, Sec. 3.2).
 
-At each cell of a feature map lie k anchor boxes of different sizes. For each the layer gives a confidence that an object
-is there and four offsets (t_x, t_y, t_w, t_h) that make the anchor box (x_a, y_a, w_a, h_a) a region:
+At each cell of a feature map lie k anchor boxes of different sizes. For each the layer gives a confidence that an
+object is there and four offsets (t_x, t_y, t_w, t_h) that make the anchor box (x_a, y_a, w_a, h_a) a region:
 
     x = x_a + t_x w_a    y = y_a + t_y h_a    w = w_a e^{t_w}    h = h_a e^{t_h}
 
@@ -22,10 +22,9 @@ from rmam_jax.ops.boxes import box_area, box_iou, suppress
 
 
 def anchor_boxes(cells: tuple[int, int], sizes: Sequence[tuple[float, float]], stride: int) -> np.ndarray:
-  """The anchor boxes around the centre of every cell, by rows, columns and sizes: float32 [N, 4].
+  """The anchor boxes around the centre of every cell of (H, W), by rows, columns and sizes: float32 [N, 4].
 
-  `cells` is (H, W) of the map, `sizes` are k of (width, height) in pixels of the image, `stride` is the pixels between
-  neighbouring cells. Some boxes reach beyond the image.
+  Sizes are k of (width, height) in pixels of the image, the stride too. Some boxes reach beyond the image.
   """
   height, width = cells
   y, x = np.mgrid[:height, :width].reshape(2, -1, 1) + 0.5
@@ -53,11 +52,10 @@ def find_offsets(anchors: jax.Array, boxes: jax.Array) -> jax.Array:
 
 
 def match(anchors: jax.Array, boxes: jax.Array, *, positive: float = 0.7, negative: float = 0.3):
-  """Which anchor boxes stand for an object, bool [N], and which for none, bool [N]; the others are not learned from.
+  """Which anchor boxes stand for an object and which for none, bool [N], and for which of the boxes [n, 4], int [N].
 
-  One whose IoU with some of the boxes [n, 4] is above `positive` stands for it, and so does the best one of each box; one
-  whose IoU with all of them is below `negative` stands for none. Boxes of no area are padding. Returns, too, the box that
-  each positive one stands for, int [N].
+  One whose IoU with some box is above `positive` stands for it, and so does the best one of each box; one whose IoU
+  with all is below `negative` stands for none; the others are not learned from. Boxes of no area are padding.
   """
   present = box_area(boxes) > 0
   iou = jnp.where(present, box_iou(anchors, boxes), 0)
@@ -76,10 +74,7 @@ def _first(eligible: jax.Array, order: jax.Array, count: jax.Array | int) -> jax
 
 
 def sample(noise: jax.Array, positive: jax.Array, negative: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-  """Draws `count` anchor boxes to learn from, if there are so many: at most half of them positive, the rest negative.
-
-  The draw is by uniform noise [N]; returns those of each kind, bool [N].
-  """
+  """Draws `count` anchor boxes by uniform noise [N], at most half of them positive: those of each kind, bool [N]."""
   drawn = _first(positive, noise, count // 2)
   return drawn, _first(negative, noise, count - drawn.sum())
 
@@ -95,17 +90,11 @@ def layer_loss(
   negative: float = 0.3,
   samples: int = 256,
 ) -> tuple[jax.Array, jax.Array]:
-  """What the layer gets wrong, by the anchor boxes drawn for the image.
+  """What the layer gets wrong, by the anchor boxes drawn for the image; see `match` and `sample`.
 
-  Args:
-    scores: [N, 2], of nothing and of an object.
-    offsets, anchors: [N, 4].
-    boxes, positive, negative: as in `match`; the boxes are within the image.
-    noise, samples: as in `sample`.
-
-  Returns:
-    The mean cross-entropy of the confidence, and the mean over the positive ones of the smooth L1 distance of the
-    offsets, summed over the four; 0 where there are none.
+  Scores [N, 2] are of nothing and of an object; boxes [n, 4] are within the image. Returns the mean cross-entropy of
+  the confidence, and the mean over the positive anchor boxes of the smooth L1 distance of the offsets, summed over the
+  four; 0 where there are none.
   """
   positives, negatives, stands_for = match(anchors, boxes, positive=positive, negative=negative)
   positives, negatives = sample(noise, positives, negatives, samples)
@@ -121,10 +110,7 @@ def layer_loss(
 def propose(
   scores: jax.Array, offsets: jax.Array, anchors: jax.Array, *, count: int, overlap: float
 ) -> tuple[jax.Array, jax.Array]:
-  """The surest regions that differ [K, 4], within the image, and their confidence [K], as log-odds; see `suppress`.
-
-  Scores, offsets and anchors are as in `layer_loss`; count K and overlap as in `suppress`.
-  """
+  """The surest regions that differ [K, 4], within the image, and their confidence [K], as log-odds; see `suppress`."""
   boxes = jnp.clip(apply_offsets(anchors, offsets), 0, 1)
   confidence = jnp.where(box_area(boxes) > 0, scores[:, 1] - scores[:, 0], -jnp.inf)
   return suppress(boxes, confidence, count=count, overlap=overlap)

@@ -17,8 +17,8 @@ from rmam_jax import heads
 from rmam_jax.data.splits import open_split
 from rmam_jax.evaluation import bootstrap, metrics
 from rmam_jax.evaluation import outputs as outputs_lib
-from rmam_jax.evaluation import regions as regions_lib
 from rmam_jax.evaluation import scores as scores_lib
+from rmam_jax.evaluation import views as views_lib
 from rmam_jax.reproduction import cells, tables
 from rmam_jax.reproduction.plan import Plan
 from rmam_jax.reproduction.tables import Ordering, Row
@@ -122,7 +122,7 @@ def measure_by_regions(folder: pathlib.Path) -> dict[str, list[float]]:
   test = open_split(config.data, config.data.test)
   forward, params = _load(folder, config)
   found = outputs_lib.compute_outputs(forward, params, test, data=config.data, batch_size=config.evaluation.batch_size)
-  boxes = regions_lib.region_boxes(found.thetas, config).transpose(1, 0, 2)
+  boxes = views_lib.region_boxes(found.thetas, config).transpose(1, 0, 2)
   figures = {"mAP": [], "coverage": []}
   for k in range(1, most + 1):
     scores = found.region_scores[:k].max(axis=0)

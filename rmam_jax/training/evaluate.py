@@ -12,11 +12,10 @@ import ml_collections
 import rmam_jax
 from rmam_jax import heads
 from rmam_jax.data.splits import Split, open_split
-from rmam_jax.evaluation import calibration, metrics, output_cache, report, svm
+from rmam_jax.evaluation import calibration, metrics, report, svm
 from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.evaluation import scores as scores_lib
 from rmam_jax.evaluation import selection as selection_lib
-from rmam_jax.evaluation import thresholds as thresholds_lib
 from rmam_jax.evaluation import views as views_lib
 from rmam_jax.evaluation.outputs import Outputs
 from rmam_jax.runtime import files, processes
@@ -111,7 +110,7 @@ def evaluate(
   if train is not None:
     results["svm_images"] = len(train.readable)
   results["controls"] = controls_beside(config, folder, results)
-  thresholds = thresholds_lib.make_thresholds(kind, selection._asdict(), top_k=section.top_k)
+  thresholds = calibration.make_thresholds(kind, selection._asdict(), top_k=section.top_k)
   shown = panels.EvaluatedSplit(config, head, thresholds, test, found)
   panels.draw_pictures(folder / "pictures", shown)
   files.write_json(folder / "results.json", results)
@@ -124,16 +123,16 @@ def evaluate(
 
 def _make_outputs(config: Any, folder: pathlib.Path, model: Any, params: Any, mesh: Any) -> Callable[..., Outputs]:
   """A function from a split, a label, and perhaps other views and a suffix for their folder, to outputs."""
-  section, digest, configured = config.evaluation, output_cache.digest_params(params), views_lib.from_config(config)
+  section, digest, configured = config.evaluation, outputs_lib.digest_params(params), views_lib.from_config(config)
   forward = functools.cache(lambda views: outputs_lib.make_forward(model, mesh, views, feature=section.feature))
 
   def outputs(split: Split, label: str, views: views_lib.Views = configured, suffix: str = "") -> Outputs:
     place, key = (
-      output_cache.folder_of(folder, split.name + suffix),
-      output_cache.make_key(config, split, digest, views),
+      outputs_lib.folder_of(folder, split.name + suffix),
+      outputs_lib.make_key(config, split, digest, views),
     )
     options = {"data": config.data, "batch_size": section.batch_size, "progress": label}
-    found = output_cache.extract(place, key, forward(views), params, split, **options)
+    found = outputs_lib.extract(place, key, forward(views), params, split, **options)
     for reason in found.skipped:
       print(f"{label}: skipped: {reason}")
     return found

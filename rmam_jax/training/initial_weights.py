@@ -48,7 +48,7 @@ class InitialWeights(NamedTuple):
         filled[part] = trained
         taken.append(f"the head {heads[part]}")
       elif self.fc6 is not None and region_size == FC6_REGION:
-        holder = params[part].get("attention", params[part])  # the attending head's parameters have one level more
+        holder = params[part].get("attention", params[part])  # those of heads that look are nested one level deeper
         if _shapes(holder.get("fx")) == _shapes(self.fc6):
           holder = {**holder, "fx": self.fc6}
           filled[part] = {**params[part], "attention": holder} if "attention" in params[part] else holder
@@ -66,9 +66,9 @@ def resolve(
   """Finds and checks `config.weights`.
 
   Args:
-    config: see `configs/common.py`.
-    folder: the workdir, if there is one. A run whose stages have all begun goes on from its checkpoints though the
-      weights are gone.
+    config: see `rmam_jax.config`.
+    folder: the workdir, if there is one. A run whose stages have all begun resumes from its checkpoints even if
+      the weights are gone.
 
   Returns:
     The configuration with the weights' preprocessing and digest in it, and the weights; None for random ones, and where
@@ -107,7 +107,7 @@ def resolve(
     cached = weight_files.read_cached(recorded.weights_digest)
     if cached is None:
       raise UserError(
-        f"{config.weights}, which {folder} began with, is gone, and a stage that takes from it has not begun: put it"
+        f"{config.weights}, which {folder} began with, is gone, and a stage that still needs it has not begun: put it"
         " back, or name its new place with --config.weights=FILE"
       )
     first = _from_file(cached)
@@ -141,6 +141,6 @@ def _check_backbone(first: InitialWeights, config: ml_collections.ConfigDict) ->
   for name in sorted(theirs | ours):
     if theirs.get(name) != ours.get(name):
       raise UserError(
-        f"{config.weights} holds another backbone than model.backbone {config.model.backbone!r}: {name} is"
+        f"{config.weights} does not fit model.backbone {config.model.backbone!r}: {name} is"
         f" {theirs.get(name, 'absent')} there and {ours.get(name, 'absent')} in the configuration"
       )

@@ -1,4 +1,4 @@
-"""A test split on one page of HTML that needs nothing else: every image with its regions, and every figure beside it."""
+"""A test split on one page of HTML that needs nothing else: every image with its regions, and every figure."""
 
 import base64
 import io
@@ -10,23 +10,13 @@ import numpy as np
 
 from rmam_jax.evaluation import metrics
 from rmam_jax.ops import boxes as boxes_lib
+from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.visual import pictures
 
 THUMBNAIL = 192  # pixels of the longer side
 JPEG_QUALITY = 80
 CURVE_POINTS = 100
-
-# What each figure of `metrics.RegionMetrics` says, for readers of the page.
-MEANINGS = {
-  "r_precision": "of the first n regions of an image with n objects, those centred on some object",
-  "coverage": "of the objects, those that hold some region's centre",
-  "pointing": "of the present labels, those whose winning region is centred on an object of the label",
-  "iou_30": "of the present labels, those whose winning region has IoU ≥ 0.3 with an object of the label",
-  "iou_50": "of the present labels, those whose winning region has IoU ≥ 0.5 with an object of the label",
-  "redundancy": "mean IoU of two regions of an image (low is good)",
-  "astray": "of the regions, those mirrored or centred outside the image (low is good)",
-}
 
 
 class Curve(NamedTuple):
@@ -38,7 +28,7 @@ class Curve(NamedTuple):
 
 
 def curves(class_names: Sequence[str], precisions: Sequence[float | None], scores, labels, ignore) -> list[Curve]:
-  """The curve of each class: L names, their average precisions, and scores, labels, ignore [N, L] of a whole split."""
+  """The curve of each of L classes, of scores, labels and ignore [N, L] of a whole split."""
   found = []
   for c, (name, precision) in enumerate(zip(class_names, precisions, strict=True)):
     kept = ~ignore[:, c]
@@ -107,17 +97,12 @@ def write(
     curves=class_curves,
     region_metrics=[
       (name, meaning, *(results.get(prefix + name) for prefix in ("", "fixed_grid_", "chance_")))
-      for name, meaning in MEANINGS.items()
+      for name, meaning in metrics.REGION_METRICS.items()
       if name in results
     ],
     colours=pictures.STEP_COLOURS,
     num_shown=num_shown,
   )
   page.enable_buffering(64)
-  draft = path.with_name(path.name + ".draft")
-  try:
-    with draft.open("w", encoding="utf-8") as file:
-      page.dump(file)
-    draft.replace(path)
-  except OSError as error:
-    raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+  with files.whole_file(path) as draft, draft.open("w", encoding="utf-8") as file:
+    page.dump(file)

@@ -10,12 +10,12 @@ import tqdm
 from rmam_jax import heads
 from rmam_jax.data import batches
 from rmam_jax.data.splits import Split
-from rmam_jax.evaluation import regions as regions_lib
+from rmam_jax.evaluation import views as views_lib
+from rmam_jax.evaluation.calibration import Thresholds
 from rmam_jax.evaluation.outputs import Outputs
-from rmam_jax.evaluation.thresholds import Thresholds
 from rmam_jax.ops import next_region
 from rmam_jax.runtime.errors import UserError
-from rmam_jax.visual import figures, gallery, pictures
+from rmam_jax.visual import gallery, pictures
 
 FIGURE_1_IMAGES, FIGURE_5_IMAGES = 4, 6  # the paper shows two and five
 
@@ -37,7 +37,7 @@ def panels(evaluated: EvaluatedSplit, indices: Iterable[int]) -> Iterator[pictur
   present = outputs.labels == 1
   shown = (chosen | present) & ~outputs.ignore
   looks = heads.get(head).looks
-  boxes_NK4 = regions_lib.region_boxes(outputs.thetas, config).transpose(1, 0, 2)
+  boxes_NK4 = views_lib.region_boxes(outputs.thetas, config).transpose(1, 0, 2)
   winners = outputs.winners if looks else np.full(outputs.scores.shape, None)
   for index in indices:
     image, record = batches.read_image(split, index)
@@ -78,10 +78,9 @@ def write_gallery(path: pathlib.Path, evaluated: EvaluatedSplit, results: dict[s
 
 
 def draw_figures(folder: pathlib.Path, evaluated: EvaluatedSplit) -> None:
-  """Draws `figure_1.png` and `figure_5.png`, like the paper's, in a new folder; Fig. 5 beside the fixed grid.
+  """Draws `figure_1.png` and `figure_5.png`, of the first images with two labels or more, in a new folder.
 
-  They show the first images with two labels or more. Raises a UserError for a head that does not look at regions, or if
-  there is no such image.
+  Fig. 5 has the fixed grid beside ours. Raises a UserError for a head without regions, and if there is no such image.
   """
   config, head, _, split, outputs = evaluated
   if not heads.get(head).looks:
@@ -91,7 +90,7 @@ def draw_figures(folder: pathlib.Path, evaluated: EvaluatedSplit) -> None:
     raise UserError(f"{split.name} holds no image with two labels: there is nothing to draw")
   drawn = list(panels(evaluated, indices))
   folder.mkdir(parents=True)
-  figures.regions_and_labels(folder / "figure_1.png", drawn[:FIGURE_1_IMAGES])
+  pictures.regions_and_labels(folder / "figure_1.png", drawn[:FIGURE_1_IMAGES])
   thetas = next_region.grid_thetas(config.model.num_regions, config.model.fixed_grid.scale)
-  others = [regions_lib.region_boxes(thetas, config)] * min(len(drawn), FIGURE_5_IMAGES)
-  figures.regions_and_others(folder / "figure_5.png", drawn[:FIGURE_5_IMAGES], others, "a grid that never moves")
+  others = [views_lib.region_boxes(thetas, config)] * min(len(drawn), FIGURE_5_IMAGES)
+  pictures.regions_and_others(folder / "figure_5.png", drawn[:FIGURE_5_IMAGES], others, "a grid that never moves")

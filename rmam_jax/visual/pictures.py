@@ -1,4 +1,4 @@
-"""Images with the regions that the recognizer looked at, and what it says of them."""
+"""Images with the regions that the recognizer looked at, what it says of them, and figures like the paper's."""
 
 import pathlib
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ LONGEST_SIDE = 1024  # pixels of an image that a panel can show
 LONGEST_TITLE = 52  # characters
 MOST_VERDICTS = 10  # lines beside a picture
 MOST_REGIONS = 16  # that a picture shows all of; of more, those that won a label beside it
+OURS, OTHERS = "#2ca02c", "#1f77b4"  # green and blue, as in Fig. 5
 
 
 class Verdict(NamedTuple):
@@ -43,8 +44,7 @@ def colour(step: int) -> str:
 def draw(path: pathlib.Path, panels: Sequence[Panel], *, columns: int = 1) -> None:
   """A PNG of panels in reading order: each image with its regions, coloured by step, and its labels beside it.
 
-  Of more than `MOST_REGIONS` regions only those are shown that won a label. Present labels are bold. The picture's size
-  does not depend on the images'.
+  Present labels are bold. The picture's size does not depend on the images'.
   """
   from matplotlib.figure import Figure
 
@@ -57,16 +57,16 @@ def draw(path: pathlib.Path, panels: Sequence[Panel], *, columns: int = 1) -> No
     left, bottom = column * width, 1 - (row + 1) * height
     view = figure.add_axes((left + 0.02 * width, bottom + 0.02 * height, 0.66 * width, 0.90 * height))
     beside = figure.add_axes((left + 0.70 * width, bottom + 0.02 * height, 0.29 * width, 0.90 * height))
-    draw_image(view, panel.image, panel.title)
+    _draw_image(view, panel.image, panel.title)
     steps = list(range(len(panel.boxes)))
     if len(steps) > MOST_REGIONS:
       steps = sorted({verdict.step for verdict in panel.verdicts[:MOST_VERDICTS]})
-    draw_regions(view, panel.boxes[steps], list(map(colour, steps)), numbers=[step + 1 for step in steps])
+    _draw_regions(view, panel.boxes[steps], list(map(colour, steps)), numbers=[step + 1 for step in steps])
     _draw_verdicts(beside, panel, steps)
   figure.savefig(path)
 
 
-def draw_image(axes, image: np.ndarray, title: str) -> None:
+def _draw_image(axes, image: np.ndarray, title: str) -> None:
   """An image in coordinates of shares, its aspect kept."""
   from PIL import Image
 
@@ -81,21 +81,20 @@ def draw_image(axes, image: np.ndarray, title: str) -> None:
   axes.set_axis_off()
 
 
-def draw_regions(axes, boxes: np.ndarray, colours: Sequence[str], *, numbers: Sequence[int] = ()) -> None:
-  """The part inside the image of boxes [K, 4], each in its colour on a dark rim; with its number, if they have any."""
+def _draw_regions(axes, boxes: np.ndarray, colours: Sequence[str], *, numbers: Sequence[int] = ()) -> None:
+  """The part inside the image of boxes [K, 4], each in its colour on a dark rim, with its number if there are any."""
   from matplotlib.patches import Rectangle
 
-  for index, (box, each) in enumerate(zip(boxes_lib.clip_boxes(boxes), colours, strict=True)):
-    top, left, bottom, right = box
+  for index, ((top, left, bottom, right), each) in enumerate(zip(boxes_lib.clip_boxes(boxes), colours, strict=True)):
     for edge, line in (("black", 3.5), (each, 2)):
       axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=edge, lw=line))
     if numbers:
-      draw_tag(axes, left, top, str(numbers[index]), each, size=7, va="top")
+      _draw_tag(axes, left, top, str(numbers[index]), each, size=7, va="top")
   axes.set(xlim=(0, 1), ylim=(1, 0))
 
 
-def draw_tag(axes, x: float, y: float, text: str, background: str, *, size: int = 8, **where) -> None:
-  """Text on a colour, black or white, whichever can be read on it."""
+def _draw_tag(axes, x: float, y: float, text: str, background: str, *, size: int = 8, **where) -> None:
+  """Text on a colour, in black or white, whichever can be read on it."""
   red, green, blue = (int(background[i : i + 2], 16) for i in (1, 3, 5))
   ink = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 110 else "white"
   box = {"boxstyle": "square,pad=0.25", "facecolor": background, "edgecolor": "black", "linewidth": 0.5}
@@ -104,7 +103,7 @@ def draw_tag(axes, x: float, y: float, text: str, background: str, *, size: int 
 
 def _draw_verdicts(axes, panel: Panel, steps: Sequence[int]) -> None:
   def draw_step(x: float, y: float, step: int) -> None:
-    draw_tag(axes, x, y, str(step + 1), colour(step), va="center", ha="center")
+    _draw_tag(axes, x, y, str(step + 1), colour(step), va="center", ha="center")
 
   axes.set(xlim=(0, 1), ylim=(0, 1))
   axes.set_axis_off()
@@ -124,3 +123,40 @@ def _draw_verdicts(axes, panel: Panel, steps: Sequence[int]) -> None:
     axes.text(0.0, 0.095, label, va="center", fontsize=8, color="#555555")
     for index, step in enumerate(steps):
       draw_step(0.06 + 0.12 * (index % 8), 0.03 - 0.05 * (index // 8), step)
+
+
+def regions_and_labels(path: pathlib.Path, panels: Sequence[Panel]) -> None:
+  """Like Fig. 1: a PNG of images with the regions that won the labels given; below, the labels in the same colours."""
+  from matplotlib.figure import Figure
+
+  labels = [[verdict for verdict in panel.verdicts if verdict.chosen] for panel in panels]
+  lines = max(1, *map(len, labels))
+  figure = Figure(figsize=(3.2 * len(panels), 3.5 + 0.3 * lines), dpi=100, layout="constrained")
+  axes = figure.subplots(2, len(panels), height_ratios=(3.5, 0.3 * lines), squeeze=False)
+  for view, below, panel, verdicts in zip(*axes, panels, labels, strict=True):
+    _draw_image(view, panel.image, panel.title)
+    below.set(xlim=(0, 1), ylim=(lines, 0))
+    below.set_axis_off()
+    for row, verdict in enumerate(verdicts):
+      background = "#ffffff" if verdict.step is None else colour(verdict.step)
+      _draw_tag(below, 0.5, row + 0.5, verdict.label, background, size=10, va="center", ha="center")
+    winners = sorted({verdict.step for verdict in verdicts if verdict.step is not None})
+    _draw_regions(view, panel.boxes[winners], list(map(colour, winners)))
+  figure.savefig(path)
+
+
+def regions_and_others(path: pathlib.Path, panels: Sequence[Panel], others: np.ndarray, name: str) -> None:
+  """Like Fig. 5: a PNG of all regions of each image, in green, above other regions [M, 4] of it, in blue.
+
+  `others` has one such array for each panel, in shares of its image; `name` says what they are.
+  """
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(2.6 * len(panels), 5.8), dpi=100, layout="constrained")
+  rows = figure.subplots(2, len(panels), squeeze=False)
+  for axes, regions, colour in zip(rows, ([panel.boxes for panel in panels], others), (OURS, OTHERS), strict=True):
+    for view, panel, boxes in zip(axes, panels, regions, strict=True):
+      _draw_image(view, panel.image, panel.title if colour == OURS else "")
+      _draw_regions(view, boxes, [colour] * len(boxes))
+  figure.suptitle(f"green: regions looked at; blue: {name}", fontsize=10)
+  figure.savefig(path)

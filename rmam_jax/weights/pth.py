@@ -60,7 +60,7 @@ def open_pth(path: pathlib.Path) -> Iterator[dict[str, Entry]]:
     elif first[2:] == _LEGACY:
       yield _open_legacy(file)
     else:
-      raise ValueError("no state dict of torch in either layout, or truncated; fetch it again")
+      raise ValueError("not a state dict of torch, or truncated: fetch it again")
 
 
 def _open_zip(file: BinaryIO) -> dict[str, Entry]:
@@ -70,7 +70,7 @@ def _open_zip(file: BinaryIO) -> dict[str, Entry]:
     raise ValueError("refused: two members of its zip have the same name")
   pickled = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
   if len(pickled) != 1:
-    raise ValueError("its zip holds no data.pkl: no state dict of torch")
+    raise ValueError("its zip holds no data.pkl: it is not a state dict of torch")
   root, end = pickled[0].removesuffix("data.pkl"), os.fstat(file.fileno()).st_size
   for member in members.values():
     if member.header_offset + member.file_size > end:
@@ -97,9 +97,9 @@ def _open_legacy(file: BinaryIO) -> dict[str, Entry]:
   tensors, storages, places = _tensors(state), {}, {}
   for name, tensor in tensors.items():
     if storages.setdefault(tensor.key, tensor).storage_bytes != tensor.storage_bytes:
-      raise ValueError(f"{name} says another size of storage {tensor.key} than the tensors before it")
+      raise ValueError(f"{name} disagrees with earlier tensors on the size of storage {tensor.key}")
   if not isinstance(keys, list) or set(map(str, keys)) != set(storages):
-    raise ValueError("its list of storages is not that of its tensors")
+    raise ValueError("its list of storages does not match its tensors")
   for key in map(str, keys):
     header, wanted = file.read(8), storages[key].storage_bytes
     places[key] = file.tell()
@@ -130,7 +130,7 @@ def _tensor(name: Any, value: Any) -> _Tensor:
     case str(), pickles.Call(function, (storage, offset, shape, strides, *_)) if function in _TENSORS:
       pass
     case _:
-      raise ValueError("its state dict holds what is no tensor: save model.state_dict() alone")
+      raise ValueError("its state dict has an entry that is not a tensor: save model.state_dict() alone")
   match storage:  # as torch writes it, with its device at the end
     case pickles.Persistent(("storage", pickles.Global(kind), str(key), _, size, *rest)) if kind in _TYPES and rest in (
       [],
