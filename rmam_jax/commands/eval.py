@@ -2,7 +2,7 @@
 
     python eval.py --workdir=runs/digits-easy-saliency
     python eval.py --workdir=runs/voc-512 --evaluation.views=five       any field of the configuration's `evaluation`
-    python eval.py --workdir=runs/voc-512 --protocol=all                what others' code would print of the saved scores
+    python eval.py --workdir=runs/voc-512 --protocol=all                what others' code makes of the saved scores
     python eval.py --workdir=runs/voc-512,runs/voc-640                  two scales fused, by every protocol
     python eval.py --workdir=runs/voc-512 --gallery=gallery.html --figures=figures
     python eval.py --workdir=runs/coco-512 --coordinator=host0:7654 --num_processes=2 --process_id=0   1 on the other

@@ -27,8 +27,8 @@ _TOP = flags.DEFINE_integer("top", None, "At most so many labels an image; 0 is 
 _THRESHOLD = flags.DEFINE_float(
   "threshold",
   None,
-  "Least probability of a label; by default the thresholds chosen in training, else 0.5, and for a softmax head none but"
-  " the configuration's evaluation.top_k labels.",
+  "Least probability of a label; by default the thresholds chosen in training, else 0.5, and for a softmax head none"
+  " but the configuration's evaluation.top_k labels.",
   lower_bound=0,
   upper_bound=1,
 )

@@ -4,8 +4,8 @@
     python reproduce.py --config=configs/digits.py:hard --seeds=3 --tables=4,6,controls
     python reproduce.py --config=configs/voc.py --config.weights=FILE --dry-run
 
-Trains and evaluates what the tables need, each cell once, in OUT/cells/, and writes OUT/tables.md with its pictures. The
-same command again goes on where it stopped; with more seeds or tables it makes only the cells that are missing. Two
+Trains and evaluates what the tables need, each cell once, in OUT/cells/, and writes OUT/tables.md with its pictures.
+The same command again goes on where it stopped; with more seeds or tables it makes only the cells that are missing. Two
 processes started in one folder share the work.
 """
 

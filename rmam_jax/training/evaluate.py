@@ -56,7 +56,7 @@ def evaluate(
   Args:
     folder: the workdir.
     changes: fields of `config.evaluation` that shall differ from the workdir's configuration.
-    gallery_page: an HTML file to write, see `visual.gallery`, with the first `gallery_images` test images, or all for 0.
+    gallery_page: an HTML file to write, see `visual.gallery`, with the first `gallery_images` test images; 0: all.
     figure_folder: a folder to make, with figures like the paper's.
 
   Returns:
@@ -143,7 +143,7 @@ def _make_outputs(config: Any, folder: pathlib.Path, model: Any, params: Any, me
 def _select(
   config: Any, folder: pathlib.Path, names: Sequence[str], train: Outputs | None, outputs: Callable[..., Outputs]
 ) -> selection_lib.Selection | None:
-  """What is chosen on the validation split, or without one was chosen before; in another process than the first, None."""
+  """What is chosen on the validation split, or was before if there is none; in other processes than the first, None."""
   data, first = config.data, processes.is_first()
   if not data.validation:
     selection = selection_lib.read(folder, names)
@@ -207,7 +207,7 @@ def evaluate_and_print(folder: pathlib.Path, changes: Mapping[str, Any] | None =
 def print_protocols(
   folders: Sequence[pathlib.Path], names: Sequence[str] = (), *, fusion: str = "mean", changes: Any = None
 ) -> dict[str, dict[str, Any]]:
-  """Prints and returns the figures by run and protocol, from the saved scores of some runs and of their fusion, if several.
+  """Prints and returns figures by run and protocol, from the saved scores of some runs and, if several, their fusion.
 
   Runs that were not evaluated since their last training, and all of them if there are `changes`, are evaluated first.
   `names` are of `metrics.PROTOCOLS`, none for all whose scores are there; `fusion` is of `scores.FUSIONS`. Raises a

@@ -1,4 +1,4 @@
-"""Training: a run's region proposal network if its head has one, then stage one and stage two; each goes on where it stopped."""
+"""Trains a region proposal network if the head has one, then both stages; each goes on where it stopped."""
 
 import contextlib
 import functools

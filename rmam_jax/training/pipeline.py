@@ -2,8 +2,8 @@
 
 Most runs have one phase. With `data.final_train` there are two: the first, in `WORKDIR/choose`, trains on `data.train`
 and chooses the epoch of each training, C, thresholds and temperature on `data.validation`; the second trains with these
-on `data.final_train` and is evaluated on `data.test`, on which nothing is chosen. Each of `controls` adds such phases of
-its own, in `WORKDIR/controls/NAME`.
+on `data.final_train` and is evaluated on `data.test`, on which nothing is chosen. Each of `controls` adds such phases,
+in `WORKDIR/controls/NAME`.
 """
 
 import contextlib
@@ -71,11 +71,12 @@ def _control(config: ml_collections.ConfigDict, head: str) -> ml_collections.Con
 
 
 def check(config: ml_collections.ConfigDict, todo: Sequence[Phase]) -> None:
-  """Builds all that the phases will need, so that a UserError refuses what cannot be done before anything is trained."""
+  """Builds all that the phases will need: a UserError refuses what cannot be done before anything is trained."""
   data = config.data
   if not 0 < data.crop_size <= data.image_size:
     raise UserError(
-      f"data.crop_size must be between 1 and data.image_size {data.image_size}, got {data.crop_size}: they are set together"
+      f"data.crop_size must be between 1 and data.image_size {data.image_size}, got {data.crop_size}: they are set"
+      " together"
     )
   if len(config.model.region_size) != 2 or min(config.model.region_size) < 1:
     raise UserError(f"model.region_size must be (height, width) in samples, got {config.model.region_size}")
@@ -138,7 +139,7 @@ def _run(phase: Phase, profile_folder: pathlib.Path | None) -> dict[str, Any]:
 def train_and_evaluate(
   config: ml_collections.ConfigDict, folder: pathlib.Path, *, profile_folder: pathlib.Path | None = None
 ) -> dict[str, Any]:
-  """A whole run, or what is left of it; the arguments are those of `loop.train`, and traced is the run's own last phase.
+  """A whole run, or what is left of it. The arguments are those of `loop.train`; the run's own last phase is traced.
 
   Returns what `results.json` holds; in another process than the first, nothing. Raises a UserError if another process
   trains there.

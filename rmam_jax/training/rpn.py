@@ -1,4 +1,4 @@
-"""How a region proposal network is trained: on which data with boxes, by what loss, and how many objects it then finds."""
+"""How a region proposal network is trained: on which boxes, by what loss, and how many objects it then finds."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -10,7 +10,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Deferred:
-  """Within, a first signal is only noted, and acts at the end; a second one acts at once. Not `active`, it does nothing.
+  """Within, a first signal is only noted, and acts at the end; a second one acts at once. Inactive, it does nothing.
 
   Attributes:
     asked: the signal that came, or None. After one: finish the step, save it, and leave.

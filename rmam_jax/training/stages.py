@@ -175,7 +175,7 @@ def kept_head(config: ml_collections.ConfigDict) -> str:
 
 
 def take_over(fresh: step_lib.Params, trained: step_lib.Params, head: str) -> step_lib.Params:
-  """Stage two's first parameters: of the `fresh` ones, stage one's best for the backbone, and its head where it is kept.
+  """Stage two's first parameters: `fresh` ones with stage one's best backbone, and its head where that is kept.
 
   `head` is "auxiliary" where stage one's head goes on beside the new one, "head" where it is the new one, "" for none.
   """

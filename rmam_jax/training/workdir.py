@@ -75,8 +75,8 @@ def claim(
   """Makes the folder and writes into it the configuration, the names of the classes and the digests of the data.
 
   `records` are the digests of the splits that the run trains on or chooses by, by their names. What is already there
-  must agree, but for fields that change nothing learned, which are replaced. Raises a UserError as `check`, and for data
-  that have changed since the run began.
+  must agree, but for fields that change nothing learned, which are replaced. Raises a UserError as `check`, and for
+  data that have changed since the run began.
   """
   check(folder, config)
   classes, data = folder / "classes.json", folder / "data.json"
