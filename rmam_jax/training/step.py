@@ -123,7 +123,7 @@ def make_train_step(
 
 
 def _weighted_sum(function: Callable[[Any, jax.Array], Any], batch: Mapping[str, jax.Array], keys: jax.Array) -> Any:
-  """The sum of `function` over a batch's equal parts, one for each key, weighted by their shares of the real examples."""
+  """The sum of `function` over a batch's equal parts, one for each key, weighted by its share of real examples."""
   # Every parts-th example, so that a batch that is shared out over devices gives each of them a share of every part.
   every = jax.tree.map(lambda x: x.reshape(-1, len(keys), *x.shape[1:]).swapaxes(0, 1), dict(batch))
   real = jnp.maximum(batch["mask"].sum(), 1)
