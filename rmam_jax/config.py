@@ -1,8 +1,9 @@
 """Every field of a configuration, with the paper's value where the paper gives one. `configs/` changes a few.
 
-A backbone's and a head's own fields stand in its file below `backbones/` and `heads/`.
+The fields of each backbone and head are in its own file below `backbones/` and `heads/`.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.seed = 0
 
   # What the backbone begins with: a file or folder (docs/weights.md); "none": random weights; "": to be given. The run
-  # puts the preprocessing that belongs to it into model.pixel_mean and model.pixel_std, whatever they were.
+  # sets model.pixel_mean and model.pixel_std to the preprocessing that belongs to it.
   config.weights = "none"
   config.weights_digest = ""  # which file it was; filled in by the run
 
@@ -74,9 +75,13 @@ def get_config() -> ml_collections.ConfigDict:
   config.epoch_size = 0  # records in an epoch; 0: as many as the training split has
 
   # Stage one fine-tunes the backbone under a control's head; stage two trains all of it with Eq. 14.
-  config.stage_one = _stage()
+  for name in ("stage_one", "stage_two"):
+    stage = config[name] = _schedule()
+    stage.classification = ""  # empty: loss.classification
+    stage.auxiliary_weight = (
+      0.0  # in stage two, of stage one's head, kept as a dense auxiliary loss; the paper has none
+    )
   config.stage_one.head = "mean_pool"
-  config.stage_two = _stage()
 
   # Heads to train beside, one after the other: both stages, as many steps on the same batches, for comparison.
   config.controls = ()
@@ -99,7 +104,9 @@ def get_config() -> ml_collections.ConfigDict:
 
   for spec in (*backbones.SPECS.values(), *heads.SPECS.values()):
     for name, fields in spec.defaults.items():
-      _add_section(config, name, fields)
+      *path, last = name.split(".")
+      schedule = {} if path else _schedule()  # a section without a dot in its name is a training
+      functools.reduce(getattr, path, config)[last] = ml_collections.ConfigDict({**schedule, **fields})
   return config.lock()
 
 
@@ -130,15 +137,8 @@ def from_fields(content: Mapping[str, Any], where: str) -> ml_collections.Config
   return config
 
 
-def _add_section(config: ml_collections.ConfigDict, name: str, fields) -> None:
-  """A section by its dotted name; one without a dot is a training, which has a schedule."""
-  *path, last = name.split(".")
-  for part in path:
-    config = config[part]
-  config[last] = ml_collections.ConfigDict({**({} if path else _schedule()), **fields})
-
-
 def _schedule() -> ml_collections.ConfigDict:
+  """The fields of every training."""
   stage = ml_collections.ConfigDict()
   stage.epochs = 45  # 0 leaves stage one out
   stage.learning_rate = 1e-5
@@ -146,13 +146,5 @@ def _schedule() -> ml_collections.ConfigDict:
   stage.warmup_steps = 0
   stage.stop_epoch = 0  # ends the stage after so many epochs of its schedule; 0: after all
   stage.drop_epoch = 30  # of "step": from here on the rate is divided by ten
-  stage.beta_1 = 0.9  # Adam
-  stage.beta_2 = 0.999
-  return stage
-
-
-def _stage() -> ml_collections.ConfigDict:
-  stage = _schedule()
-  stage.classification = ""  # empty: loss.classification
-  stage.auxiliary_weight = 0.0  # in stage two, of stage one's head, kept as a dense auxiliary loss; the paper has none
+  stage.beta_1, stage.beta_2 = 0.9, 0.999  # of Adam
   return stage

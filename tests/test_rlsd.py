@@ -391,7 +391,7 @@ def test_a_run_trains_its_rpn_first_and_leaves_it_as_it_is(finished, data_root):
 def test_a_run_that_was_stopped_in_its_rpn_s_training_ends_where_an_uninterrupted_one_does(
   finished, data_root, tmp_path, monkeypatch
 ):
-  config, folder, validate = small_config(data_root), tmp_path / "stopped", loop._RpnTrainer.validate
+  config, folder, validate = small_config(data_root), tmp_path / "stopped", loop._Trainer.validate
 
   def interrupt(trainer, stage, forward, params):
     interrupt.epochs += 1
@@ -400,10 +400,10 @@ def test_a_run_that_was_stopped_in_its_rpn_s_training_ends_where_an_uninterrupte
     return validate(trainer, stage, forward, params)
 
   interrupt.epochs = 0
-  monkeypatch.setattr(loop._RpnTrainer, "validate", interrupt)
+  monkeypatch.setattr(loop._Trainer, "validate", interrupt)
   with pytest.raises(KeyboardInterrupt):
     loop.train(config, folder)
-  monkeypatch.setattr(loop._RpnTrainer, "validate", validate)
+  monkeypatch.setattr(loop._Trainer, "validate", validate)
   assert [line["stage"] for line in lines(folder)] == ["rpn"]
   loop.train(config, folder)
   assert lines(folder) == lines(finished)

@@ -1,6 +1,6 @@
 """The commands, one module each, and what they have in common. `rmam-jax NAME` and `python NAME.py` run the same.
 
-A module has the help as its docstring, its flags, and `main(argv)`.
+Each module has its help as docstring, its flags, and `main(argv)`.
 """
 
 import ast
@@ -22,9 +22,7 @@ from rmam_jax.runtime.errors import UserError, check_name
 NAMES = ("train", "eval", "predict", "reproduce", "validate", "prepare", "weights")
 KEPT_BYTES = 2**30
 KEPT_SECONDS = 0.1  # what compiles faster is compiled again
-# Exit statuses, as shells have them.
-INTERRUPTED = 130  # Ctrl-C
-TERMINATED = 143  # SIGTERM
+INTERRUPTED, TERMINATED = 130, 143  # exit statuses after Ctrl-C and SIGTERM, as shells have them
 
 
 def main() -> NoReturn:
@@ -36,40 +34,31 @@ def main() -> NoReturn:
       help_text = ast.get_docstring(ast.parse(pathlib.Path(__file__).with_name(f"{each}.py").read_text()))
       print(f"  {each:<10} {help_text.splitlines()[0]}")
     sys.exit()
-  try:
+  with _reported_flags():
     check_name("the command", name, NAMES)
-  except UserError as error:
-    sys.exit(f"error: {error}")
   run(name, arguments)
 
 
 def run(name: str, arguments: Sequence[str] | None = None) -> NoReturn:
-  """Runs a command.
+  """Runs the command of this name; its arguments, without the program's name, are by default the process's."""
 
-  Args:
-    name: of `NAMES`.
-    arguments: without the program's name; None takes the process's.
-  """
+  def found(argument: str) -> str:
+    flag, _, value = argument.partition("=")
+    return f"{flag}={find_config(value)}" if flag == "--config" else argument
+
+  def parse(argv: list[str]) -> list[str]:
+    with _reported_flags():
+      return flags.FLAGS(argv)
+
   with _reported_flags():
     # ml_collections reads the process's own arguments, already where a module defines its flags.
-    sys.argv[1:] = map(_with_config, sys.argv[1:] if arguments is None else arguments)
+    sys.argv[1:] = map(found, sys.argv[1:] if arguments is None else arguments)
     module = importlib.import_module(f"rmam_jax.commands.{name}")
   sys.modules["__main__"].__doc__ = module.__doc__  # which --help shows, with the flags of these modules
   for defining in (module.__name__, __name__):
     for flag in flags.FLAGS.get_flags_for_module(defining):
       flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-  app.run(module.main, flags_parser=_parse_flags)
-
-
-def _with_config(argument: str) -> str:
-  flag, _, value = argument.partition("=")
-  return f"{flag}={find_config(value)}" if flag == "--config" else argument
-
-
-def _parse_flags(argv: list[str]) -> list[str]:
-  """The arguments that are no flags."""
-  with _reported_flags():
-    return flags.FLAGS(argv)
+  app.run(module.main, flags_parser=parse)
 
 
 @contextlib.contextmanager
@@ -96,10 +85,9 @@ def _reported_flags() -> Iterator[None]:
 
 
 def find_config(name: str) -> str:
-  """FILE or FILE:VARIANT of a configuration: as it is, or of this name among those that come with the package.
+  """FILE or FILE:VARIANT of a configuration as it is there, or else of this name among those of the package.
 
-  Raises:
-    UserError: there is none.
+  Raises a UserError if there is none.
   """
   path, colon, variant = name.partition(":")
   package = pathlib.Path(__file__).parent.parent
@@ -123,10 +111,7 @@ def reported_errors(*, interrupted: str = "the same command goes on from there")
   """Within, a `UserError` ends the process with its sentence and status 1; `--verbosity=1` adds the traceback.
 
   Any other error is a bug and keeps its traceback. Ctrl-C and SIGTERM end the process with `INTERRUPTED` and
-  `TERMINATED`; training finishes its step and saves it first.
-
-  Args:
-    interrupted: what to say after Ctrl-C and SIGTERM.
+  `TERMINATED`, and it prints `interrupted`; training finishes its step and saves it first.
   """
   verbose = logging.get_verbosity() >= logging.DEBUG
   if not verbose:
@@ -153,31 +138,27 @@ def no_arguments(argv: Sequence[str]) -> None:
 
 
 def define_processes() -> Callable[[], contextlib.AbstractContextManager[None]]:
-  """Defines the flags of several processes that work as one.
-
-  Returns:
-    What, called once the flags are parsed, gives `processes.joined` their values.
-  """
+  """Defines the flags of `processes.joined`; what is returned calls it with their values, once they are parsed."""
   coordinator = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of the first process, where several work together; or auto: ask the cluster."
   )
-  num_processes = flags.DEFINE_integer("num_processes", None, "How many they are.", lower_bound=1)
-  process_id = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
-  heartbeat_seconds = flags.DEFINE_integer(
-    "heartbeat_seconds", 60, "A process not heard of for so long is taken for dead, and all others end.", lower_bound=1
+  others = (
+    flags.DEFINE_integer("num_processes", None, "How many they are.", lower_bound=1),
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0),
+    flags.DEFINE_integer(
+      "heartbeat_seconds",
+      60,
+      "A process not heard of for so long is taken for dead, and all others end.",
+      lower_bound=1,
+    ),
   )
-  return lambda: processes.joined(
-    coordinator.value,
-    num_processes=num_processes.value,
-    process_id=process_id.value,
-    heartbeat_seconds=heartbeat_seconds.value,
-  )
+  return lambda: processes.joined(coordinator.value, **{flag.name: flag.value for flag in others})
 
 
 def keep_compiled() -> None:
   """Keeps compiled programs in the user's cache folder, up to a gigabyte, so that the next command need not compile.
 
-  A folder that the user has given JAX, JAX_COMPILATION_CACHE_DIR, stands; JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
+  With JAX_COMPILATION_CACHE_DIR they are kept there instead, and with JAX_ENABLE_COMPILATION_CACHE=0 nowhere.
   """
   import jax
 

@@ -2,7 +2,7 @@
 
     python eval.py --workdir=runs/digits-easy-saliency
     python eval.py --workdir=runs/voc-512 --evaluation.views=five       any field of the configuration's `evaluation`
-    python eval.py --workdir=runs/voc-512 --protocol=all                what others' code would print of the saved scores
+    python eval.py --workdir=runs/voc-512 --protocol=all                what others' code makes of the saved scores
     python eval.py --workdir=runs/voc-512,runs/voc-640                  two scales fused, by every protocol
     python eval.py --workdir=runs/voc-512 --gallery=gallery.html --figures=figures
     python eval.py --workdir=runs/coco-512 --coordinator=host0:7654 --num_processes=2 --process_id=0   1 on the other
@@ -24,9 +24,7 @@ config_flags.DEFINE_config_dict(
   "evaluation", get_config().evaluation, "Changes to the evaluation: --evaluation.FIELD=VALUE."
 )
 _PROTOCOL = flags.DEFINE_list(
-  "protocol",
-  None,
-  "Print a table of these protocols, or all, from saved scores; rmam_jax/evaluation/metrics.py lists them.",
+  "protocol", None, "Print these protocols, or all, from saved scores; rmam_jax/evaluation/metrics.py lists them."
 )
 _FUSION = flags.DEFINE_string("fusion", "mean", "How the scores of several workdirs become one: mean, max or rank.")
 _GALLERY = flags.DEFINE_string("gallery", None, "HTML file to write: one page with every image, label and figure.")
@@ -45,16 +43,12 @@ def main(argv: list[str]) -> None:
   if (_PROTOCOL.value or len(folders) > 1) and (_GALLERY.value or _FIGURES.value):
     sys.exit("error: --gallery and --figures show one --workdir and no --protocol")
   changes = config_flags.get_override_values(flags.FLAGS["evaluation"])
+  page, figures = (flag.value and pathlib.Path(flag.value) for flag in (_GALLERY, _FIGURES))
+  shown = {"gallery_page": page, "gallery_images": _GALLERY_IMAGES.value, "figure_folder": figures}
   commands.keep_compiled()
   with commands.reported_errors(), _joined():
     if _PROTOCOL.value or len(folders) > 1:
       names = [name for name in _PROTOCOL.value or () if name != "all"]
       evaluate.print_protocols(folders, names, fusion=_FUSION.value, changes=changes)
     else:
-      evaluate.evaluate_and_print(
-        folders[0],
-        changes,
-        gallery_page=_GALLERY.value and pathlib.Path(_GALLERY.value),
-        gallery_images=_GALLERY_IMAGES.value,
-        figure_folder=_FIGURES.value and pathlib.Path(_FIGURES.value),
-      )
+      evaluate.evaluate_and_print(folders[0], changes, **shown)

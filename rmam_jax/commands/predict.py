@@ -4,7 +4,7 @@
     python predict.py --workdir=runs/voc photo.jpg more/ 'a/*.png'   files, folders with all below them, patterns
     python predict.py --format=csv --out=found.csv --regions --pictures=drawn more/
 
-Boxes are (left, top, right, bottom) in pixels of the original image. A file that cannot be read is told of on stderr, the
+Boxes are (left, top, right, bottom) in pixels of the original image. If a file cannot be read, stderr names it, the
 others go on, and the exit status is 1.
 """
 
@@ -27,8 +27,8 @@ _TOP = flags.DEFINE_integer("top", None, "At most so many labels an image; 0 is 
 _THRESHOLD = flags.DEFINE_float(
   "threshold",
   None,
-  "Least probability of a label; by default the thresholds chosen in training, else 0.5, and for a softmax head none but"
-  " the configuration's evaluation.top_k labels.",
+  "Least probability of a label; by default the thresholds chosen in training, else 0.5, and for a softmax head none"
+  " but the configuration's evaluation.top_k labels.",
   lower_bound=0,
   upper_bound=1,
 )
@@ -42,18 +42,12 @@ def main(argv: list[str]) -> None:
     sys.exit("error: name an image, a folder or a pattern")
   commands.keep_compiled()
   with commands.reported_errors(interrupted="what was written before is whole"):
-    recognizer = predictor.load(
-      _WORKDIR.value, top=_TOP.value, threshold=_THRESHOLD.value, batch_size=_BATCH_SIZE.value
-    )
+    limits = {"top": _TOP.value, "threshold": _THRESHOLD.value, "batch_size": _BATCH_SIZE.value}
+    recognizer = predictor.load(_WORKDIR.value, **limits)
+    out, folder = (flag.value and pathlib.Path(flag.value) for flag in (_OUT, _PICTURES))
+    options = {"format": _FORMAT.value, "out": out, "with_regions": _REGIONS.value, "picture_folder": folder}
     try:
-      failed = predict_files.predict_files(
-        recognizer,
-        argv[1:],
-        format=_FORMAT.value,
-        out=_OUT.value and pathlib.Path(_OUT.value),
-        with_regions=_REGIONS.value,
-        picture_folder=_PICTURES.value and pathlib.Path(_PICTURES.value),
-      )
+      failed = predict_files.predict_files(recognizer, argv[1:], **options)
     except BrokenPipeError:  # the reader has seen enough
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
       failed = 0

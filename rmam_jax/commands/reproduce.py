@@ -4,9 +4,9 @@
     python reproduce.py --config=configs/digits.py:hard --seeds=3 --tables=4,6,controls
     python reproduce.py --config=configs/voc.py --config.weights=FILE --dry-run
 
-Trains and evaluates what the tables need, each cell once, in OUT/cells/, and writes OUT/tables.md with its pictures. The
-same command again goes on where it stopped; more seeds, or more tables, add to what is there. Two processes started in
-one folder share the work.
+Trains and evaluates what the tables need, each cell once, in OUT/cells/, and writes OUT/tables.md with its pictures.
+The same command again goes on where it stopped; with more seeds or tables it makes only the cells that are missing. Two
+processes started in one folder share the work.
 """
 
 import pathlib
@@ -45,13 +45,8 @@ def main(argv: list[str]) -> None:
 
   commands.no_arguments(argv)
   commands.keep_compiled()
+  config, out = flags.FLAGS["config"], _OUT.value and pathlib.Path(_OUT.value)
+  options = {"tables_chosen": _TABLES.value, "seeds": _SEEDS.value, "rates": list(map(float, _RATES.value))}
   with commands.reported_errors(interrupted="the same command goes on with the cell that it was at"):
-    reproduce.reproduce(
-      config_flags.get_config_filename(flags.FLAGS["config"]),
-      config_flags.get_override_values(flags.FLAGS["config"]),
-      out=_OUT.value and pathlib.Path(_OUT.value),
-      tables_chosen=_TABLES.value,
-      seeds=_SEEDS.value,
-      rates=list(map(float, _RATES.value)),
-      dry_run=_DRY_RUN.value,
-    )
+    file, changes = config_flags.get_config_filename(config), config_flags.get_override_values(config)
+    reproduce.reproduce(file, changes, out=out, dry_run=_DRY_RUN.value, **options)

@@ -3,8 +3,8 @@
 All of them run the same program on the same workdir, which lies where all can see it. The first process alone writes
 metrics, results and pictures; Orbax writes checkpoints from all. In a single process everything here does nothing.
 
-A process that is lost ends all others: at once where a collective operation notices it, with a sentence and status 1;
-else, the lost one being stopped rather than gone, by JAX's coordination service after the heartbeat's time, with its
+If one process is lost, all others end. Where a collective operation notices it, they end at once, with a sentence and
+status 1. If the process is only stopped, JAX's coordination service ends them after the heartbeat's time, with its
 message that another task died.
 """
 
@@ -20,12 +20,12 @@ import jax
 from rmam_jax.runtime.errors import UserError
 
 FROM_CLUSTER = "auto"
-# What JAX says when it is not this process that is at fault.
+# What JAX says when another process is at fault.
 _LOST = re.compile(r"gloo|nccl|heartbeat|coordination|UNAVAILABLE|DEADLINE_EXCEEDED", re.IGNORECASE)
 
 
 def is_first() -> bool:
-  """Whether this is the process that writes and speaks."""
+  """Whether this is the process that writes and prints."""
   return jax.process_index() == 0
 
 
@@ -48,7 +48,7 @@ def first_before_others(place: str) -> Iterator[None]:
 
 
 def _why_lost(error: BaseException | None) -> str | None:
-  """The first line of what JAX says of a lost process, in an error or what it came from; None: it is about another thing."""
+  """The first line of what JAX says of a lost process, in an error or one of its causes; else None."""
   while error is not None:
     text = str(error)
     if _LOST.search(text) and isinstance(error, (jax.errors.JaxRuntimeError, ValueError)):
@@ -83,32 +83,23 @@ def joined(
     return
   faulthandler.disable()  # absl's; a list of threads below its message says nothing about a process elsewhere
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  limits = {f"{kind}_timeout_seconds": heartbeat_seconds for kind in ("heartbeat", "shutdown")}
+  address = None if coordinator == FROM_CLUSTER else coordinator
   try:
-    jax.distributed.initialize(
-      None if coordinator == FROM_CLUSTER else coordinator,
-      num_processes,
-      process_id,
-      heartbeat_timeout_seconds=heartbeat_seconds,
-      shutdown_timeout_seconds=heartbeat_seconds,
-    )
+    jax.distributed.initialize(address, num_processes, process_id, **limits)
   except ValueError as error:
     raise UserError(
       f"cannot join the run at --coordinator={coordinator} ({error}): give --num_processes and --process_id too"
     ) from error
   try:
-    with contextlib.ExitStack() as stack:
-      if not is_first():
-        stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if is_first() else nowhere):
       yield
       wait_for_all("end")
   except Exception as error:
     reason = _why_lost(error)
     if reason is None:
       raise
-    print(
-      f"error: another process of the run has ended or cannot be reached ({reason}). Start all of"
-      " them again, or fewer: the run goes on from its last epoch.",
-      file=sys.stderr,
-      flush=True,
-    )
+    why = f"another process of the run has ended or cannot be reached ({reason})"
+    remedy = "Start all of them again, or fewer: the run goes on from its last epoch."
+    print(f"error: {why}. {remedy}", file=sys.stderr, flush=True)
     os._exit(1)  # the usual way out waits for the process that is gone

@@ -1,7 +1,8 @@
 """Checkpoints by Orbax: the last states of a stage, to go on from, and the parameters of its best epoch.
 
-Orbax commits a checkpoint by renaming it, so that there is no half of one, but checks none when it reads it: a flipped
-bit is restored in silence and another type cast. So each holds the digests of its leaves, which are compared.
+Orbax commits a checkpoint by renaming it, so that there is no half of one, but verifies nothing when it reads it: it
+restores a flipped bit and casts another type without a word. So each checkpoint holds digests of its leaves, which are
+compared.
 """
 
 import contextlib
@@ -17,10 +18,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from rmam_jax.recognizer import Recognizer
-from rmam_jax.runtime import files
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError
-from rmam_jax.training import stages
+from rmam_jax.training import stages, workdir
 from rmam_jax.training.step import Params, TrainState, init_params
 from rmam_jax.weights import tensors
 
@@ -34,16 +34,15 @@ class Damaged(UserError):
 class StageCheckpoints:
   """The checkpoints of one stage, `folder/last` and `folder/best`.
 
-  Each has steps with three items: arrays; a JSON record `progress` of what the host knows; and `digests`, what both hold.
+  Each step has three items: arrays; a JSON record `progress` of what the host knows; and `digests` of both.
   """
 
   def __init__(self, folder: pathlib.Path, *, writing: bool = False):
-    """Opens or makes them; the one who writes removes what a killed process left half written."""
+    """Opens or makes them; only the one who writes removes what a killed process left half written."""
     self._managers = {}
     for name, kept in KEPT.items():
-      options = ocp.CheckpointManagerOptions(
-        max_to_keep=kept, enable_async_checkpointing=False, cleanup_tmp_directories=writing
-      )
+      fields = {"max_to_keep": kept, "enable_async_checkpointing": False, "cleanup_tmp_directories": writing}
+      options = ocp.CheckpointManagerOptions(**fields)
       self._managers[name] = ocp.CheckpointManager((folder / name).absolute(), options=options)
 
   def _save(self, name: str, step: int, arrays: Any, progress: dict) -> None:
@@ -51,14 +50,10 @@ class StageCheckpoints:
     if step in manager.all_steps():  # an epoch done again after an interruption
       manager.delete(step)
     described = _describe(arrays)
-    digests = {"arrays": described, "whole": _digest_json([described, progress])}
-    args = ocp.args.Composite(
-      arrays=ocp.args.StandardSave(arrays),
-      progress=ocp.args.JsonSave(progress),
-      digests=ocp.args.JsonSave(digests),
-    )
+    items = {"progress": progress, "digests": {"arrays": described, "whole": _digest_json([described, progress])}}
+    saved = {item: ocp.args.JsonSave(value) for item, value in items.items()}
     try:
-      manager.save(step, args=args, force=True)
+      manager.save(step, args=ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), **saved), force=True)
       manager.wait_until_finished()
     except (OSError, ValueError) as error:  # TensorStore's errors, a full disk among them, are ValueErrors
       raise UserError(
@@ -66,14 +61,22 @@ class StageCheckpoints:
         " or open the folder and run the same command again."
       ) from error
 
-  def _restore_step(self, name: str, step: int, like: Any) -> tuple[Any, dict]:
-    """A step, compared with its digests; raises Damaged, or UserError where it is of another model than `like`."""
+  def _read(self, name: str, step: int, item: str, how: Any = None) -> Any:
+    """One item of a step, JSON unless `how` says otherwise; raises Damaged."""
     manager = self._managers[name]
-    folder = manager.directory / str(step)
-    progress, digests = (self._read_json(name, step, item) for item in ("progress", "digests"))
+    try:
+      return manager.restore(step, args=ocp.args.Composite(**{item: how or ocp.args.JsonRestore()}))[item]
+    except Exception as error:  # Orbax raises bare ones, some of many pages
+      reason = f"{error} ".splitlines()[0].strip()[:300] or type(error).__name__
+      raise Damaged(f"{manager.directory / str(step)} is damaged: {item} cannot be read ({reason})") from error
+
+  def _restore(self, name: str, step: int, like: Any) -> tuple[Any, dict]:
+    """A step, compared with its digests; raises Damaged, or UserError where it is of another model than `like`."""
+    folder = self._managers[name].directory / str(step)
+    progress, digests = self._read(name, step, "progress"), self._read(name, step, "digests")
     if not isinstance(digests, dict) or digests.get("whole") != _digest_json([digests.get("arrays"), progress]):
       raise Damaged(f"{folder} is damaged: progress does not have its digest")
-    described, wanted = digests["arrays"], {name: _kind(leaf) for name, leaf in tensors.flatten(like).items()}
+    described, wanted = digests["arrays"], {leaf: _kind(array) for leaf, array in tensors.flatten(like).items()}
     for leaf in sorted(wanted | described):
       there, here = described.get(leaf, ["absent"])[0], wanted.get(leaf, "absent")
       if there != here:
@@ -81,71 +84,50 @@ class StageCheckpoints:
           f"{folder} is of another model: {leaf} is {there} there and {here} in the configuration. Go on with the one"
           " that it was trained with, or train again into another folder."
         )
-    try:
-      arrays = manager.restore(step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(like)))["arrays"]
-    except Exception as error:  # Orbax's own are bare ones
-      raise Damaged(f"{folder} is damaged: its arrays cannot be read ({_brief(error)})") from error
+    arrays = self._read(name, step, "arrays", ocp.args.StandardRestore(like))
     for leaf, found in _describe(arrays).items():
       if found != described[leaf]:
         raise Damaged(f"{folder} is damaged: {leaf} does not have its digest")
     return arrays, progress
 
-  def _read_json(self, name: str, step: int, item: str) -> Any:
-    manager = self._managers[name]
-    try:
-      return manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.JsonRestore()}))[item]
-    except Exception as error:  # as above
-      raise Damaged(f"{manager.directory / str(step)} is damaged: {item} cannot be read ({_brief(error)})") from error
-
   def save_last(self, state: TrainState, progress: dict) -> None:
-    """Saves what the stage needs to go on; the one but one before it is removed once this one is complete."""
+    """Saves what the stage needs to go on; once it is complete, all but the one before it are removed."""
     self._save("last", int(state.step), state._asdict(), progress)
 
   def save_best(self, step: int, params: Params, progress: dict) -> None:
     """Saves the parameters of the best epoch so far."""
     self._save("best", step, params, progress)
 
-  def restore_last(self, like: TrainState) -> tuple[TrainState, dict] | None:
-    """The last state, placed and sharded as `like` (arrays or shapes with shardings), or None.
-
-    If it is damaged, that is said and the one before it taken; UserError if all are, or it is of another model.
-    """
-    steps = sorted(self._managers["last"].all_steps(), reverse=True)
+  def _restore_newest(self, name: str, like: Any) -> tuple[Any, dict] | None:
+    """The newest step that is not damaged, or None where there is no step; says so if it takes one before the last."""
+    manager = self._managers[name]
+    steps = sorted(manager.all_steps(), reverse=True)[: KEPT[name]]
     for step in steps:
       try:
-        arrays, progress = self._restore_step("last", step, like._asdict())
+        return self._restore(name, step, like)
       except Damaged as error:
         if step == steps[-1]:
-          raise UserError(f"{error}. {self._remedy()}") from error
+          folder = manager.directory.parent
+          raise UserError(f"{error}. Remove {folder}: the command that trained it trains this stage again.") from error
         print(f"{error}. Going on from the state before it.")
-      else:
-        return TrainState(**arrays), progress
     return None
 
+  def restore_last(self, like: TrainState) -> tuple[TrainState, dict] | None:
+    """The last state, placed and sharded as `like` (arrays or shapes with shardings), and its progress, or None.
+
+    If it is damaged, says so and takes the one before it; UserError if both are, or if it is of another model.
+    """
+    restored = self._restore_newest("last", like._asdict())
+    return restored and (TrainState(**restored[0]), restored[1])
+
   def restore_best(self, like: Params) -> tuple[Params, dict] | None:
-    """The best epoch's parameters, placed and sharded as `like`, or None; UserError if damaged or of another model."""
-    step = self.best_step()
-    try:
-      return None if step is None else self._restore_step("best", step, like)
-    except Damaged as error:
-      raise UserError(f"{error}. {self._remedy()}") from error
+    """The best epoch's parameters and progress, as `restore_last`; there is none before it."""
+    return self._restore_newest("best", like)
 
-  def _remedy(self) -> str:
-    return f"Remove {self._managers['last'].directory.parent}: the command that trained it trains this stage again."
-
-  def best_progress(self) -> dict | None:
-    """What the host knew at the best epoch, or None."""
-    step = self.best_step()
-    return None if step is None else self._read_json("best", step, "progress")
-
-  def best_step(self) -> int | None:
-    """The step of the best epoch, or None."""
-    return self._managers["best"].latest_step()
-
-  def best_digest(self) -> str | None:
-    """A digest of all that was saved at the best epoch, or None."""
-    step = self.best_step()
-    return None if step is None else self._read_json("best", step, "digests")["whole"]
+  def read_best(self, item: str) -> Any:
+    """The `progress` or the `digests` of the best epoch, or None."""
+    step = self._managers["best"].latest_step()
+    return None if step is None else self._read("best", step, item)
 
   def close(self) -> None:
     for manager in self._managers.values():
@@ -162,7 +144,7 @@ def best_epochs(folder: pathlib.Path) -> dict[str, int]:
   for name in (stages.RPN, *stages.NAMES):
     if (folder / "checkpoints" / name).is_dir():
       with _saved(folder, name) as saved:
-        if progress := saved.best_progress():
+        if progress := saved.read_best("progress"):
           found[name] = progress["best_epoch"]
   return found
 
@@ -170,7 +152,8 @@ def best_epochs(folder: pathlib.Path) -> dict[str, int]:
 def best_digest(folder: pathlib.Path) -> str | None:
   """A digest of all that was saved at stage two's best epoch, or None."""
   with _saved(folder, "stage_two") as saved:
-    return saved.best_digest()
+    digests = saved.read_best("digests")
+    return digests and digests["whole"]
 
 
 def load_best(
@@ -178,8 +161,7 @@ def load_best(
 ) -> tuple[Recognizer, Params, dict]:
   """Stage two's recognizer, the parameters of its best epoch, and what the host knew then.
 
-  Raises:
-    UserError: stage two has not finished an epoch there; or the checkpoint is damaged, or of another model.
+  Raises a UserError if stage two has not finished an epoch there, or the checkpoint is damaged or of another model.
   """
   model = stages.build_model(config, "stage_two", num_classes)
   like = jax.eval_shape(lambda key: init_params(model, key, config.data.crop_size), jax.random.key(0))
@@ -191,29 +173,21 @@ def load_best(
 
 
 def take_over(stage: str, source: pathlib.Path, folder: pathlib.Path) -> None:
-  """Begins a workdir with a stage that another has finished: its checkpoints, and its lines of the metrics.
+  """Copies a stage that another workdir has finished: its checkpoints, and its lines of the metrics.
 
-  Nothing happens if the source has not trained the stage, or the workdir has begun it.
+  Nothing happens if the source has not trained the stage, or if this workdir has begun it.
   """
   place = folder / "checkpoints" / stage
   if place.exists() or not (source / "checkpoints" / stage).is_dir():
     return
-  draft, log = folder / "draft", folder / "metrics.jsonl"
+  draft = folder / "draft"
   shutil.rmtree(draft, ignore_errors=True)
   shutil.copytree(source / "checkpoints" / stage, draft)
-
-  def lines(path: pathlib.Path, wanted: bool) -> list[str]:
-    every = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [line for line in every if (json.loads(line)["stage"] == stage) == wanted]
-
-  files.write_text(log, "".join(lines(log, False) + lines(source / "metrics.jsonl", True)))
+  own, theirs = (workdir.read_lines(each / "metrics.jsonl") for each in (folder, source))
+  both = [line for line in own if line["stage"] != stage] + [line for line in theirs if line["stage"] == stage]
+  workdir.write_lines(folder / "metrics.jsonl", both)
   place.parent.mkdir(exist_ok=True)
   draft.rename(place)
-
-
-def _brief(error: Exception) -> str:
-  """The first line of what may be pages."""
-  return f"{error} ".splitlines()[0].strip()[:300] or type(error).__name__
 
 
 def _kind(leaf: Any) -> str:

@@ -4,8 +4,7 @@ import functools
 import json
 import pathlib
 import time
-import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -18,26 +17,20 @@ from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.evaluation import scores as scores_lib
 from rmam_jax.evaluation import selection as selection_lib
 from rmam_jax.evaluation import views as views_lib
+from rmam_jax.evaluation.outputs import Outputs
 from rmam_jax.runtime import files, processes
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError, check_name
 from rmam_jax.training import checkpoints, stages, workdir
-from rmam_jax.training import rpn as rpn_training
 from rmam_jax.visual import panels
-
-_NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
 
 def check_evaluation(config: ml_collections.ConfigDict) -> None:
   """Refuses a configuration that cannot be evaluated."""
   data, section = config.data, config.evaluation
-  for field, known in (
-    ("feature", outputs_lib.FEATURES),
-    ("ap_method", metrics.AP_METHODS),
-    ("thresholds", calibration.RULES),
-    ("svm_solver", ("", *svm.SOLVERS)),
-  ):
-    check_name(f"evaluation.{field}", section[field], known)
+  known = {"feature": outputs_lib.FEATURES, "ap_method": metrics.AP_METHODS, "thresholds": calibration.RULES}
+  for field, values in {**known, "svm_solver": ("", *svm.SOLVERS)}.items():
+    check_name(f"evaluation.{field}", section[field], values)
   if section.top_k < 1:
     raise UserError(f"evaluation.top_k must be at least 1, got {section.top_k}")
   views = views_lib.from_config(config)
@@ -49,7 +42,7 @@ def check_evaluation(config: ml_collections.ConfigDict) -> None:
 
 def evaluate(
   folder: pathlib.Path,
-  changes: Mapping[str, Any] = _NOTHING,
+  changes: Mapping[str, Any] | None = None,
   *,
   gallery_page: pathlib.Path | None = None,
   gallery_images: int = 0,
@@ -63,74 +56,35 @@ def evaluate(
   Args:
     folder: the workdir.
     changes: fields of `config.evaluation` that shall differ from the workdir's configuration.
-    gallery_page: an HTML file to write, see `visual.gallery`; None writes none.
-    gallery_images: show the first so many test images there; 0 shows all.
-    figure_folder: a folder to make, with figures like the paper's; None draws none.
+    gallery_page: an HTML file to write, see `visual.gallery`, with the first `gallery_images` test images; 0: all.
+    figure_folder: a folder to make, with figures like the paper's.
 
   Returns:
     What `results.json` holds; in another process than the first, nothing.
-
-  Raises:
-    UserError: with what to do about it.
   """
   for path, flag in ((gallery_page, "--gallery=OUT.html"), (figure_folder, "--figures=OUT")):
-    if path is not None and path.exists():
+    if path and path.exists():
       raise UserError(f"{path} exists: remove it or name another with {flag}")
-    if path is not None and not path.absolute().parent.is_dir():
+    if path and not path.absolute().parent.is_dir():
       raise UserError(f"{path.parent} is no folder: make it or name another with {flag}")
   started = time.monotonic()
   config = workdir.read_config(folder)
   with config.evaluation.unlocked():
-    config.evaluation.update_from_flattened_dict(dict(changes))
-  data, section = config.data, config.evaluation
+    config.evaluation.update_from_flattened_dict(dict(changes or {}))
   check_evaluation(config)
-  views = views_lib.from_config(config)
-  mesh = mesh_lib.make_mesh()
+  data, section, mesh = config.data, config.evaluation, mesh_lib.make_mesh()
   if section.batch_size % mesh.size:
     raise UserError(f"evaluation.batch_size {section.batch_size} must be a multiple of the {mesh.size} devices")
   test = open_split(data, data.test or data.validation)
-  names = test.class_names
+  names, head, kind = test.class_names, config.model.head, stages.classification_of(config, "stage_two")
   model, params, progress = checkpoints.load_best(config, folder, len(names), mesh)
-  digest = outputs_lib.digest_params(params)
-
-  @functools.cache
-  def forward(views: views_lib.Views) -> outputs_lib.Forward:
-    return outputs_lib.make_forward(model, mesh, views, feature=section.feature)
-
-  def outputs(split: Split, label: str, views: views_lib.Views = views, beside: str = "") -> outputs_lib.Outputs:
-    found = outputs_lib.extract(
-      outputs_lib.folder_of(folder, split.name + beside),
-      outputs_lib.make_key(config, split, digest, views),
-      forward(views),
-      params,
-      split,
-      data=data,
-      batch_size=section.batch_size,
-      progress=label,
-    )
-    for reason in found.skipped:
-      print(f"{label}: skipped: {reason}")
-    return found
-
-  train = (
-    outputs(open_split(data, data.train, section.svm_images), "images for the SVMs") if section.svm_solver else None
-  )
-  head, kind = config.model.head, stages.classification_of(config, "stage_two")
-  if data.validation:
-    split = open_split(data, data.validation)
-    validation = one_view = outputs(split, "validation images")
-    if views != views_lib.CENTRE:  # what prediction sees
-      one_view = outputs(split, "validation images, one view", views_lib.CENTRE, beside=" one view")
-    if processes.is_first():  # what follows from outputs takes the devices of one process
-      selection = selection_lib.select(config, kind, names, split.name, train, validation, one_view)
-      files.write_json(folder / selection_lib.FILE, selection._asdict())
-  else:
-    selection = selection_lib.read(folder, names)
-    if processes.is_first() and (note := selection_lib.differing(selection, config)):
-      print(note)
-
-  test_outputs = outputs(test, "test images")
-  about = scores_lib.made_by(config, checkpoints.best_digest(folder))
+  outputs = _make_outputs(config, folder, model, params, mesh)
+  train = None
+  if section.svm_solver:
+    train = outputs(open_split(data, data.train, section.svm_images), "images for the SVMs")
+  selection = _select(config, folder, names, train, outputs)
+  found = outputs(test, "test images")
+  about = scores_lib.made_by(config, checkpoints.best_digest(folder))  # all processes open checkpoints together
   if not processes.is_first():
     return {}
   margins = None
@@ -138,9 +92,11 @@ def evaluate(
     (folder / svm.FILE).unlink(missing_ok=True)  # of an evaluation before
   else:
     machines = _fit_svms(config, folder, names, train, selection.svm_c)
-    margins = machines.margins(selection_lib.svm_features(test_outputs, config))
-  scores_lib.save(folder, test_outputs, names, margins, about)
-  results = report.evaluate(config, (head, kind), names, test_outputs, margins, selection)
+    margins = machines.margins(selection_lib.svm_features(found, config))
+  scores_lib.save(folder, found, names, margins, about)
+  results = report.evaluate(config, (head, kind), names, found, margins, selection)
+  # A stage's last line has all of its seconds.
+  seconds = {line["stage"]: line["seconds"] for line in workdir.read_lines(folder / "metrics.jsonl")}
   results |= {
     "data": test.name,
     "head": head,
@@ -148,14 +104,14 @@ def evaluate(
     "best_epoch": progress["best_epoch"],
     "dropped_test_records": test.dropped,
     "version": rmam_jax.__version__,
-    "wall_seconds": sum(_stage_seconds(folder)) + time.monotonic() - started,
+    "wall_seconds": sum(seconds.values()) + time.monotonic() - started,
     "config": json.loads(config.to_json()),
   }
   if train is not None:
     results["svm_images"] = len(train.readable)
   results["controls"] = controls_beside(config, folder, results)
   thresholds = calibration.make_thresholds(kind, selection._asdict(), top_k=section.top_k)
-  shown = panels.EvaluatedSplit(config, head, thresholds, test, test_outputs)
+  shown = panels.EvaluatedSplit(config, head, thresholds, test, found)
   panels.draw_pictures(folder / "pictures", shown)
   files.write_json(folder / "results.json", results)
   if gallery_page is not None:
@@ -165,13 +121,48 @@ def evaluate(
   return results
 
 
-def _fit_svms(
-  config: ml_collections.ConfigDict,
-  folder: pathlib.Path,
-  names: Sequence[str],
-  train: outputs_lib.Outputs,
-  c: float | None,
-) -> svm.Machines:
+def _make_outputs(config: Any, folder: pathlib.Path, model: Any, params: Any, mesh: Any) -> Callable[..., Outputs]:
+  """A function from a split, a label, and perhaps other views and a suffix for their folder, to outputs."""
+  section, digest, configured = config.evaluation, outputs_lib.digest_params(params), views_lib.from_config(config)
+  forward = functools.cache(lambda views: outputs_lib.make_forward(model, mesh, views, feature=section.feature))
+
+  def outputs(split: Split, label: str, views: views_lib.Views = configured, suffix: str = "") -> Outputs:
+    place, key = (
+      outputs_lib.folder_of(folder, split.name + suffix),
+      outputs_lib.make_key(config, split, digest, views),
+    )
+    options = {"data": config.data, "batch_size": section.batch_size, "progress": label}
+    found = outputs_lib.extract(place, key, forward(views), params, split, **options)
+    for reason in found.skipped:
+      print(f"{label}: skipped: {reason}")
+    return found
+
+  return outputs
+
+
+def _select(
+  config: Any, folder: pathlib.Path, names: Sequence[str], train: Outputs | None, outputs: Callable[..., Outputs]
+) -> selection_lib.Selection | None:
+  """What is chosen on the validation split, or was before if there is none; in other processes than the first, None."""
+  data, first = config.data, processes.is_first()
+  if not data.validation:
+    selection = selection_lib.read(folder, names)
+    if first and (note := selection_lib.differing(selection, config)):
+      print(note)
+    return selection
+  split = open_split(data, data.validation)
+  validation = one_view = outputs(split, "validation images")
+  if views_lib.from_config(config) != views_lib.CENTRE:  # what prediction sees
+    one_view = outputs(split, "validation images, one view", views_lib.CENTRE, " one view")
+  if not first:  # what follows from outputs takes the devices of one process
+    return None
+  kind = stages.classification_of(config, "stage_two")
+  selection = selection_lib.select(config, kind, names, split.name, train, validation, one_view)
+  files.write_json(folder / selection_lib.FILE, selection._asdict())
+  return selection
+
+
+def _fit_svms(config: Any, folder: pathlib.Path, names: Sequence[str], train: Outputs, c: float | None) -> svm.Machines:
   """The machines, saved in the workdir."""
   if c is None:
     raise UserError(
@@ -180,42 +171,30 @@ def _fit_svms(
     )
   options = {"ignore": train.ignore, "solver": config.evaluation.svm_solver, "class_names": names, "seed": config.seed}
   (machines,) = svm.fit(selection_lib.svm_features(train, config), train.labels, [c], **options)
-  unfitted = [names[index] for index in machines.unfitted]
-  if unfitted:
+  if unfitted := [names[index] for index in machines.unfitted]:
     print(f"no SVM for {', '.join(unfitted)}: the training images hold only one kind; their margins are 0")
   svm.save(folder / svm.FILE, machines)
   return machines
 
 
-def _stage_seconds(folder: pathlib.Path):
-  """The wall time that each stage took, over all the runs it took."""
-  lines = workdir.read_lines(folder / "metrics.jsonl")
-  for stage in (rpn_training.NAME, *stages.NAMES):
-    yield max((line["seconds"] for line in lines if line["stage"] == stage), default=0.0)
-
-
-def controls_beside(
-  config: ml_collections.ConfigDict, folder: pathlib.Path, results: Mapping[str, Any]
-) -> dict[str, float]:
+def controls_beside(config: Any, folder: pathlib.Path, results: Mapping[str, Any]) -> dict[str, float]:
   """The mAP of each control that has been trained beside a run and was evaluated in the same way."""
-  paths = {control: folder / "controls" / control / "results.json" for control in config.controls}
-  found = {control: files.read_json(path) for control, path in paths.items() if path.exists()}
-  alike = ("views", "mirror", "AP_method")
-  return {
-    control: theirs["mAP"]
-    for control, theirs in found.items()
-    if all(theirs[field] == results[field] for field in alike)
-  }
+  found = {}
+  for control in config.controls:
+    path = folder / "controls" / control / "results.json"
+    theirs = files.read_json(path) if path.exists() else {}
+    if theirs and all(theirs[field] == results[field] for field in ("views", "mirror", "AP_method")):
+      found[control] = theirs["mAP"]
+  return found
 
 
 def print_results(results: dict[str, Any], folder: pathlib.Path) -> None:
   """A summary of one screen."""
-  print(report.summary(results))
-  print(f"\nwrote {folder / 'results.json'} and {folder / 'pictures'}")
+  print(f"{report.summary(results)}\n\nwrote {folder / 'results.json'} and {folder / 'pictures'}")
 
 
-def evaluate_and_print(folder: pathlib.Path, changes: Mapping[str, Any] = _NOTHING, **beside: Any) -> dict[str, Any]:
-  """`evaluate`, and its summary; in another process than the first, nothing."""
+def evaluate_and_print(folder: pathlib.Path, changes: Mapping[str, Any] | None = None, **beside: Any) -> dict[str, Any]:
+  """`evaluate`, and its summary."""
   results = evaluate(folder, changes, **beside)
   if processes.is_first():
     print_results(results, folder)
@@ -226,27 +205,13 @@ def evaluate_and_print(folder: pathlib.Path, changes: Mapping[str, Any] = _NOTHI
 
 
 def print_protocols(
-  folders: Sequence[pathlib.Path],
-  names: Sequence[str] = (),
-  *,
-  fusion: str = "mean",
-  changes: Mapping[str, Any] = _NOTHING,
+  folders: Sequence[pathlib.Path], names: Sequence[str] = (), *, fusion: str = "mean", changes: Any = None
 ) -> dict[str, dict[str, Any]]:
-  """Prints what other protocols make of the saved scores of some runs and, if more than one, of their fusion.
+  """Prints and returns figures by run and protocol, from the saved scores of some runs and, if several, their fusion.
 
   Runs that were not evaluated since their last training, and all of them if there are `changes`, are evaluated first.
-
-  Args:
-    folders: the workdirs.
-    names: of `metrics.PROTOCOLS`; none: all whose scores are there.
-    fusion: of `scores.FUSIONS`.
-    changes: see `evaluate`.
-
-  Returns:
-    The figures, by run and protocol; in another process than the first, nothing.
-
-  Raises:
-    UserError: an unknown protocol or fusion, a protocol whose scores are not there, or runs that do not fit together.
+  `names` are of `metrics.PROTOCOLS`, none for all whose scores are there; `fusion` is of `scores.FUSIONS`. Raises a
+  UserError for unknown ones, for a protocol whose scores are not there, and for runs that do not fit together.
   """
   for name in names:
     scores_lib.protocol(name)

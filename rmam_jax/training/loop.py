@@ -1,12 +1,13 @@
-"""Training: a run's region proposal network if its head has one, then stage one and stage two; each goes on where it stopped."""
+"""Trains a region proposal network if the head has one, then both stages; each goes on where it stopped."""
 
 import contextlib
 import functools
 import json
 import math
 import pathlib
+import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,42 +17,53 @@ import tqdm
 
 from rmam_jax.data import batches
 from rmam_jax.data.splits import open_split
-from rmam_jax.evaluation import metrics
-from rmam_jax.evaluation import outputs as outputs_lib
-from rmam_jax.ops import losses
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime import processes
 from rmam_jax.runtime.errors import UserError
-from rmam_jax.training import checkpoints, initial_weights, profile, signals, stages, workdir
+from rmam_jax.training import checkpoints, initial_weights, signals, stages, workdir
 from rmam_jax.training import rpn as rpn_training
 from rmam_jax.training import step as step_lib
+from rmam_jax.training.initial_weights import InitialWeights
 
 SKIPPED = "skipped.jsonl"  # in a workdir: images that could not be read and were replaced
-STREAMS = (*stages.NAMES, rpn_training.NAME)  # each has random numbers of its own
+STREAMS = (*stages.NAMES, stages.RPN)  # each has random numbers of its own
+WARM_UP, TRACED = 3, 10  # steps before a trace, which compile and warm up, and in it
+
+
+class _Trace(contextlib.ExitStack):
+  """Writes `TRACED` steps after the first `WARM_UP`, for TensorBoard's profiler or https://ui.perfetto.dev.
+
+  It closes itself after the last of them. Without a folder it writes nothing.
+  """
+
+  def __init__(self, folder: pathlib.Path | None):
+    super().__init__()
+    self._folder, self._steps = folder, 0
+
+  @contextlib.contextmanager
+  def step(self) -> Iterator[None]:
+    """One step: its input and its computation."""
+    if self._folder is not None and self._steps == WARM_UP:
+      self.callback(lambda: print(f"wrote a trace of {self._steps - WARM_UP} steps to {self._folder}"))
+      self.enter_context(jax.profiler.trace(self._folder))
+    with jax.profiler.StepTraceAnnotation("train", step_num=self._steps):
+      yield
+    self._steps += 1
+    if self._steps == WARM_UP + TRACED:
+      self.close()
 
 
 class _Trainer:
-  """Trains stages over one mesh, one data set and one workdir.
+  """Trains stages over one mesh, one data set and one workdir; `first` are initial weights, None for random ones."""
 
-  Attributes:
-    first: what the backbone begins with; None: random weights.
-    trace: of some steps.
-    train, validation: the splits; the second may be None.
-  """
-
-  def __init__(
-    self,
-    config: ml_collections.ConfigDict,
-    folder: pathlib.Path,
-    first: initial_weights.InitialWeights | None,
-    trace: profile.Trace,
-  ):
-    self.config, self.folder, self.first, self.trace = config, folder, first, trace
-    data, self.mesh = config.data, mesh_lib.make_mesh()
+  def __init__(self, config: Any, folder: pathlib.Path, first: InitialWeights | None, trace: _Trace):
+    self.config, self.folder, self.first, self.trace, self.mesh = config, folder, first, trace, mesh_lib.make_mesh()
+    data = config.data
     with processes.first_before_others("open"):  # digit scenes may have to be made
-      self.train = open_split(data, data.train)
-    self.validation = open_split(data, data.validation) if data.validation else None
-    for split in filter(None, (self.train, self.validation)):
+      self.splits = [open_split(data, name) for name in (data.train, data.validation) if name]
+    self.train = self.splits[0]
+    self.validation = self.splits[1] if data.validation else None
+    for split in self.splits:
       if split.dropped:
         print(f"{split.name}: {split.dropped} records without a positive label are left out")
     devices = self.mesh.size
@@ -66,126 +78,105 @@ class _Trainer:
         f" {devices} devices, got {config.accumulate}"
       )
 
-  def batches(self, stage: stages.Stage, start: int):
-    """The stage's batches from a step on."""
-    data = self.config.data
-    return batches.train_batches(
-      self.train,
-      batch_size=self.config.batch_size,
-      seed=self.config.seed * len(stages.NAMES) + STREAMS.index(stage.name),
-      start_step=start,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      **{name: data[name] for name in ("image_size", "crop_size", "flip", "threads", "workers", "corrupt")},
-    )
-
-  def note_skipped(self, skipped: Iterable[str], stage: str, step: int, bar: tqdm.tqdm) -> None:
-    """Says which images were replaced, and lists them in WORKDIR/skipped.jsonl."""
-    for reason in skipped:
-      bar.write(f"skipped: {reason}")
-      with (self.folder / SKIPPED).open("a") as file:
-        file.write(json.dumps({"stage": stage, "step": step, "reason": str(reason)}) + "\n")
-
-  def make_forward(self, stage: stages.Stage):
-    """The program that `validate` runs."""
-    return outputs_lib.make_forward(stage.model, self.mesh)
-
-  def validate(self, stage: stages.Stage, forward, params) -> dict[str, float]:
-    """The loss that the best epoch is chosen by, over the whole validation split at once, and its mAP.
-
-    It is Eq. 14 with the stage's classification loss of the pooled scores, whatever else is trained beside: auxiliary
-    scores, a policy and its baseline, or a label sequence are not in it.
-    """
-    size = self.config.evaluation.batch_size
-    found = outputs_lib.compute_outputs(forward, params, self.validation, data=self.config.data, batch_size=size)
-    objective = stage.objective
-    loss = float(
-      losses.CLASSIFICATION_LOSSES[objective.classification](found.scores, found.labels, ignore=found.ignore)
-    )
-    if objective.localization_weight:
-      localization = losses.localization_loss(found.thetas, **objective.localization)
-      loss += objective.localization_weight * float(localization)
-    precisions = metrics.average_precisions(found.scores, found.labels, ignore=found.ignore)
-    return {"validation_loss": loss, "validation_mAP": metrics.mean_average_precision(precisions)}
-
-  def begin(self, stage: stages.Stage, params: step_lib.Params) -> step_lib.Params:
-    """Fresh parameters with what `config.weights` has for them."""
-    params, taken = self.first.fill(
-      params,
-      heads={"head": stage.trains, "auxiliary": self.config.stage_one.head},
-      class_names=self.train.class_names,
-      region_size=tuple(self.config.model.region_size),
-    )
-    print(f"{stage.name} begins with {', '.join(taken)} of {self.config.weights}: {self.first.title}")
-    return params
+  def validate(self, stage: stages.Stage, forward: Any, params: step_lib.Params) -> dict[str, float]:
+    """The figures of an epoch, of which the lowest `validation_loss` is the best; none without a validation split."""
+    if self.validation is None:
+      return {}
+    options = {"data": self.config.data, "batch_size": self.config.evaluation.batch_size}
+    return stage.validate(forward, params, self.validation, **options)
 
   def run(
     self, stage: stages.Stage, previous: step_lib.Params | None = None, kept: str = "", rpn: Any = None
   ) -> step_lib.Params:
     """Trains a stage, or what is left of it; returns the parameters of its best epoch.
 
-    Args:
-      stage: what is trained.
-      previous: the best parameters of the stage before, or None.
-      kept: see `stages.take_over`.
-      rpn: the parameters of a region proposal network that the stage's recognizer has, or None.
+    It begins with the best ones of the `previous` stage, of which it keeps the head `kept` (`stages.take_over`), and of
+    the region proposal network `rpn` that its recognizer has.
     """
     replicated = mesh_lib.replicated(self.mesh)
     key = jax.random.fold_in(jax.random.key(self.config.seed), STREAMS.index(stage.name))
     init = functools.partial(step_lib.init_state, stage.model, stage.optimizer, size=self.config.data.crop_size)
     shapes = checkpoints.abstract(jax.eval_shape(init, key), replicated)
-    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-    workdir.check_space(self.folder, 4 * size)
-
+    # Two last states, a third while it is written, and the best parameters.
+    needed = 4 * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    if (free := shutil.disk_usage(self.folder).free) < needed:
+      raise UserError(
+        f"{self.folder} has {free / 1e6:,.0f} MB free and the checkpoints need {needed / 1e6:,.0f} MB. Free some, or"
+        " name another folder with --workdir=DIR."
+      )
     saved = checkpoints.StageCheckpoints(self.folder / "checkpoints" / stage.name, writing=True)
-    restored = saved.restore_last(shapes)
-    if restored:
-      state, progress = restored
-    else:
+    state, progress = saved.restore_last(shapes) or (None, {"best_loss": math.inf, "best_epoch": 0, "seconds": 0.0})
+    if state is None:
       state = jax.jit(init, out_shardings=replicated)(key)
       params = state.params
       if self.first is not None:
-        params = self.begin(stage, params)
+        params, taken = self.first.fill(
+          params,
+          heads={"head": stage.trains, "auxiliary": self.config.stage_one.head},
+          class_names=self.train.class_names,
+          region_size=tuple(self.config.model.region_size),
+        )
+        print(f"{stage.name} begins with {', '.join(taken)} of {self.config.weights}: {self.first.title}")
       if previous is not None:
         params = stages.take_over(params, previous, kept)
       if rpn is not None:
-        params = {**params, rpn_training.NAME: rpn}
+        params = {**params, stages.RPN: rpn}
       state = state._replace(params=jax.device_put(params, replicated))
-      progress = {"best_loss": math.inf, "best_epoch": 0, "seconds": 0.0}
     if int(state.step) < stage.steps or progress.get("unfinished"):
       self._train(stage, state, progress, saved)
     best, _ = saved.restore_best(shapes.params)
     saved.close()
     return best
 
-  def _train(self, stage: stages.Stage, state: step_lib.TrainState, progress: dict, saved) -> None:
-    sharding, replicated = mesh_lib.by_example(self.mesh), mesh_lib.replicated(self.mesh)
-    options = {"accumulate": self.config.accumulate, "seed": self.config.seed}
+  def _batches(self, stage: stages.Stage, start: int) -> Iterator[Mapping[str, Any]]:
+    """The stage's batches from a step on."""
+    fields = ("image_size", "crop_size", "flip", "threads", "workers", "corrupt")
+    options = {"process_index": jax.process_index(), "process_count": jax.process_count(), "start_step": start}
+    options |= {field: self.config.data[field] for field in fields} | {"batch_size": self.config.batch_size}
+    seed = self.config.seed * len(stages.NAMES) + STREAMS.index(stage.name)
+    return batches.train_batches(self.train, seed=seed, **options)
+
+  def _next_batch(self, stream: Iterator[Mapping[str, Any]], place: dict[str, Any], bar: tqdm.tqdm) -> tuple[Any, Any]:
+    """A batch's ids and its arrays on the devices; says which images were replaced and lists them in `SKIPPED`."""
+    with jax.profiler.TraceAnnotation("input"):
+      batch = next(stream)
+    for reason in batch.get("skipped", ()):
+      bar.write(f"skipped: {reason}")
+      with (self.folder / SKIPPED).open("a") as file:
+        file.write(json.dumps({**place, "reason": str(reason)}) + "\n")
+    batches.check_batch(batch)
+    put = functools.partial(jax.make_array_from_process_local_data, mesh_lib.by_example(self.mesh))
+    return batch["ids"], {name: put(array) for name, array in batches.arrays_of(batch).items()}
+
+  def _train(
+    self, stage: stages.Stage, state: step_lib.TrainState, progress: dict, saved: checkpoints.StageCheckpoints
+  ) -> None:
+    """The stage's steps from `state` on, its epochs validated and saved."""
+    config, replicated, first = self.config, mesh_lib.replicated(self.mesh), processes.is_first()
+    parts = stage.model, stage.optimizer, stage.objective
     train_step = jax.jit(
-      step_lib.make_train_step(stage.model, stage.optimizer, stage.objective, **options),
-      in_shardings=(replicated, sharding),
+      step_lib.make_train_step(*parts, accumulate=config.accumulate, seed=config.seed),
+      in_shardings=(replicated, mesh_lib.by_example(self.mesh)),
       out_shardings=replicated,
       donate_argnums=0,
     )
-    forward, first = self.make_forward(stage), processes.is_first()
+    forward = stage.make_forward(stage.model, self.mesh)
     step, totals = int(state.step), list(progress.pop("unfinished", ()))  # metrics of the steps of an unfinished epoch
+    log_or_none = contextlib.nullcontext()
     if first:
       workdir.keep_until(self.folder / SKIPPED, stage.name, step)
-    started = time.monotonic() - progress["seconds"]
-    label = f"{stage.name} ({stage.trains})"
+      log_or_none = contextlib.closing(workdir.MetricsLog(self.folder, stage.name, step))
+    started, label = time.monotonic() - progress["seconds"], f"{stage.name} ({stage.trains})"
+    shown = {"total": stage.steps, "initial": step, "desc": label, "unit": " steps", "dynamic_ncols": True}
 
     def save_unfinished() -> None:
       saved.save_last(state, {**progress, "unfinished": totals, "seconds": time.monotonic() - started})
       bar.write(f"{label}: stopped after step {step} and saved")
 
     with (
-      contextlib.closing(self.batches(stage, step)) as stream,
-      contextlib.closing(workdir.MetricsLog(self.folder, stage.name, step))
-      if first
-      else contextlib.nullcontext() as log,
-      tqdm.tqdm(
-        total=stage.steps, initial=step, desc=label, unit=" steps", dynamic_ncols=True, disable=not first
-      ) as bar,
+      contextlib.closing(self._batches(stage, step)) as stream,
+      log_or_none as log,
+      tqdm.tqdm(**shown, disable=not first) as bar,
       # Several processes cannot agree on a step: there, signals act at once and the last epoch's checkpoint counts.
       signals.Deferred(active=jax.process_count() == 1) as stop,
     ):
@@ -194,24 +185,17 @@ class _Trainer:
         while len(totals) + bool(running) < stage.steps_per_epoch and not stop.asked:
           with self.trace.step():
             try:
-              with jax.profiler.TraceAnnotation("input"):
-                batch = next(stream)
+              ids, batch = self._next_batch(stream, {"stage": stage.name, "step": step + 1}, bar)
             except Exception:
               if not stop.asked:
                 raise
               break  # a signal to all processes has ended the workers, too
-            self.note_skipped(batch.get("skipped", ()), stage.name, step + 1, bar)
-            batches.check_batch(batch)
-            on_devices = {
-              name: jax.make_array_from_process_local_data(sharding, array)
-              for name, array in batches.arrays_of(batch).items()
-            }
-            state, step_metrics = train_step(state, on_devices)
+            state, step_metrics = train_step(state, batch)
           step += 1
           if running:  # the step before, so that the host never waits for the one it has just started
             totals.append(_settle(*running))
             bar.set_postfix(loss=f"{totals[-1]['loss']:.3f}", refresh=False)
-          running = f"{stage.name}, step {step}", step_metrics, batch["ids"]
+          running = f"{stage.name}, step {step}", step_metrics, ids
           bar.update()
         if running:
           totals.append(_settle(*running))
@@ -220,13 +204,12 @@ class _Trainer:
           return
         try:
           with stop.suspended():
-            found = self.validate(stage, forward, state.params) if self.validation else {}
+            found = self.validate(stage, forward, state.params)
         except KeyboardInterrupt:
           save_unfinished()
           raise
         means = {name: float(np.mean([values[name] for values in totals])) for name in totals[0]}
-        totals = []
-        epoch = step // stage.steps_per_epoch
+        totals, epoch = [], step // stage.steps_per_epoch
         # Without a validation split nothing is chosen: the last epoch is the one that counts.
         if not found or found["validation_loss"] < progress["best_loss"]:
           progress = {**progress, "best_loss": found.get("validation_loss", math.inf), "best_epoch": epoch}
@@ -242,27 +225,14 @@ class _Trainer:
         bar.write(f"{label} epoch {epoch}/{stage.epochs}: loss {means['loss']:.3f}{validated}")
 
 
-class _RpnTrainer(_Trainer):
-  """Trains a region proposal network: the data are those with boxes."""
-
-  def make_forward(self, stage: stages.Stage):
-    return rpn_training.make_forward(stage.model, self.mesh)
-
-  def validate(self, stage: stages.Stage, forward, params) -> dict[str, float]:
-    """The share of the objects that no region finds, by which the best epoch is chosen, and of those that one does."""
-    size = self.config.evaluation.batch_size
-    found = rpn_training.recall(forward, params, self.validation, data=self.config.data, batch_size=size)
-    return {"validation_loss": 1 - found, "validation_recall": found}
-
-
 def _settle(place: str, step_metrics: step_lib.Metrics, ids: Sequence[str]) -> dict[str, float]:
   """A step's metrics on the host; refuses those that are not finite and names the step, the terms and the records."""
   values = {name: float(value) for name, value in step_metrics.items()}
   broken = [name for name, value in values.items() if not math.isfinite(value)]
   if broken:
     raise UserError(
-      f"{place}: {', '.join(broken)} not finite, with the records {', '.join(ids)}. Nothing of this step was taken over"
-      " or saved, and the checkpoint before it stays. Look at these records, or lower the learning rate in another"
+      f"{place}: {', '.join(broken)} not finite, with the records {', '.join(ids)}. Nothing of this step was kept or"
+      " saved, and the checkpoint before it stays. Look at these records, or lower the learning rate in another"
       " --workdir."
     )
   return values
@@ -273,38 +243,31 @@ def train(
 ) -> step_lib.Params:
   """Trains both stages, and before them a region proposal network if the head has one, or what is left of them.
 
-  Args:
-    config: see `rmam_jax.config`.
-    folder: the workdir; made, or gone on with if it belongs to the same configuration.
-    profile_folder: for a trace of the first steps after warming up; None writes none.
+  `config` is as in `rmam_jax.config`. The workdir `folder` is made, or gone on with if it belongs to the same
+  configuration. In `profile_folder` the first steps after warming up are traced; None for no trace.
 
   Returns:
     Stage two's parameters at its best epoch by validation loss, or without a validation split at its last.
-
-  Raises:
-    UserError: with what to do about it.
   """
   # Preprocessing belongs to the weights: from here on the configuration has theirs, and so has all that reads it,
   # config.json, evaluation and prediction.
   with processes.first_before_others("weights"):  # the first one leaves their conversion in the cache
     config, first = initial_weights.resolve(config, folder)
   workdir.check(folder, config)
-  trace = profile.Trace(profile_folder if processes.is_first() else None)
-  trainer = _Trainer(config, folder, first, trace)
-  counts = {"num_classes": len(trainer.train.class_names), "num_records": len(trainer.train)}
-  planned = [stages.build(config, name, **counts) for name in stages.NAMES]
-  trainers = [trainer]
-  if any(stage.model.rpn is not None for stage in planned):
-    rpn_trainer = _RpnTrainer(rpn_training.config_of(config), folder, first, profile.Trace(None))
-    rpn_stage = stages.build_rpn(rpn_trainer.config, len(rpn_trainer.train))
-    trainers.append(rpn_trainer)
-  records = {split.name: split.digest() for each in trainers for split in (each.train, each.validation) if split}
-  # Only now: a configuration that cannot run leaves nothing behind.
-  with processes.first_before_others("claim"):
-    workdir.claim(folder, config, trainer.train.class_names, records)
-  params, kept = None, ""
-  rpn = rpn_trainer.run(rpn_stage) if len(trainers) > 1 else None
-  with contextlib.closing(trace):
+  with _Trace(profile_folder if processes.is_first() else None) as trace:
+    trainer = _Trainer(config, folder, first, trace)
+    counts = {"num_classes": len(trainer.train.class_names), "num_records": len(trainer.train)}
+    planned = [stages.build(config, name, **counts) for name in stages.NAMES]
+    trainers = [trainer]
+    if any(stage.model.rpn is not None for stage in planned):
+      trainers.append(_Trainer(rpn_training.config_of(config), folder, first, _Trace(None)))
+      rpn_stage = stages.build_rpn(trainers[1].config, len(trainers[1].train))
+    records = {split.name: split.digest() for each in trainers for split in each.splits}
+    # Only now: a configuration that cannot run leaves nothing behind.
+    with processes.first_before_others("claim"):
+      workdir.claim(folder, config, trainer.train.class_names, records)
+    params, kept = None, ""
+    rpn = trainers[1].run(rpn_stage) if len(trainers) > 1 else None
     for stage in planned:
       if stage.epochs:
         params = trainer.run(stage, params, kept, None if stage.model.rpn is None else rpn)

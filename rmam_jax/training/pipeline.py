@@ -1,9 +1,9 @@
 """A whole run: its phases, one after the other, each trained and evaluated.
 
-A run is a list of phases. One is the rule. With `data.final_train` there are two: the first, in `WORKDIR/choose`, trains on
-`data.train` and chooses the epoch of each training, C, thresholds and temperature on `data.validation`; the second
-carries them to `data.final_train` and is evaluated on `data.test`, on which nothing is chosen. Each of `controls` adds
-such phases of its own, in `WORKDIR/controls/NAME`.
+Most runs have one phase. With `data.final_train` there are two: the first, in `WORKDIR/choose`, trains on `data.train`
+and chooses the epoch of each training, C, thresholds and temperature on `data.validation`; the second trains with these
+on `data.final_train` and is evaluated on `data.test`, on which nothing is chosen. Each of `controls` adds such phases,
+in `WORKDIR/controls/NAME`.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from rmam_jax import heads
-from rmam_jax.data.splits import open_split
+from rmam_jax.data.splits import Split, open_split
 from rmam_jax.evaluation import selection as selection_lib
 from rmam_jax.runtime import files, processes
 from rmam_jax.runtime.errors import UserError, check_name
@@ -25,21 +25,13 @@ from rmam_jax.training.evaluate import check_evaluation, controls_beside, evalua
 
 
 class Phase(NamedTuple):
-  """A training of all stages and its evaluation.
+  """A training of all stages and its evaluation."""
 
-  Attributes:
-    title: what to say when it begins.
-    folder: its workdir.
-    config: its configuration; where another phase chose, as far as it is known before.
-    chosen_in: the workdir of the phase whose epochs, region proposal network and selection it carries over, or None.
-    control: the head that it trains beside the run's own, or "".
-  """
-
-  title: str
-  folder: pathlib.Path
-  config: ml_collections.ConfigDict
-  chosen_in: pathlib.Path | None = None
-  control: str = ""
+  title: str  # printed when it begins
+  folder: pathlib.Path  # its workdir
+  config: ml_collections.ConfigDict  # where another phase chooses, without the epochs that are not yet known
+  chosen_in: pathlib.Path | None = None  # the workdir of the phase that chose its epochs and its selection
+  control: str = ""  # the head that it trains beside the run's own
 
 
 def default_workdir(config: ml_collections.ConfigDict) -> pathlib.Path:
@@ -61,16 +53,14 @@ def phases(config: ml_collections.ConfigDict, folder: pathlib.Path) -> list[Phas
     first.data.final_train, first.data.test, first.controls = "", "", ()
     second.data.train, second.data.validation, second.data.final_train = each.data.final_train, "", ""
     choosing = f"{title}first phase, choosing on {each.data.validation}"
-    carrying = f"{title}second phase, {second.data.train} with the epochs, C and thresholds of the first"
+    training = f"{title}second phase, {second.data.train} with the epochs, C and thresholds of the first"
     found.append(Phase(choosing, place / "choose", first, control=control))
-    found.append(Phase(carrying, place, second, place / "choose", control))
+    found.append(Phase(training, place, second, place / "choose", control))
   return found
 
 
 def _control(config: ml_collections.ConfigDict, head: str) -> ml_collections.ConfigDict:
-  """The same run with a control's head in both stages and nothing beside it: as many steps on the same batches, at its
-  own learning rate if there is one.
-  """
+  """The same run with a control's head in both stages and nothing beside it: as many steps on the same batches."""
   control = config.copy_and_resolve_references()
   control.model.head = control.stage_one.head = head
   control.stage_two.auxiliary_weight = 0.0
@@ -81,15 +71,12 @@ def _control(config: ml_collections.ConfigDict, head: str) -> ml_collections.Con
 
 
 def check(config: ml_collections.ConfigDict, todo: Sequence[Phase]) -> None:
-  """Builds all that the phases will need, so that what cannot be done is refused before anything is trained.
-
-  Raises:
-    UserError: with what to do about it.
-  """
+  """Builds all that the phases will need: a UserError refuses what cannot be done before anything is trained."""
   data = config.data
   if not 0 < data.crop_size <= data.image_size:
     raise UserError(
-      f"data.crop_size must be between 1 and data.image_size {data.image_size}, got {data.crop_size}: they are set together"
+      f"data.crop_size must be between 1 and data.image_size {data.image_size}, got {data.crop_size}: they are set"
+      " together"
     )
   if len(config.model.region_size) != 2 or min(config.model.region_size) < 1:
     raise UserError(f"model.region_size must be (height, width) in samples, got {config.model.region_size}")
@@ -101,35 +88,25 @@ def check(config: ml_collections.ConfigDict, todo: Sequence[Phase]) -> None:
     selection_lib.check(todo[0].folder)
   if config.controls and not data.validation:
     raise UserError("controls choose on data.validation, which is empty: set --config.controls=() or name a split")
+  splits = filter(None, (data.train, data.validation, data.final_train, data.test))
   with processes.first_before_others("check"):  # digit scenes may have to be made
-    shapes = {split: _shape(data, split) for split in _splits(data)}
+    opened = {split: open_split(data, split) for split in splits}
   for phase in todo:
     try:
-      _check_phase(phase, shapes)
+      _check_phase(phase, opened[phase.config.data.train])
     except UserError as error:
       if phase.control:
         raise UserError(f"the control {phase.control} cannot be trained: {error}") from error
       raise
 
 
-def _splits(data: ml_collections.ConfigDict) -> list[str]:
-  return [split for split in (data.train, data.validation, data.final_train, data.test) if split]
-
-
-def _shape(data: ml_collections.ConfigDict, split: str) -> tuple[int, int]:
-  """A split's numbers of classes and of records."""
-  opened = open_split(data, split)
-  return len(opened.class_names), len(opened)
-
-
-def _check_phase(phase: Phase, shapes: Mapping[str, tuple[int, int]]) -> None:
+def _check_phase(phase: Phase, train: Split) -> None:
   config, folder = phase.config, phase.folder
   check_evaluation(config)
-  classes, records = shapes[config.data.train]
-  planned = [stages.build(config, name, num_classes=classes, num_records=records) for name in stages.NAMES]
-  if planned[-1].model.rpn is not None:
+  counts = {"num_classes": len(train.class_names), "num_records": len(train)}
+  if [stages.build(config, name, **counts) for name in stages.NAMES][-1].model.rpn is not None:
     own = rpn_training.config_of(config)
-    stages.build_rpn(own, _shape(own.data, own.data.train)[1])
+    stages.build_rpn(own, len(open_split(own.data, own.data.train)))
   if (folder / "config.json").exists():
     resolved, _ = initial_weights.resolve(config, folder)
     if phase.chosen_in is not None:
@@ -139,7 +116,7 @@ def _check_phase(phase: Phase, shapes: Mapping[str, tuple[int, int]]) -> None:
 
 
 def _with_epochs(config: ml_collections.ConfigDict, epochs: Mapping[str, int]) -> ml_collections.ConfigDict:
-  """The configuration of a second phase: each training ends at the epoch that the first found best."""
+  """The configuration of a second phase: each training ends at the epoch that the first phase found best."""
   config = config.copy_and_resolve_references()
   for name, epoch in epochs.items():
     config[name].stop_epoch = epoch
@@ -147,33 +124,25 @@ def _with_epochs(config: ml_collections.ConfigDict, epochs: Mapping[str, int]) -
 
 
 def _run(phase: Phase, profile_folder: pathlib.Path | None) -> dict[str, Any]:
-  """Trains and evaluates one phase, or what is left of it; returns what `evaluate` does."""
-  config = phase.config
-  if phase.chosen_in is not None:
-    if config.rpn.data and processes.is_first():  # what it learns from is the same: it is not trained again
-      checkpoints.take_over(rpn_training.NAME, phase.chosen_in, phase.folder)
-    config = _with_epochs(config, checkpoints.best_epochs(phase.chosen_in))
+  """Trains and evaluates one phase, or what is left of it; returns its results."""
+  config, chosen_in, first = phase.config, phase.chosen_in, processes.is_first()
+  if chosen_in is not None:
+    if config.rpn.data and first:  # it learns from the same boxes in both phases, and is not trained again
+      checkpoints.take_over(stages.RPN, chosen_in, phase.folder)
+    config = _with_epochs(config, checkpoints.best_epochs(chosen_in))
   loop.train(config, phase.folder, profile_folder=profile_folder)
-  if phase.chosen_in is not None and processes.is_first():
-    shutil.copyfile(phase.chosen_in / selection_lib.FILE, phase.folder / selection_lib.FILE)
+  if chosen_in is not None and first:
+    shutil.copyfile(chosen_in / selection_lib.FILE, phase.folder / selection_lib.FILE)
   return evaluate(phase.folder)
 
 
 def train_and_evaluate(
   config: ml_collections.ConfigDict, folder: pathlib.Path, *, profile_folder: pathlib.Path | None = None
 ) -> dict[str, Any]:
-  """A whole run, or what is left of it: all its phases.
+  """A whole run, or what is left of it. The arguments are those of `loop.train`; the run's own last phase is traced.
 
-  Args:
-    config: see `rmam_jax.config`.
-    folder: the workdir; made, or gone on with if it belongs to the same configuration.
-    profile_folder: see `loop.train`; of the run's own last phase.
-
-  Returns:
-    What `results.json` holds; in another process than the first, nothing.
-
-  Raises:
-    UserError: with what to do about it; another process that trains there, among them.
+  Returns what `results.json` holds; in another process than the first, nothing. Raises a UserError if another process
+  trains there.
   """
   with workdir.locked(folder) if processes.is_first() else contextlib.nullcontext():
     todo = phases(config, folder)

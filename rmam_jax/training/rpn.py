@@ -1,4 +1,4 @@
-"""How a region proposal network is trained: on which data with boxes, by what loss, and how many objects it then finds."""
+"""How a region proposal network is trained: on which boxes, by what loss, and how many objects it then finds."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,15 +16,14 @@ from rmam_jax.ops import boxes as boxes_lib
 from rmam_jax.ops import losses, rpn
 from rmam_jax.runtime import mesh as mesh_lib
 
-NAME = "rpn"  # of the stage, of its checkpoints, and of its part of a recognizer's parameters
+NAME = "rpn"  # of the training, of its checkpoints, and of its part of a recognizer's parameters
 FOUND = 0.5  # IoU from which on a region has found an object
 
 
 def config_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """The run's configuration with the data that its network learns from, boxes included: another set's, or its own.
+  """The run's configuration with the data that its region proposal network learns from: another set's, or its own.
 
-  Raises:
-    UserError: the head cannot learn from these.
+  Their objects' boxes come as proposals. Raises UserError if the head cannot learn from these data.
   """
   heads.get(config.model.head).check(config)
   section, own = config.rpn, config.copy_and_resolve_references()
@@ -36,23 +35,17 @@ def config_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 class Objective(NamedTuple):
-  """What a region proposal network minimises: `rpn.layer_loss` of each image, the mean over the real ones.
+  """What a region proposal network minimises: `rpn.layer_loss` of each image, the mean over the real ones."""
 
-  Attributes:
-    positive, negative, samples: as there.
-    box_weight: of the offsets' loss.
-  """
-
-  positive: float
+  positive: float  # this and the next two as there
   negative: float
   samples: int
-  box_weight: float
+  box_weight: float  # of the offsets' loss
 
   def __call__(
     self, found: Proposed, labels: jax.Array, ignore: jax.Array, mask: jax.Array
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss and its terms; the labels are not looked at."""
-    del labels, ignore
+    """The loss and its terms; it does not need the labels."""
     limits = {"positive": self.positive, "negative": self.negative, "samples": self.samples}
 
     def each(scores, offsets, boxes, noise):
@@ -65,14 +58,14 @@ class Objective(NamedTuple):
 
 
 class Forward(NamedTuple):
-  """A jitted program: parameters, images -> regions; and the sharding of its images."""
+  """A jitted program: parameters, images [B, height, width, 3] -> regions [B, K, 4]; and the sharding of its images."""
 
   program: Callable[[Any, jax.Array], jax.Array]
   sharding: jax.sharding.NamedSharding
 
 
 def make_forward(model: RegionProposalNetwork, mesh: jax.sharding.Mesh) -> Forward:
-  """Parameters, images [B, height, width, 3] -> regions [B, K, 4], examples shared out over the mesh."""
+  """The regions of images that are shared out over the mesh."""
   replicated, by_example = mesh_lib.replicated(mesh), mesh_lib.by_example(mesh)
   program = jax.jit(
     lambda params, images: model.apply({"params": params}, images, method="regions"),
@@ -85,31 +78,26 @@ def make_forward(model: RegionProposalNetwork, mesh: jax.sharding.Mesh) -> Forwa
 def recall(forward: Forward, params: Any, split: Split, *, data: Any, batch_size: int) -> float:
   """The share of the objects of a split, as far as the centre view shows them, that a region has found.
 
-  Args:
-    forward: from `make_forward`.
-    params: the region proposal network's.
-    split: with boxes as proposals; see `config_of`.
-    data: that section of the configuration.
-    batch_size: a multiple of the number of devices.
+  `split` has boxes as proposals and `data` is that section, both from `config_of`; `batch_size` is a multiple of the
+  number of devices.
   """
   found = objects = 0
-  for images, _, records, _ in batches.evaluation_batches(
-    split,
-    range(len(split)),
-    batch_size=batch_size,
-    image_size=data.image_size,
-    crop_size=data.crop_size,
-    corrupt=data.corrupt,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  ):
+  sizes = {"image_size": data.image_size, "crop_size": data.crop_size}
+  options = {"process_index": jax.process_index(), "process_count": jax.process_count(), "corrupt": data.corrupt}
+  stream = batches.evaluation_batches(split, range(len(split)), batch_size=batch_size, **sizes, **options)
+  offset = batches.centre_offset(**sizes)
+  for images, _, records, _ in stream:
     shared_out = jax.make_array_from_process_local_data(forward.sharding, images)
     regions = np.asarray(jax.device_get(forward.program(params, shared_out)))
-    offset = batches.centre_offset(data.image_size, data.crop_size)
     for record, each in zip(records, regions, strict=False):  # the last batch is padded
-      shown = batches.view_boxes(record.boxes, data.image_size, data.crop_size, offset, offset, False)
-      shown = boxes_lib.clip_boxes(shown)
+      shown = boxes_lib.clip_boxes(batches.view_boxes(record.boxes, *sizes.values(), offset, offset, False))
       shown = shown[np.prod(shown[:, 2:] - shown[:, :2], axis=1) > 0]
       found += (boxes_lib.box_iou(shown, each).max(axis=1) >= FOUND).sum()
       objects += len(shown)
   return float(found / max(objects, 1))
+
+
+def validate(*arguments: Any, **options: Any) -> dict[str, float]:
+  """`recall`, and the share of the objects that no region finds, by which the best epoch is chosen."""
+  found = recall(*arguments, **options)
+  return {"validation_loss": 1 - found, "validation_recall": found}

@@ -1,6 +1,9 @@
 """The trainings of a run, as its configuration describes them: what each trains, by what, and for how long."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,6 +12,9 @@ import ml_collections
 import optax
 
 from rmam_jax import heads, recognizer
+from rmam_jax.data.splits import Split
+from rmam_jax.evaluation import metrics
+from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.heads import rpn as rpn_lib
 from rmam_jax.ops import losses
 from rmam_jax.runtime.errors import UserError, check_name
@@ -26,8 +32,10 @@ class Stage:
   name: str
   trains: str  # its head, or what a region proposal network learns from
   model: nn.Module
-  optimizer: optax.GradientTransformation
   objective: step_lib.Objective | rpn_training.Objective
+  make_forward: Callable[[nn.Module, jax.sharding.Mesh], Any]  # makes the program that `validate` runs
+  validate: Callable[..., dict[str, float]]  # as `rpn.validate`: the best epoch has the lowest `validation_loss`
+  optimizer: optax.GradientTransformation
   epochs: int
   steps_per_epoch: int
 
@@ -61,14 +69,12 @@ def _auxiliary_of(config: ml_collections.ConfigDict, name: str) -> str:
 
 
 def build_model(config: ml_collections.ConfigDict, name: str, num_classes: int) -> recognizer.Recognizer:
-  """The recognizer of a stage; raises UserError for a head that does not exist or lacks what it looks by."""
+  """The recognizer of a stage; raises UserError for a head that does not exist or lacks what it is guided by."""
   head, auxiliary = head_of(config, name), _auxiliary_of(config, name)
   return recognizer.build(config.model, num_classes, head=head.name, auxiliary=auxiliary, remat=config.remat)
 
 
-def _timetable(
-  config: ml_collections.ConfigDict, name: str, num_records: int
-) -> tuple[optax.GradientTransformation, int, int]:
+def _timetable(config: ml_collections.ConfigDict, name: str, num_records: int) -> dict[str, Any]:
   """A training's optimizer, its epochs and the steps of each."""
   section = config[name]
   if config.batch_size < 1 or config.batch_size > num_records:
@@ -87,7 +93,7 @@ def _timetable(
     drop_at=section.drop_epoch * steps_per_epoch,
   )
   optimizer = optax.adam(schedule, b1=section.beta_1, b2=section.beta_2)
-  return optimizer, section.stop_epoch or section.epochs, steps_per_epoch
+  return {"optimizer": optimizer, "epochs": section.stop_epoch or section.epochs, "steps_per_epoch": steps_per_epoch}
 
 
 def build_rpn(config: ml_collections.ConfigDict, num_records: int) -> Stage:
@@ -100,16 +106,21 @@ def build_rpn(config: ml_collections.ConfigDict, num_records: int) -> Stage:
       "rpn.negative and rpn.positive must be IoUs in [0, 1], the first not above the second, got"
       f" {section.negative} and {section.positive}"
     )
-  objective = rpn_training.Objective(section.positive, section.negative, section.samples, section.box_weight)
-  model = rpn_lib.build(config.model, remat=config.remat)
-  optimizer, *times = _timetable(config, rpn_training.NAME, num_records)
-  return Stage(rpn_training.NAME, config.data.name, model, optimizer, objective, *times)
+  return Stage(
+    name=RPN,
+    trains=config.data.name,
+    model=rpn_lib.build(config.model, remat=config.remat),
+    objective=rpn_training.Objective(**{field: section[field] for field in rpn_training.Objective._fields}),
+    make_forward=rpn_training.make_forward,
+    validate=rpn_training.validate,
+    **_timetable(config, RPN, num_records),
+  )
 
 
 def build(config: ml_collections.ConfigDict, name: str, *, num_classes: int, num_records: int) -> Stage:
   """A stage as `config` describes it; raises UserError for a value that no stage can have and names its field."""
   loss, kind, spec = config.loss, classification_of(config, name), head_of(config, name)
-  optimizer, *times = _timetable(config, name, num_records)
+  timetable = _timetable(config, name, num_records)
   check_name(f"{name}.classification", kind, losses.CLASSIFICATION_LOSSES)
   spec.check(config)
   head_loss = spec.loss(config, kind) if spec.loss else None
@@ -122,14 +133,35 @@ def build(config: ml_collections.ConfigDict, name: str, *, num_classes: int, num
     head_loss=head_loss,
   )
   model = build_model(config, name, num_classes)
-  return Stage(name, spec.name, model, optimizer if model.rpn is None else _freeze_rpn(optimizer), objective, *times)
+  if model.rpn is not None:
+    timetable["optimizer"] = _freeze_rpn(timetable["optimizer"])
+  validate = functools.partial(_validate, objective)
+  return Stage(name, spec.name, model, objective, outputs_lib.make_forward, validate, **timetable)
+
+
+def _validate(
+  objective: step_lib.Objective, forward: outputs_lib.Forward, params: step_lib.Params, split: Split, **options: Any
+) -> dict[str, float]:
+  """The loss that the best epoch is chosen by, over the whole split at once, and its mAP.
+
+  The loss is Eq. 14 with the stage's classification loss of the pooled scores, whatever else is trained: auxiliary
+  scores, a policy and its baseline, or a label sequence are not in it.
+  """
+  found = outputs_lib.compute_outputs(forward, params, split, **options)
+  classification = losses.CLASSIFICATION_LOSSES[objective.classification]
+  loss = float(classification(found.scores, found.labels, ignore=found.ignore))
+  if objective.localization_weight:
+    localization = losses.localization_loss(found.thetas, **objective.localization)
+    loss += objective.localization_weight * float(localization)
+  precisions = metrics.average_precisions(found.scores, found.labels, ignore=found.ignore)
+  return {"validation_loss": loss, "validation_mAP": metrics.mean_average_precision(precisions)}
 
 
 def _freeze_rpn(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-  """Updates all of a recognizer's parameters but its region proposal network's, and keeps nothing for them."""
+  """Updates all of a recognizer's parameters but its region proposal network's, and keeps nothing for those."""
 
   def kinds(params):
-    kind = {part: "frozen" if part == rpn_training.NAME else "trained" for part in params}
+    kind = {part: "frozen" if part == RPN else "trained" for part in params}
     return {part: jax.tree.map(lambda _, part=part: kind[part], tree) for part, tree in params.items()}
 
   return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, kinds)
@@ -143,12 +175,9 @@ def kept_head(config: ml_collections.ConfigDict) -> str:
 
 
 def take_over(fresh: step_lib.Params, trained: step_lib.Params, head: str) -> step_lib.Params:
-  """Stage two's first parameters: stage one's backbone, and its head where stage two keeps it.
+  """Stage two's first parameters: `fresh` ones with stage one's best backbone, and its head where that is kept.
 
-  Args:
-    fresh: stage two's, as initialised.
-    trained: stage one's best.
-    head: "auxiliary" where stage one's head goes on beside the new one, "head" where it is the new one, "" for none.
+  `head` is "auxiliary" where stage one's head goes on beside the new one, "head" where it is the new one, "" for none.
   """
   taken = {"backbone": trained["backbone"]} | ({head: trained["head"]} if head else {})
   for name, tree in taken.items():

@@ -27,21 +27,13 @@ class TrainState(NamedTuple):
 
 
 class Objective(NamedTuple):
-  """What a stage minimises: Eq. 14 or the head's own loss, and the auxiliary head's classification loss beside it.
+  """What a stage minimises: Eq. 14 or the head's own loss, and the auxiliary head's classification loss beside it."""
 
-  Attributes:
-    classification: "euclidean" (Eq. 7-8) or "sigmoid".
-    localization_weight: gamma; 0 for heads that do not look.
-    auxiliary_weight: of the auxiliary head's own sigmoid loss.
-    localization: keyword arguments of `losses.localization_loss`.
-    head_loss: in place of Eq. 14, for a head that has a loss of its own (`heads.spec.HeadLoss`).
-  """
-
-  classification: str = "euclidean"
-  localization_weight: float = losses.LOCALIZATION_WEIGHT
-  auxiliary_weight: float = 0.0
-  localization: Mapping[str, float] = {}
-  head_loss: HeadLoss | None = None
+  classification: str = "euclidean"  # Eq. 7-8; or "sigmoid"
+  localization_weight: float = losses.LOCALIZATION_WEIGHT  # gamma; 0 for heads that do not look
+  auxiliary_weight: float = 0.0  # of the auxiliary head's own sigmoid loss
+  localization: Mapping[str, float] = {}  # keyword arguments of `losses.localization_loss`
+  head_loss: HeadLoss | None = None  # in place of Eq. 14, for a head that has a loss of its own
 
   def __call__(
     self, recognition: Recognition, labels: jax.Array, ignore: jax.Array, mask: jax.Array
@@ -53,15 +45,8 @@ class Objective(NamedTuple):
     else:
       scores, thetas = recognition.attention.scores, recognition.attention.thetas
       classification = losses.CLASSIFICATION_LOSSES[self.classification]
-      loss = losses.joint_loss(
-        scores,
-        thetas,
-        labels,
-        localization_weight=self.localization_weight,
-        classification=classification,
-        **common,
-        **self.localization,
-      )
+      options = {"localization_weight": self.localization_weight, **common, **self.localization}
+      loss = losses.joint_loss(scores, thetas, labels, classification=classification, **options)
       # Under jit these are the same sums again, and computed once.
       terms = {"classification": classification(losses.max_pool_scores(scores), labels, **common)}
       if self.localization_weight:
@@ -74,12 +59,12 @@ class Objective(NamedTuple):
 
 
 def init_params(model: nn.Module, key: jax.Array, size: int) -> Params:
-  """A recogniser's first parameters; `size`, the side of the images in pixels, changes none of them."""
+  """A recognizer's first parameters; `size`, the side of the images in pixels, changes none of them."""
   return model.init(key, jnp.zeros((1, size, size, 3), jnp.uint8))["params"]
 
 
 def init_state(model: nn.Module, optimizer: optax.GradientTransformation, key: jax.Array, size: int) -> TrainState:
-  """A fresh state: first parameters and what the optimiser keeps for them."""
+  """A fresh state: first parameters and what the optimizer keeps for them."""
   params = init_params(model, key, size)
   return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
@@ -98,17 +83,16 @@ def make_train_step(
   A step whose loss or gradient is not finite changes nothing of the state; its metrics say so.
 
   Args:
-    model: a `Recognizer`.
+    model: a `Recognizer`, or a region proposal network.
     optimizer: its updates.
     objective: what is minimised.
     axis_name: inside `jax.pmap(..., axis_name=...)`, gradients and metrics are averaged over this axis; the devices'
       batches must be equally large. Leave it out under `jit`, where the batch is one array whatever its sharding.
       Not for `jax.shard_map`, which sums the gradients of replicated parameters by itself.
-    accumulate: equal parts of the batch that are computed one after the other, in the memory of one; their gradients
-      are weighted by their real examples, so that the result is the whole batch's, but for the noise of a head that
-      samples.
-    seed: of that noise, the generator "look" of Flax, which is a function of it and of `state.step`, whatever the devices
-      under `jit`; under `pmap` each device has its own.
+    accumulate: equal parts of the batch that are computed in turn, in the memory of one. Their gradients are weighted
+      by their real examples: the result is the whole batch's, but for the noise of a head that samples.
+    seed: of that noise, Flax's generator "look", which depends on `state.step` too, but not on the devices under `jit`;
+      under `pmap` each device has its own.
   """
 
   def train_step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
@@ -124,8 +108,8 @@ def make_train_step(
     if accumulate == 1:
       gradients, metrics = part_gradients(state.params, batch, key)
     else:
-      keys = jax.random.split(key, accumulate)
-      gradients, metrics = _weighted_sum(functools.partial(part_gradients, state.params), batch, keys)
+      of_part = functools.partial(part_gradients, state.params)
+      gradients, metrics = _weighted_sum(of_part, batch, jax.random.split(key, accumulate))
     if axis_name is not None:
       gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -139,7 +123,7 @@ def make_train_step(
 
 
 def _weighted_sum(function: Callable[[Any, jax.Array], Any], batch: Mapping[str, jax.Array], keys: jax.Array) -> Any:
-  """The sum of `function` over as many equal parts of a batch as keys, each weighted by its share of the real examples."""
+  """The sum of `function` over a batch's equal parts, one for each key, weighted by its share of real examples."""
   # Every parts-th example, so that a batch that is shared out over devices gives each of them a share of every part.
   every = jax.tree.map(lambda x: x.reshape(-1, len(keys), *x.shape[1:]).swapaxes(0, 1), dict(batch))
   real = jnp.maximum(batch["mask"].sum(), 1)
@@ -156,14 +140,9 @@ def _weighted_sum(function: Callable[[Any, jax.Array], Any], batch: Mapping[str,
 def learning_rate_schedule(
   kind: str, *, peak: float, steps: int, warmup_steps: int = 0, drop_at: int = 0, drop_by: float = 10.0
 ) -> optax.Schedule:
-  """The rate at each step of a stage.
+  """The learning rate at each of a stage's steps, after a linear rise from zero to `peak` in `warmup_steps`.
 
-  Args:
-    kind: "step", the paper's: `peak`, divided by `drop_by` from step `drop_at` on; "cosine", from `peak` to `peak` / 50.
-    peak: the highest rate.
-    steps: of the stage.
-    warmup_steps: a linear rise from zero first.
-    drop_at, drop_by: of "step".
+  `kind` is "step", the paper's: `peak`, divided by `drop_by` from step `drop_at` on; or "cosine": down to `peak` / 50.
   """
   if kind == "step":
     schedule = optax.piecewise_constant_schedule(peak, {max(drop_at - warmup_steps, 0): 1 / drop_by})

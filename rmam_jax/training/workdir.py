@@ -5,9 +5,8 @@ import fcntl
 import json
 import os
 import pathlib
-import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -19,9 +18,10 @@ from rmam_jax.runtime.errors import UserError, os_errors
 from rmam_jax.version import __version__
 
 FORMAT = 4  # of a workdir; a new field of the configuration takes its default, and needs no other format
-# Fields that change nothing that is learned: a run may go on with others, and so with another `evaluation` section. (What
-# lies at `weights` is told by `weights_digest`.)
+# Fields that change nothing that is learned: a run may go on with other values of them. `weights` says only where the
+# weights lie; which they are, `weights_digest` says.
 FREE_FIELDS = ("data.root", "data.images", "data.corrupt", "data.threads", "data.workers", "remat", "weights")
+OTHER_FOLDER = "Name another folder with --workdir=DIR"
 _SPLITS = ("data.train", "data.validation", "data.test", "data.final_train")
 
 
@@ -34,10 +34,11 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def determining(fields: Mapping[str, Any], config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Of a configuration's values by their dotted names, those that can change what a run learns.
+  """Of `config`'s values `fields` by their dotted names, those that can change what a run learns.
 
-  Left out are `FREE_FIELDS`, `evaluation`, `accumulate` unless a head of `config` samples, the sections of heads that it
-  does not train, so that a new head changes nothing for the others, and where own data lie: a digest tells what they are.
+  Left out are `FREE_FIELDS`, `evaluation`, `accumulate` unless a head samples, the sections of heads that the run does
+  not train, so that a new head changes nothing for the others, and where the user's own data lie: their digests say
+  what they are.
   """
   used = {config.model.head, *filter(None, [config.stage_one.head]), *config.controls}
   left_out = ("evaluation.", *heads.unused_sections(used))
@@ -47,15 +48,11 @@ def determining(fields: Mapping[str, Any], config: ml_collections.ConfigDict) ->
 
 
 def _usable(folder: pathlib.Path) -> contextlib.AbstractContextManager[None]:
-  return os_errors(f"cannot use {folder} as workdir", "Name another with --workdir=DIR.")
+  return os_errors(f"cannot use {folder} as workdir", f"{OTHER_FOLDER}.")
 
 
 def check(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-  """Refuses a folder that belongs to another configuration; changes nothing.
-
-  Raises:
-    UserError: names the fields that differ; or the folder cannot be read.
-  """
+  """Refuses a folder that belongs to another configuration, by a UserError with the fields that differ."""
   with _usable(folder):
     if not (folder / "config.json").exists():
       return
@@ -67,37 +64,29 @@ def check(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
   ]
   if differing:
     raise UserError(
-      f"{folder} belongs to another configuration; it differs in {'; '.join(differing)}. Name another folder with"
-      " --workdir=DIR, or go on with the same configuration."
+      f"{folder} belongs to another configuration; it differs in {'; '.join(differing)}. {OTHER_FOLDER}, or go on with"
+      " the same configuration."
     )
 
 
 def claim(
   folder: pathlib.Path, config: ml_collections.ConfigDict, class_names: Sequence[str], records: Mapping[str, str]
 ) -> None:
-  """Makes the folder and leaves in it the configuration, the classes and what tells the data from others.
+  """Makes the folder and writes into it the configuration, the names of the classes and the digests of the data.
 
-  Args:
-    folder: the workdir.
-    config: the run's; must agree with what is there already, as all below. Fields that change nothing learned may
-      differ: from now on they are these.
-    class_names: L names.
-    records: the digest of each split that the run trains on or chooses by, by its name.
-
-  Raises:
-    UserError: see `check`; the data are no longer those that the run began with; or the folder cannot be written.
+  `records` are the digests of the splits that the run trains on or chooses by, by their names. What is already there
+  must agree, but for fields that change nothing learned, which are replaced. Raises a UserError as `check`, and for
+  data that have changed since the run began.
   """
   check(folder, config)
   classes, data = folder / "classes.json", folder / "data.json"
   if classes.exists() and read_class_names(folder) != tuple(class_names):
-    raise UserError(
-      f"{classes} names other classes than {config.data.name} has now. Name another folder with --workdir=DIR."
-    )
+    raise UserError(f"{classes} names other classes than {config.data.name} has now. {OTHER_FOLDER}.")
   theirs = files.read_json(data) if data.exists() else {}
   if changed := [name for name, digest in records.items() if theirs.get(name, digest) != digest]:
     raise UserError(
-      f"{folder} began with other records of {' and '.join(changed)}: labels, images or boxes have changed since. Name"
-      " another folder with --workdir=DIR, or bring the data back."
+      f"{folder} began with other records of {' and '.join(changed)}: labels, images or boxes have changed since."
+      f" {OTHER_FOLDER}, or bring the data back."
     )
   with _usable(folder):
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,31 +98,25 @@ def claim(
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
-  """Within, no other process trains in this folder. The operating system frees it when its holder ends, however that is.
+  """Within, no other process trains in this folder; raises a UserError that names the one that does.
 
-  Args:
-    folder: the workdir; made. If nothing but the lock is in it afterwards, it is removed.
-
-  Raises:
-    UserError: another process holds it; names that process. Or the folder cannot be made or locked.
+  The folder is made, and removed if nothing but the lock is in it afterwards. The operating system frees the lock when
+  its holder ends, however it ends.
   """
   path = folder / "lock"
   with _usable(folder):
     folder.mkdir(parents=True, exist_ok=True)
     file = path.open("a+")
   with file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      file.seek(0)
-      holder = file.read().strip() or "another process"
-      raise UserError(
-        f"{folder} is being trained by {holder}: wait for it, stop it, or name another folder with --workdir=DIR"
-      ) from error
-    except OSError as error:
-      raise UserError(
-        f"{path} cannot be locked ({error.strerror}): name a folder on another disk with --workdir=DIR"
-      ) from error
+    with os_errors(f"cannot lock {path}", "Name a folder on another disk with --workdir=DIR."):
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError as error:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        raise UserError(
+          f"{folder} is being trained by {holder}: wait for it, stop it, or name another folder with --workdir=DIR"
+        ) from error
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
@@ -148,8 +131,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
 def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
   """The configuration that a workdir belongs to; fields that it did not know yet have their defaults.
 
-  Raises:
-    UserError: the folder holds none; it is no JSON, or of another format.
+  Raises a UserError if the folder holds none, or if it is no JSON, or of another format.
   """
   path = folder / "config.json"
   if not path.exists():
@@ -171,19 +153,9 @@ def read_class_names(folder: pathlib.Path) -> tuple[str, ...]:
   return tuple(files.read_json(path))
 
 
-def check_space(folder: pathlib.Path, needed: int) -> None:
-  """Refuses to start what the disk cannot hold: `needed` bytes in an existing folder."""
-  free = shutil.disk_usage(folder).free
-  if free < needed:
-    raise UserError(
-      f"{folder} has {free / 1e6:,.0f} MB free and the checkpoints need {needed / 1e6:,.0f} MB. Free some, or name"
-      " another folder with --workdir=DIR."
-    )
-
-
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The JSON lines of a log by stage and step, but for a last one that was cut short; UserError if it is damaged."""
-  whole, _, _ = path.read_text().rpartition("\n")
+  """The JSON lines of a log, if it is there, but for a last one that was cut short; UserError if it is damaged."""
+  whole, _, _ = (path.read_text() if path.exists() else "").rpartition("\n")
   try:
     lines = [json.loads(line) for line in whole.splitlines()]
     if any(field not in line for line in lines for field in ("stage", "step")):
@@ -193,25 +165,24 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
   return lines
 
 
+def write_lines(path: pathlib.Path, lines: Iterable[Mapping[str, Any]]) -> None:
+  """A log as JSON lines."""
+  files.write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
 def keep_until(path: pathlib.Path, stage: str, step: int) -> None:
-  """Drops a stage's lines after a step from a log, if it is there; raises as `read_lines`."""
+  """Drops a stage's lines after a step from a log, if it is there: those of a run that goes on from this step."""
   if path.exists():
-    kept = [line for line in read_lines(path) if line["stage"] != stage or line["step"] <= step]
-    files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    write_lines(path, [line for line in read_lines(path) if line["stage"] != stage or line["step"] <= step])
 
 
 class MetricsLog:
-  """Metrics as JSON lines and for TensorBoard.
-
-  A run that goes on drops the lines after the point it goes on from, so that none is doubled.
-  """
+  """Metrics of a stage from a step on, as JSON lines in `folder/metrics.jsonl` and for TensorBoard."""
 
   def __init__(self, folder: pathlib.Path, stage: str, step: int):
-    """Opens `folder/metrics.jsonl`, keeping other stages' lines and this one's up to `step`."""
     import tensorboardX
 
-    self._stage = stage
-    self._path = folder / "metrics.jsonl"
+    self._stage, self._path = stage, folder / "metrics.jsonl"
     keep_until(self._path, stage, step)
     self._tensorboard = tensorboardX.SummaryWriter(str(folder / "tensorboard" / stage), purge_step=step + 1)
 
