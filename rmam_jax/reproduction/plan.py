@@ -48,8 +48,7 @@ class Plan(NamedTuple):
 def make(maker: Maker, root: Path, chosen: Sequence[str], seeds: int, rates: Sequence[float]) -> Plan:
   """The plan for the chosen of `tables.TABLES`, with the seeds 0, 1, ... and rates of stage two to try for every head.
 
-  Raises:
-    UserError: no such table, or the configuration has no SVMs, which the tables measure.
+  UserError: no such table, or the configuration has no SVMs, which the tables measure.
   """
   every = tables.tables()
   if unknown := [name for name in chosen if name not in every]:
@@ -123,7 +122,7 @@ def _seconds_known(plan: Plan) -> dict[str, float]:
   """Wall seconds of the specs that have a finished cell, of both its phases if it has two."""
   found = {}
   for cell, _ in work(plan):
-    paths = [cell.folder(plan.root) / "results.json", cell.folder(plan.root) / "choose" / "results.json"]
+    paths = [cell.folder(plan.root) / phase / "results.json" for phase in ("", "choose")]
     if paths[0].exists():
       found[cell.name] = sum(files.read_json(path)["wall_seconds"] for path in paths if path.exists())
   return found
@@ -159,13 +158,14 @@ def _count(config: ml_collections.ConfigDict, stage: stages.Stage, classes: int)
   """By the compiler's count of one step, which counts the body of a loop, and so the regions, once."""
   size, batch = config.data.crop_size, config.batch_size
   state = jax.eval_shape(lambda: step_lib.init_state(stage.model, stage.optimizer, jax.random.key(0), size))
+  array = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
   example = {
-    "image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
-    "labels": jax.ShapeDtypeStruct((batch, classes), jnp.float32),
-    "ignore": jax.ShapeDtypeStruct((batch, classes), bool),
-    "mask": jax.ShapeDtypeStruct((batch,), jnp.float32),
+    "image": array((batch, size, size, 3), dtype=jnp.uint8),
+    "labels": array((batch, classes)),
+    "ignore": array((batch, classes), dtype=bool),
+    "mask": array((batch,)),
   }
   if config.data.proposals:
-    example["proposals"] = jax.ShapeDtypeStruct((batch, config.data.num_proposals, 4), jnp.float32)
+    example["proposals"] = array((batch, config.data.num_proposals, 4))
   step = jax.jit(step_lib.make_train_step(stage.model, stage.optimizer, stage.objective))
   return step.lower(state, example).cost_analysis()["flops"] * stage.steps

@@ -11,7 +11,7 @@ import numpy as np
 import rmam_jax
 from rmam_jax import heads
 from rmam_jax.reproduction import tables
-from rmam_jax.reproduction.measuring import Measurements
+from rmam_jax.reproduction.measuring import Measurements, measure_by_regions, milliseconds_per_image
 from rmam_jax.reproduction.tables import Row, Table
 from rmam_jax.runtime import files
 
@@ -44,21 +44,15 @@ def _paper_table(found: Measurements, number: str, table: Table) -> list[str]:
     if any(each is not None for each in printed):
       rows.append(["", f"paper, {table.data}", *("-" if each is None else f"{each:.1f}" for each in printed)])
     if tables.PAPER_DATA[table.data] == found.config["data"]["name"]:
-      differences = [
-        "-" if theirs is None else f"{100 * np.mean(mine) - theirs:+.1f}"
-        for mine, theirs in zip(ours, printed, strict=True)
-      ]
+      pairs = zip(ours, printed, strict=True)
+      differences = ("-" if theirs is None else f"{100 * np.mean(mine) - theirs:+.1f}" for mine, theirs in pairs)
       rows.append(["", "difference", *differences])
   return _section(f"Table {number}: {table.title}", "", ["", "", *figures], rows)
 
 
-def _head(found: Measurements, row: Row) -> list[str]:
-  figures = ("mAP", "svm_mAP", *_REGION_METRICS)
-  return [f"`{row.label}`", *(_percent(found.results(row, name)) for name in figures)]
-
-
-def _rate(found: Measurements, row: Row) -> str:
-  return f"{found.plan.cell(row.label, 0).config.stage_two.learning_rate:g}"
+def _head(found: Measurements, row: Row, *more: str) -> list[str]:
+  figures = [_percent(found.results(row, name)) for name in ("mAP", "svm_mAP", *_REGION_METRICS)]
+  return [f"`{row.label}`", *figures, *more, f"{found.plan.cell(row.label, 0).config.stage_two.learning_rate:g}"]
 
 
 def _bounds(found: Measurements, row: Row, label: str, prefix: str) -> list[str]:
@@ -69,7 +63,7 @@ def _bounds(found: Measurements, row: Row, label: str, prefix: str) -> list[str]
 def _controls(found: Measurements, table: Table) -> list[str]:
   first = table.rows[0]
   rows = [
-    *([*_head(found, row), _rate(found, row)] for row in table.rows),
+    *(_head(found, row) for row in table.rows),
     [*_bounds(found, first, f"chance: `{first.label}`'s regions anywhere", "chance"), ""],
     [*_bounds(found, first, "a grid with the best choice among its regions", "fixed_grid"), ""],
   ]
@@ -83,8 +77,8 @@ def _controls(found: Measurements, table: Table) -> list[str]:
 def _systems(found: Measurements, table: Table) -> list[str]:
   rows = []
   for row in table.rows:
-    milliseconds = f"{np.mean(found.milliseconds(row.label)):.2f}"
-    rows.append([*_head(found, row), milliseconds, _rate(found, row)])
+    milliseconds = f"{np.mean(found.measured_once(row.label, milliseconds_per_image)):.2f}"
+    rows.append(_head(found, row, milliseconds))
     if heads.get(row.label).looks:
       rows.append([*_bounds(found, row, "its regions anywhere", "chance"), "", ""])
   text = (
@@ -105,11 +99,8 @@ def _orderings(found: Measurements) -> list[str]:
   rows = []
   for ordering in tables.orderings(found.chosen):
     intervals = [found.interval(ordering, kind) for kind in ("svm", "network")]
-    points = [
-      f"{100 * each.difference:+.1f} [{100 * each.low:+.1f}, {100 * each.high:+.1f}] {each.verdict}"
-      for each in intervals
-    ]
-    rows.append([ordering.claim, *points])
+    point = "{:+.1f} [{:+.1f}, {:+.1f}] {}"
+    rows.append([ordering.claim, *(point.format(*(100 * np.array(each)), each.verdict) for each in intervals)])
   text = (
     "Differences in mAP in points, the mean over the seeds, with the 95 % interval of a paired bootstrap over the test"
     " images (2,000 resamples; all-point AP): `holds` above zero, `reversed` below, else `open`."
@@ -121,7 +112,7 @@ def _protocol(found: Measurements) -> str:
   """How all figures were measured, in words."""
   config, section = found.config, found.config["evaluation"]
   return (
-    f"{found.first.results['test_images']} test images; AP is `{section['ap_method']}`; CP ... OF1 by top 3 labels of"
+    f"{found.first['test_images']} test images; AP is `{section['ap_method']}`; CP ... OF1 by top 3 labels of"
     f' positive margin. Tables 1 to 6 measure one-vs-rest SVMs on the features `{section["feature"]}`; "RMAM" there has'
     " the paper's rule (Eq. 5) and losses (Eq. 7-14) on this data set's backbone and stage one. Best epoch by"
     f" validation loss, {config['stage_one']['epochs']} and {config['stage_two']['epochs']} epochs of the two stages, batch"
@@ -144,9 +135,8 @@ def _draw_by_regions(path: pathlib.Path, by_name: Mapping[str, list[dict[str, li
     axis.axvline(trained, color="grey", linestyle=":")
     axis.set(xlabel=f"looks K (trained with {trained})", ylabel=f"{field}, %", xticks=numbers)
   axes[0].legend()
-  draft = path.with_name("draft.png")
-  figure.savefig(draft, dpi=110)
-  draft.replace(path)
+  with files.whole_file(path) as draft:
+    figure.savefig(draft, dpi=110, format="png")
 
 
 def write(root: pathlib.Path, found: Measurements, *, command: str, day: datetime.date) -> None:
@@ -166,7 +156,7 @@ def write(root: pathlib.Path, found: Measurements, *, command: str, day: datetim
     lines += ours(found, table) if ours else _paper_table(found, number, table)
   lines += _orderings(found) + _trials(found)
   if "controls" in found.chosen and found.results(every["controls"].rows[0], "coverage")[0] is not None:  # has boxes
-    by_name = {name: found.by_regions(name) for name in tables.BY_REGIONS}
+    by_name = {name: found.measured_once(name, measure_by_regions) for name in tables.BY_REGIONS}
     _draw_by_regions(root / "looks.png", by_name, found.config["model"]["num_regions"])
     lines += [
       "### More looks\n",
