@@ -102,7 +102,11 @@ def describe(plan: Plan) -> str:
   pending: dict[Path, tuple[Cell, list[str]]] = {}
   for cell, view in left(plan):
     pending.setdefault(cell.folder(plan.root), (cell, []))[1].append(view)
-  known = _seconds_known(plan)
+  known = {}  # wall seconds of the specs that have a finished cell, of both its phases if it has two
+  for cell, _ in work(plan):
+    paths = [cell.folder(plan.root) / phase / "results.json" for phase in ("", "choose")]
+    if paths[0].exists():
+      known[cell.name] = sum(files.read_json(path)["wall_seconds"] for path in paths if path.exists())
   lines, total = [], 0.0
   for folder, (cell, views) in pending.items():
     if (folder / "results.json").exists():
@@ -116,16 +120,6 @@ def describe(plan: Plan) -> str:
     lines.append(f"  {seconds / 60:7.1f} min  {cell.label}: {', '.join(views)} ({source}) {folder}")
   unchosen = "; trials come first, the other seeds follow from them" if plan.rates else ""
   return "\n".join([*lines, f"{len(pending)} cells are left, about {total / 60:,.0f} minutes{unchosen}"])
-
-
-def _seconds_known(plan: Plan) -> dict[str, float]:
-  """Wall seconds of the specs that have a finished cell, of both its phases if it has two."""
-  found = {}
-  for cell, _ in work(plan):
-    paths = [cell.folder(plan.root) / phase / "results.json" for phase in ("", "choose")]
-    if paths[0].exists():
-      found[cell.name] = sum(files.read_json(path)["wall_seconds"] for path in paths if path.exists())
-  return found
 
 
 @functools.cache
