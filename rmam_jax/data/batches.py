@@ -113,7 +113,7 @@ def train_batches(
       that depends on (seed, position) alone.
 
   Raises:
-    UserError: an option out of its range; or, where it is read, an image that cannot be, by split, index and file.
+    UserError: an option is out of its range; or, later, an image cannot be read: names split, index and file.
   """
   import grain
 

@@ -22,8 +22,8 @@ def decode_image(encoded: bytes, name: str) -> np.ndarray:
   of an animation the first frame is taken.
 
   Raises:
-    UserError: by `name`, that of the image, if its bytes are no image, are cut short, or hold more than `MOST_PIXELS`,
-      which is refused before it is decoded.
+    UserError: the bytes, which it calls `name`, are no image, are cut short, or hold more than `MOST_PIXELS`, which is
+      refused before it is decoded.
   """
   try:
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:

@@ -29,7 +29,6 @@ from rmam_jax.training import rpn as rpn_training
 
 # What makes a cell what it is, so that nobody can set it for all of them.
 RESERVED = ("seed", "controls", "model.head", "evaluation.views", "data.proposals", "data.num_proposals")
-
 PARTS_FILE = "parts.json"  # in a cell's folder
 
 

@@ -81,9 +81,9 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(setting: str, root: pathlib.Path) -> None:
-  """Draws and stores the scenes of one setting below `root`, unless they are there; in seconds, without a download.
+  """Draws and stores the scenes of one setting below `root`, unless they are there, in seconds and without a download.
 
-  What a killed process left half made is removed, and a process that is at it waited for.
+  Removes what a killed process left half made, and waits for a process that is drawing them.
   """
   tfds.disable_progress_bar()  # `_generate_examples` shows its own
   builder = Digits(data_dir=root, config=setting, file_format="array_record")

@@ -19,7 +19,7 @@ import string
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# As this module's docstring, a text that the builder stores: both enter the digest of prepared data.
+# The builder stores this text, or the module's docstring, with prepared data: it is part of their digest.
 LETTERS = """What source scenes are made of: printed letters on a photograph, nothing of which is in a scene of digits.
 
 They stand in for another data set with boxes, on which a region proposal network learns before it is used where there are
@@ -57,9 +57,8 @@ SETTINGS = {
   "easy": Setting(size=72, object_size=(12, 26), objects=(1, 4), clutter=(0, 6)),
   # About twice the canvas of `easy` (in area), smaller objects, more of them, twice the clutter.
   "hard": Setting(size=104, object_size=(10, 20), objects=(1, 6), clutter=(0, 12)),
-  # `easy` in small, to try things out.
-  "tiny": Setting(size=72, object_size=(12, 26), objects=(1, 4), clutter=(0, 6), train_scenes=160, test_scenes=40),
 }
+SETTINGS["tiny"] = dataclasses.replace(SETTINGS["easy"], train_scenes=160, test_scenes=40)  # to try things out
 # Beside each, scenes of another world to learn localisation from.
 SETTINGS |= {
   f"source_{name}": dataclasses.replace(setting, source=True, train_scenes=min(setting.train_scenes, 12_000))
@@ -68,10 +67,7 @@ SETTINGS |= {
 
 # Each split's columns of the photographs, as shares of their width.
 _BANDS = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
-
-
-# Each split's fonts.
-_FONTS = {
+_FONTS = {  # of each split's letters
   "train": "DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSansMono DejaVuSansMono-Bold DejaVuSerif"
   " DejaVuSerif-Italic STIXGeneral STIXGeneralBol STIXGeneralItalic",
   "validation": "DejaVuSansMono-Oblique STIXGeneralBolIta",
