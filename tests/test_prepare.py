@@ -28,7 +28,7 @@ class Without:  # as if tensorflow were not installed
     return getattr(self._finder, name)
 sys.meta_path[:] = map(Without, sys.meta_path)
 import ml_collections
-from rmam_jax.training import pipeline
+from rmam_jax.training import evaluate, pipeline
 def frozen(value):
   if isinstance(value, dict):
     return {name: frozen(each) for name, each in value.items()}
