@@ -8,7 +8,7 @@ from PIL import Image
 
 from configs import common
 from rmam_jax.data import batches, splits
-from rmam_jax.data.digits import letters, scenes
+from rmam_jax.data.digits import scenes
 from rmam_jax.runtime.errors import UserError
 
 
@@ -29,12 +29,12 @@ def train(data_root):
 
 
 def test_splits_share_no_digit_sample():
-  seen = [{image.tobytes() for image in scenes.digit_samples(split)[0]} for split in scenes.SPLITS]
+  seen = [{image.tobytes() for image in scenes.samples(False, split)[0]} for split in scenes.SPLITS]
   for one, other in itertools.combinations(seen, 2):
     assert len(one & other) <= 1  # two samples of the 1,797 are the same drawing
-  counts = [len(scenes.digit_samples(split)[1]) for split in scenes.SPLITS]
+  counts = [len(scenes.samples(False, split)[1]) for split in scenes.SPLITS]
   assert sum(counts) == 1797
-  assert all(set(scenes.digit_samples(split)[1]) == set(range(10)) for split in scenes.SPLITS)
+  assert all(set(scenes.samples(False, split)[1]) == set(range(10)) for split in scenes.SPLITS)
 
 
 def test_splits_share_no_background():
@@ -123,7 +123,7 @@ def test_difficult_labels_are_ignored_unless_present_otherwise():
     "labels_no_difficult": [2],
     "objects": {"bbox": [[0, 0, 1, 1]], "label": [2]},
   }
-  record = splits.adapt_voc(example, 4)
+  record = splits.adapt(example, 4)
   np.testing.assert_array_equal(record.labels, [0, 0, 1, 0])
   np.testing.assert_array_equal(record.ignore, [True, True, False, False])
   assert record.id == "000005.jpg"
@@ -384,12 +384,12 @@ def test_bad_batches_are_refused():
 
 
 def test_source_scenes_share_no_sample_and_no_background_with_scenes_of_digits():
-  digit_samples = {image.tobytes() for split in scenes.SPLITS for image in scenes.digit_samples(split)[0]}
-  letter_samples = [{image.tobytes() for image in letters.samples(split)[0]} for split in scenes.SPLITS]
+  digit_samples = {image.tobytes() for split in scenes.SPLITS for image in scenes.samples(False, split)[0]}
+  letter_samples = [{image.tobytes() for image in scenes.samples(True, split)[0]} for split in scenes.SPLITS]
   assert not digit_samples & set.union(*letter_samples)
-  for photograph in letters.photographs():
-    assert not any(photograph.shape == other.shape for other in scenes._photographs())
-  assert scenes.SETTINGS["source_easy"].classes == letters.CLASSES
+  for photograph in scenes.photographs(True):
+    assert not any(photograph.shape == other.shape for other in scenes.photographs(False))
+  assert scenes.SETTINGS["source_easy"].classes == scenes.LETTER_CLASSES
   # Nor where the objects lie: the scenes of one index are drawn from different numbers.
   pairs = [
     [scenes.draw_scene(scenes.SETTINGS[name], "train", index)[2] for name in ("easy", "source_easy")]

@@ -386,7 +386,7 @@ OTHER_DATA = {
     lambda folder: (folder / "dataset_info.json").write_text(
       (folder / "dataset_info.json").read_text().replace("array_record", "tfrecord")
     ),
-    "is stored as tfrecord, and array_record is what is read here",
+    "is stored as tfrecord, not as array_record: convert it",
   ),
 }
 

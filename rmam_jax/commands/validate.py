@@ -10,7 +10,7 @@ import sys
 from ml_collections import config_flags
 
 from rmam_jax import commands
-from rmam_jax.data.validate import validate
+from rmam_jax.data.manifests import validate
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", commands.find_config("configs/custom.py"), "Configuration that names the manifests."

@@ -27,7 +27,6 @@ from rmam_jax.runtime.errors import UserError, check_name
 
 Batch = dict[str, np.ndarray]
 
-CORRUPT = ("error", "skip")
 MOST_SKIPPED = 16  # in one batch; more, and it is not single images that are broken
 
 
@@ -52,8 +51,7 @@ def centre_offset(image_size: int, crop_size: int) -> int:
 
 def view_boxes(boxes: np.ndarray, image_size: int, crop_size: int, top: int, left: int, flip: bool) -> np.ndarray:
   """Boxes [..., 4], (top, left, bottom, right) as shares of the image, as shares of what `view` shows of it."""
-  corner = np.array([top, left, top, left])
-  shown = (boxes * image_size - corner) / crop_size
+  shown = (boxes * image_size - np.array([top, left, top, left])) / crop_size
   return np.stack([shown[..., 0], 1 - shown[..., 3], shown[..., 2], 1 - shown[..., 1]], -1) if flip else shown
 
 
@@ -81,7 +79,7 @@ def _share(batch_size: int, process_index: int, process_count: int, corrupt: str
   """The places in a batch that are one process's; UserError for options out of their range."""
   if batch_size % process_count:
     raise UserError(f"batch_size {batch_size} is no multiple of the {process_count} processes")
-  check_name("data.corrupt", corrupt, CORRUPT)
+  check_name("data.corrupt", corrupt, ("error", "skip"))
   share = batch_size // process_count
   return range(process_index * share, (process_index + 1) * share)
 
@@ -115,7 +113,7 @@ def train_batches(
       that depends on (seed, position) alone.
 
   Raises:
-    UserError: an option out of its range; or, where it is read, an image that cannot be, by split, index and file.
+    UserError: an option is out of its range; or, later, an image cannot be read: names split, index and file.
   """
   import grain
 
@@ -190,11 +188,8 @@ def evaluation_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None, list[Record], list[str]]]:
   """The centre view of the records at these positions of a split, in order, with the records.
 
-  Args:
-    batch_size: of all processes together; this one, `process_index`, yields the images of its equal share of each batch.
-    image_size, crop_size: N and the side of the view, in pixels.
-    corrupt: "error", or "skip": an image that cannot be read is black, and its record is `Split.blank`, which no measure
-      counts.
+  The options are those of `train_batches`; but with "skip", an image that cannot be read is black, and its record is
+  `Split.blank`, which no measure counts.
 
   Yields:
     Images uint8 [b, crop_size, crop_size, 3], b = batch_size / process_count, the last batch padded with zeros; their
@@ -209,7 +204,7 @@ def evaluation_batches(
   shown = image_size, crop_size, offset, offset, False
   for start in range(0, len(positions), batch_size):
     images = np.zeros((len(mine), crop_size, crop_size, 3), np.uint8)
-    boxes, records, reasons = [], [], []
+    records, reasons = [], []
     for place, index in enumerate(positions[start : start + batch_size]):
       image, reason = None, ""
       needed = place in mine or corrupt == "skip"  # all processes have to know which images cannot be read
@@ -219,11 +214,11 @@ def evaluation_batches(
         if corrupt == "error" or sum(map(bool, reasons)) >= MOST_SKIPPED:
           raise
         reason, record = str(error), split.blank(index)
-      if place in mine:
-        if image is not None:
-          images[place - mine.start] = view(image, *shown)
-        boxes.append(view_boxes(record.proposals, *shown))
+      if place in mine and image is not None:
+        images[place - mine.start] = view(image, *shown)
       records.append(record)
       reasons.append(reason)
-    padding = [np.zeros(records[0].proposals.shape)] * (len(mine) - len(boxes))
-    yield images, np.stack(boxes + padding) if len(records[0].proposals) else None, records, reasons
+    boxes = np.zeros((len(mine), *records[0].proposals.shape))
+    for place, record in enumerate(records[mine.start : mine.stop]):
+      boxes[place] = view_boxes(record.proposals, *shown)
+    yield images, boxes if boxes.size else None, records, reasons

@@ -3,17 +3,16 @@
 import io
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from rmam_jax.runtime.errors import UserError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 MOST_PIXELS = 89_478_485  # 256 MB as red, green and blue; Pillow warns from here on
-ORIENTATION = 0x0112  # the EXIF tag
-# From the tag's value to what puts the image upright. Pillow's exif_transpose also writes the other tags anew, and
-# fails on damaged ones.
+# From the value of EXIF's orientation, 2 to 8, to what puts the image upright. Pillow's exif_transpose also writes the
+# other tags anew, and fails on damaged ones.
 _TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
-UPRIGHT = {tag: Image.Transpose[turn] for tag, turn in enumerate(_TURNS, start=2)}
+_UPRIGHT = {value: Image.Transpose[turn] for value, turn in enumerate(_TURNS, start=2)}
 
 
 def decode_image(encoded: bytes, name: str) -> np.ndarray:
@@ -23,8 +22,8 @@ def decode_image(encoded: bytes, name: str) -> np.ndarray:
   of an animation the first frame is taken.
 
   Raises:
-    UserError: by `name`, that of the image, if its bytes are no image, are cut short, or hold more than `MOST_PIXELS`,
-      which is refused before it is decoded.
+    UserError: the bytes, which it calls `name`, are no image, are cut short, or hold more than `MOST_PIXELS`, which is
+      refused before it is decoded.
   """
   try:
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
@@ -32,7 +31,7 @@ def decode_image(encoded: bytes, name: str) -> np.ndarray:
       if width * height > MOST_PIXELS:
         raise UserError(f"{width} x {height} pixels, of which {MOST_PIXELS:,} are allowed: make it smaller")
       image.load()  # Pillow puts a TIFF file upright here
-      method = UPRIGHT.get(image.getexif().get(ORIENTATION))
+      method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
       return np.asarray(_to_rgb(image if method is None else image.transpose(method)))
   except UnidentifiedImageError as error:  # its own words hold an address in memory
     raise UserError(f"{name}: not a readable image (none of {', '.join(FORMATS)})") from error

@@ -6,8 +6,7 @@ import shutil
 from rmam_jax.data import splits
 from rmam_jax.runtime.errors import UserError, check_name
 
-# Each data set's official archives.
-ARCHIVES = {
+ARCHIVES = {  # the official ones of each data set
   "voc/2007": ("VOCtrainval_06-Nov-2007.tar", "VOCtest_06-Nov-2007.tar"),
   "coco/2014": ("train2014.zip", "val2014.zip", "annotations_trainval2014.zip"),
 }
@@ -56,12 +55,11 @@ def prepare(name: str, *, root: str = "", archives: str = "") -> pathlib.Path:
   official = {url.rsplit("/", 1)[-1]: info.size for url, info in builder.url_infos.items()}
   sizes = {archive: official[archive] for archive in ARCHIVES[name]}  # in bytes
   problems, given = [], pathlib.Path(archives).expanduser() if archives else None
-  if given:
-    for path, size in ((given / archive, size) for archive, size in sizes.items()):
-      if not path.is_file():
-        problems.append(f"{path} is missing")
-      elif path.stat().st_size != size:
-        problems.append(f"{path} has {path.stat().st_size:,} bytes, the official one has {size:,}")
+  for path, size in [(given / archive, size) for archive, size in sizes.items()] if given else []:
+    if not path.is_file():
+      problems.append(f"{path} is missing")
+    elif path.stat().st_size != size:
+      problems.append(f"{path} has {path.stat().st_size:,} bytes, the official one has {size:,}")
   if problems:
     raise UserError(f"{'; '.join(problems)}. Put the official archives {', '.join(sizes)} there, unchanged.")
   data_root.mkdir(parents=True, exist_ok=True)

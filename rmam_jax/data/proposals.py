@@ -1,4 +1,4 @@
-"""Object proposals, the rival that the paper removes the spatial transformer for (Sec. 5.3.1, Table 3).
+"""Object proposals, which the paper compares with its spatial transformer (Sec. 5.3.1, Table 3).
 
   jittered           the data set's own boxes, moved and resized, a stated share of them missing, among boxes of nothing:
                      a stand-in where images are too small for a real method
@@ -60,10 +60,7 @@ def objects(record: Record, count: int) -> np.ndarray:
 
 
 def selective_search(image: np.ndarray, count: int) -> np.ndarray:
-  """The first proposals of selective search in its fast mode, in its own order, which is partly random.
-
-  Takes an image, uint8 [height, width, 3]; returns float32 [count, 4]. Raises a UserError without the extra.
-  """
+  """The first boxes, float32 [count, 4], that the fast mode finds in uint8 [height, width, 3]; its order is partly random."""
   try:
     import cv2
   except ModuleNotFoundError as error:
@@ -111,8 +108,7 @@ def _search_all(source: Any, count: int) -> dict[str, np.ndarray]:
 def make(kind: str, count: int, source: Any) -> Propose | None:
   """The function from a record to its proposals, float32 [count, 4]; None for the kind "". UserError for an unknown kind.
 
-  The source has all stored records, by position; a slow method keeps its results in the source's `proposals_path`, under
-  its `made_by`.
+  The source has all stored records, by position. Selective search keeps its boxes in the source's `proposals_path`.
   """
   if not kind:
     return None

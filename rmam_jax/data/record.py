@@ -7,8 +7,6 @@ import numpy as np
 
 from rmam_jax.runtime.errors import check_name
 
-DIFFICULT = ("ignore", "negative", "positive")
-
 
 class Record(NamedTuple):
   """One image and what is known of it. L is the number of classes, n of objects."""
@@ -40,8 +38,8 @@ def multi_hot(classes: Sequence[int], num_classes: int) -> np.ndarray:
 
 
 def resolve_difficult(labels: np.ndarray, ignore: np.ndarray, rule: str) -> tuple[np.ndarray, np.ndarray]:
-  """What labels that are neither present nor absent count as: labels and ignore [..., L] under one of `DIFFICULT`."""
-  check_name("data.difficult", rule, DIFFICULT)
+  """What labels that are neither present nor absent count as: labels and ignore [..., L] under "ignore", "negative" or "positive"."""
+  check_name("data.difficult", rule, ("ignore", "negative", "positive"))
   if rule == "ignore":
     return labels, ignore
   return np.where(ignore, np.float32(rule == "positive"), labels), np.zeros_like(ignore)

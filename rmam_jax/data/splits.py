@@ -5,7 +5,7 @@ import hashlib
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,39 +17,37 @@ from rmam_jax.data.digits import scenes
 from rmam_jax.data.proposals import Propose
 from rmam_jax.data.record import Index, Record, multi_hot, resolve_difficult
 from rmam_jax.runtime import files
-from rmam_jax.runtime.errors import UserError, check_name
+from rmam_jax.runtime.errors import UserError, check_name, os_errors
 
 SAMPLED = 64  # so many stored records, with their images, tell a split from others in its digest
 _PART = re.compile(r"(?P<whole>.+):(?P<part>rest|held)-(?P<count>\d+)")
 _FIELDS = ("train", "validation", "test", "final_train")  # of `data`, which name splits
 
-Adapter = Callable[[Mapping[str, Any], int], Record]  # from a stored example and L to a record; decodes no image
-
-
-def _record(example: Mapping[str, Any], labels: np.ndarray, ignore: np.ndarray) -> Record:
-  name, objects = example["image/filename"], example["objects"]
-  name = name.decode() if isinstance(name, bytes) else str(name)
-  boxes = np.asarray(objects["bbox"], np.float32).reshape(-1, 4)
-  return Record(name, example["image"], labels, ignore, boxes, np.asarray(objects["label"], np.int32))
-
-
-def adapt_objects(example: Mapping[str, Any], num_classes: int) -> Record:
-  """Every object counts: digit scenes, and COCO, whose counts include images with nothing but a crowd."""
-  return _record(example, multi_hot(example["objects"]["label"], num_classes), np.zeros(num_classes, bool))
-
-
-def adapt_voc(example: Mapping[str, Any], num_classes: int) -> Record:
-  """VOC: a class that appears only as `difficult` is neither present nor absent (the devkit's rule)."""
-  labels = multi_hot(example["labels_no_difficult"], num_classes)
-  return _record(example, labels, (multi_hot(example["labels"], num_classes) == 1) & (labels == 0))
-
-
-# Where a data set is stored below the data root, and how its examples read.
-DATA_SETS: dict[str, tuple[str, Adapter]] = {
-  **{f"digits/{setting}": (f"digits/{setting}/1.0.0", adapt_objects) for setting in scenes.SETTINGS},
-  "voc/2007": ("voc/2007/5.0.0", adapt_voc),
-  "coco/2014": ("coco/2014_trainval/1.1.0", adapt_objects),
+# Where each data set is stored below the data root.
+DATA_SETS = {
+  **{f"digits/{setting}": f"digits/{setting}/1.0.0" for setting in scenes.SETTINGS},
+  "voc/2007": "voc/2007/5.0.0",
+  "coco/2014": "coco/2014_trainval/1.1.0",
 }
+
+
+def adapt(example: Mapping[str, Any], num_classes: int) -> Record:
+  """A stored example, its image not decoded, as a record.
+
+  Every object counts, and COCO's counts include images with nothing but a crowd; but in VOC a class that appears only as
+  `difficult` is neither present nor absent (the devkit's rule).
+  """
+  name, objects = example["image/filename"], example["objects"]
+  marked = multi_hot(example.get("labels", objects["label"]), num_classes)
+  labels = multi_hot(example["labels_no_difficult"], num_classes) if "labels_no_difficult" in example else marked
+  return Record(
+    name.decode() if isinstance(name, bytes) else str(name),
+    example["image"],
+    labels,
+    (marked == 1) & (labels == 0),
+    np.asarray(objects["bbox"], np.float32).reshape(-1, 4),
+    np.asarray(objects["label"], np.int32),
+  )
 
 
 def data_root(root: str = "") -> pathlib.Path:
@@ -80,11 +78,10 @@ def prepare(name: str, root: str = "") -> pathlib.Path:
   """
   check_name("data.name", name, (*DATA_SETS, "custom"))
   base = data_root(root)
-  folder = base / DATA_SETS[name][0]
+  folder = base / DATA_SETS[name]
   if is_prepared(name, folder):
     return folder
-  family, setting = name.split("/")
-  if family != "digits":
+  if not name.startswith("digits/"):
     raise UserError(
       f"{name} is not prepared: {folder} holds no dataset_info.json. Prepare it with: rmam-jax prepare {name}"
       f" --archives=DIR --data_root={base} (DIR holds the official archives; without it they are downloaded), or name"
@@ -92,13 +89,9 @@ def prepare(name: str, root: str = "") -> pathlib.Path:
     )
   from rmam_jax.data.digits import builder
 
-  try:
-    builder.prepare(setting, base)
-  except OSError as error:
-    raise UserError(
-      f"cannot write {name} below {base}: {error.strerror or error}. Free or open it, or name another folder with"
-      " --config.data.root=DIR."
-    ) from error
+  remedy = "Free or open it, or name another folder with --config.data.root=DIR."
+  with os_errors(f"cannot write {name} below {base}", remedy):
+    builder.prepare(name.removeprefix("digits/"), base)
   return folder
 
 
@@ -112,7 +105,7 @@ def _open_builder(folder: pathlib.Path, remedy: str):
   except Exception as error:  # whatever a damaged description leads to
     raise UserError(f"{folder}: its description is damaged ({error}). {remedy}") from error
   if (kind := builder.info.file_format.value) != "array_record":
-    raise UserError(f"{folder} is stored as {kind}, and array_record is what is read here. {remedy}")
+    raise UserError(f"{folder} is stored as {kind}, not as array_record: convert it by TFDS's convert_format")
   names = folder / "objects-label.labels.txt"  # without it TFDS names the classes by numbers
   if not names.exists() or len(label.names) != label.num_classes:
     raise UserError(f"{names} is missing or does not name {label.num_classes} classes. {remedy}")
@@ -142,7 +135,7 @@ class _Stored:
 
     self.name = f"{name} {split}"
     folder = prepare(name, root)
-    self._adapter, self._remedy = DATA_SETS[name][1], _remedy(name, folder)
+    self._remedy = _remedy(name, folder)
     builder = _open_builder(folder, self._remedy)
     self.class_names = tuple(builder.info.features["objects"].feature["label"].names)
     try:
@@ -152,9 +145,9 @@ class _Stored:
     self._examples = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     _check_shards(instructions, self._remedy)
     stem = re.sub("[^a-z0-9]+", "-", split)
-    self._index_path, self.proposals_path = (folder / f"rmam-{what}-{stem}.npz" for what in ("index", "proposals"))
+    self.proposals_path = folder / f"rmam-proposals-{stem}.npz"
     self.made_by = hashlib.sha256((folder / "dataset_info.json").read_bytes() + split.encode()).hexdigest()
-    self.index = self._read_index() or self._make_index()
+    self.index = self._kept_index(folder / f"rmam-index-{stem}.npz")
 
   def __len__(self) -> int:
     return len(self._examples)
@@ -165,7 +158,7 @@ class _Stored:
       example = self._examples[position]
     except RuntimeError as error:
       raise UserError(f"record {position} of {self.name} is damaged ({error}). {self._remedy}") from error
-    return self._adapter(example, len(self.class_names))
+    return adapt(example, len(self.class_names))
 
   def digest(self, positions: np.ndarray) -> str:
     """Of the description, and of the whole content of up to `SAMPLED` of the records at these positions."""
@@ -175,16 +168,12 @@ class _Stored:
       digest.update(record.id.encode() + record.image + record.boxes.tobytes() + record.box_classes.tobytes())
     return digest.hexdigest()
 
-  def _read_index(self) -> Index | None:
-    """The index beside the data, unless there is none, it is damaged, or other data made it."""
+  def _kept_index(self, path: pathlib.Path) -> Index:
+    """The index in this file or, where there is none, it is damaged or other data made it, from reading every record."""
     with contextlib.suppress(OSError, UserError, KeyError):
-      stored = files.read_npz(self._index_path, "")
+      stored = files.read_npz(path, "")
       if str(stored["made_by"]) == self.made_by and len(stored["ids"]) == len(self):
         return Index(*(stored[field] for field in Index._fields))
-    return None
-
-  def _make_index(self) -> Index:
-    """Reads every record once, and keeps the index beside the data."""
     records = (self[position] for position in range(len(self)))
     title = f"reading the labels of {self.name}"
     rows = [
@@ -193,7 +182,7 @@ class _Stored:
     ]
     index = Index(*map(np.array, zip(*rows, strict=True)))
     with contextlib.suppress(UserError):  # where nothing may be written the next run reads the records again
-      files.write_npz(self._index_path, {"made_by": np.array(self.made_by), **index._asdict()}, compressed=True)
+      files.write_npz(path, {"made_by": np.array(self.made_by), **index._asdict()}, compressed=True)
     return index
 
 
@@ -202,9 +191,7 @@ def held_out(ids: Sequence[str], count: int) -> np.ndarray:
   if not 0 < count < len(ids):
     raise UserError(f"{count} of {len(ids)} records cannot be held out")
   order = np.argsort([hashlib.sha256(str(each).encode()).hexdigest() for each in ids])
-  chosen = np.zeros(len(ids), bool)
-  chosen[order[:count]] = True
-  return chosen
+  return np.isin(np.arange(len(ids)), order[:count])
 
 
 class Split:
@@ -217,11 +204,10 @@ class Split:
   """
 
   def __init__(self, name: str, source: Any, positions: np.ndarray, difficult: str, propose: Propose | None = None):
-    """Makes a split of the records at some positions of a source.
+    """The records at some positions of a source; UserError if none has a positive label.
 
     The source has `class_names`, an `index` of its records, a `Record` for each position, and a `digest` of the images
-    and boxes at given positions. See `resolve_difficult` and `proposals.make` for the other arguments. UserError if no
-    record has a positive label.
+    and boxes at given positions. See `resolve_difficult` and `proposals.make` for the other arguments.
     """
     self.name, self.class_names = name, source.class_names
     self._source, self._difficult, self._propose = source, difficult, propose
@@ -246,9 +232,8 @@ class Split:
 
   def blank(self, index: int) -> Record:
     """Takes the place of a record that cannot be read: its id, no image, no box, and all labels to be ignored."""
-    name = str(self._source.index.ids[self._positions[index]])
-    labels, no_box = np.zeros(len(self.class_names), np.float32), np.zeros((0, 4), np.float32)
-    record = Record(name, b"", labels, labels == 0, no_box, np.zeros(0, np.int32))
+    name, labels = self._source.index.ids[self._positions[index]], np.zeros(len(self.class_names), np.float32)
+    record = Record(str(name), b"", labels, labels == 0, np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
     return record._replace(proposals=np.zeros_like(self._propose(record))) if self._propose else record
 
   def digest(self) -> str:
@@ -262,7 +247,7 @@ class Split:
 
 
 def open_split(data: Any, split: str, limit: int = 0) -> Split:
-  """A split as the `data` section of a configuration describes it, read anew each time; `limit` takes the first so many.
+  """A split as the `data` section of a configuration describes it, or the first `limit` records of it.
 
   For `custom` data the split is a manifest; for stored data a TFDS split such as "train" or "train+validation", or a part
   of one: "train:held-4000" is the 4,000 records whose ids have the smallest hash, "train:rest-4000" all others.
@@ -275,7 +260,7 @@ def open_split(data: Any, split: str, limit: int = 0) -> Split:
     if data.proposals:
       raise UserError("data.proposals is there for prepared data sets, not for custom images")
     field = next((field for field in _FIELDS if data[field] == split), pathlib.Path(split).name)
-    source = manifests.open_manifest(split, data)
+    source = manifests.Manifest(split, data)
     positions = np.arange(len(source.index.ids))[: limit or None]
     return Split(f"custom {field}", source, positions, data.difficult)
   part = _PART.fullmatch(split)

@@ -86,7 +86,7 @@ def select(
 
 
 def differing(selection: Selection, config: Any) -> str:
-  """A sentence where an evaluation differs from the one that its selection was made with, else nothing."""
+  """A warning if this evaluation's settings differ from those of the selection, else nothing."""
   section = config.evaluation
   now = {**views_lib.names(config), "feature": section.feature, "thresholds": section.thresholds}
   then = {**selection.seen, "thresholds": selection.rule}

@@ -25,11 +25,11 @@ Params = Any
 Memory = Any
 
 
-# A rule of where to look next: it reads the map [B, H, W, C] once and returns its first memory and its step, which takes
+# A rule of where to look next: it reads the map [B, H, W, C] once and returns its first memory and what chooses, which takes
 # memory, z_k [B, Z] and k, and returns the memory and M_{k+1} as theta [B, 4]. A memory that changes is made of the map
 # from the start, or `jax.shard_map` takes it for the same on every device.
-Step = Callable[[Memory, jax.Array, jax.Array], tuple[Memory, jax.Array]]
-NextRegion = Callable[[Params, jax.Array], tuple[Memory, Step]]
+Choose = Callable[[Memory, jax.Array, jax.Array], tuple[Memory, jax.Array]]
+NextRegion = Callable[[Params, jax.Array], tuple[Memory, Choose]]
 
 
 class Attention(NamedTuple):
@@ -40,7 +40,7 @@ class Attention(NamedTuple):
   x: jax.Array  # [K, B, X]
   h: jax.Array  # [K, B, N]
   z: jax.Array  # [K, B, Z]
-  memory: Memory  # the rule's, after its last step
+  memory: Memory  # the rule's, after its last choice
 
 
 def dense(params: Params, inputs: jax.Array) -> jax.Array:
@@ -57,17 +57,14 @@ def region_features(
   pool: int = 1,
   align_corners: bool = True,
 ) -> jax.Array:
-  """f_k, flattened (Eq. 2): `pool` times finer samples than `region_size`, max-pooled down to it.
+  """f_k, flattened (Eq. 2): [B, h * w * C] in the map's type.
 
   Args:
     feature_map: [B, H, W, C].
     theta: [B, 4].
     region_size: (h, w) of the result.
-    pool: 2 samples 14x14 for 7x7, as RoI pooling would; 1 samples the region directly.
+    pool: samples `pool` times finer and max-pools: 2 takes 14x14 for 7x7, as RoI pooling would; 1 samples directly.
     align_corners: as in `rmam_jax.ops.spatial_transformer`.
-
-  Returns:
-    [B, h * w * C] in the map's type.
   """
   h, w = region_size
   fine = spatial_transformer.spatial_transform(feature_map, theta, (h * pool, w * pool), align_corners=align_corners)
@@ -89,7 +86,7 @@ def read_state(params: Params, h: jax.Array) -> tuple[jax.Array, jax.Array]:
 def lstm_step(
   params: Params, carry: tuple[jax.Array, jax.Array], x: jax.Array, *, squash_cell: bool = False
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-  """One step of the LSTM of Eq. 4.
+  """One step of the LSTM of Eq. 4: (c_k, h_k), h_k.
 
   Args:
     params: {"w_x": [X, 4N], "w_h": [N, 4N], "b": [4N]}, the input, forget, output and modulation gates (i, g, o, m in
@@ -97,9 +94,6 @@ def lstm_step(
     carry: (c_{k-1}, h_{k-1}), each [..., N].
     x: x_k, [..., X].
     squash_cell: h = o * tanh(c), as most LSTMs do; the paper prints h = o * c.
-
-  Returns:
-    (c_k, h_k), h_k.
   """
   c, h = carry
   i, g, o, m = jnp.split(x @ params["w_x"] + h @ params["w_h"] + params["b"], 4, axis=-1)
@@ -128,9 +122,6 @@ def attend(
     **sampling: `region_size`, (h, w) of a region's features, by default (7, 7); `pool` and `align_corners`; see
       `region_features`.
 
-  Returns:
-    Scores, thetas and features of the regions 1..K.
-
   Raises:
     ValueError: K < 1, or a map that is not [B, H, W, C].
   """
@@ -138,14 +129,14 @@ def attend(
     raise ValueError(f"num_regions must be at least 1, got {num_regions}")
   if feature_map.ndim != 4:
     raise ValueError(f"feature_map must have shape [B, H, W, C], got {list(feature_map.shape)}")
-  memory, step = next_region(params["next_region"], feature_map)
+  memory, choose = next_region(params["next_region"], feature_map)
 
   def look(state, k):
     carry, theta, memory = state
     x = region_code(params, feature_map, theta, **sampling)
     carry, h = lstm_step(params["lstm"], carry, x, squash_cell=squash_cell)
     z, scores = read_state(params, h)
-    memory, next_theta = step(memory, z, k)
+    memory, next_theta = choose(memory, z, k)
     return (carry, next_theta + nothing, memory), (scores, theta, x, h, z)
 
   wide = spatial_transformer.wide_dtype(feature_map)

@@ -107,16 +107,13 @@ def localization_loss(
   """L_loc = l_S + lambda_1 l_A + lambda_2 l_P (Eq. 13).
 
   The paper writes no sum over k: here each term is summed over the regions (the anchor term over 2..K) and the mean
-  is taken over the batch.
+  is taken over the batch: a scalar.
 
   Args:
     thetas: [K, B, 4], the regions 1..K.
     scale_weight, anchor_weight, positive_weight: of the three terms; 0 leaves one out (Table 4).
     max_scale, min_scale: alpha and beta.
     example_mask: [B].
-
-  Returns:
-    A scalar.
   """
   if thetas.ndim != 3 or thetas.shape[-1] != 4:
     raise ValueError(f"thetas must have shape [K, B, 4], got {list(thetas.shape)}")
@@ -137,7 +134,7 @@ def joint_loss(
   example_mask: jax.Array | None = None,
   **localization,
 ) -> jax.Array:
-  """L = L_cls + gamma L_loc (Eq. 14), the scores pooled by Eq. 6.
+  """L = L_cls + gamma L_loc (Eq. 14), a scalar, the scores pooled by Eq. 6.
 
   Args:
     scores: [K, B, L], of every region.
@@ -147,9 +144,6 @@ def joint_loss(
     classification: `classification_loss` (Eq. 7-8) or `sigmoid_loss`.
     ignore, example_mask: as in `classification_loss`.
     **localization: weights and thresholds for `localization_loss`.
-
-  Returns:
-    A scalar.
   """
   l_cls = classification(max_pool_scores(scores), labels, ignore=ignore, example_mask=example_mask)
   l_loc = localization_loss(thetas, example_mask=example_mask, **localization)

@@ -1,7 +1,7 @@
 """Ways of choosing the next region: the update rule of M (Sec. 3.2) and its rivals.
 
 A rule takes its parameters and the feature map [B, H, W, C], whether it needs them or not, and returns its first memory
-and its step (`attention.NextRegion`), so that what depends on the map alone is computed outside the scan. Its keyword
+and what chooses the next region (`attention.NextRegion`), so that what depends on the map alone is computed outside the scan. Its keyword
 arguments are set with `functools.partial`. Its initialiser takes a key, the map's channels C and the width Z of z.
 
 Letters: B batch, H W C the feature map, Z width of z, L classes, K regions.
@@ -24,13 +24,13 @@ def recurrent(params, feature_map, *, origins=None):
   """
   del feature_map
 
-  def step(memory, z, k):
+  def choose(memory, z, k):
     theta = dense(params, z)
     if origins is not None:
       theta = theta.at[:, 2:].add(jnp.asarray(origins)[jnp.minimum(k, len(origins) - 1)])
     return memory, theta
 
-  return (), step
+  return (), choose
 
 
 def init_recurrent(key, *, channels, z_width, bias=spatial_transformer.WHOLE_IMAGE, weight_scale=0.01):
@@ -60,11 +60,11 @@ def fixed_grid(params, feature_map, *, num_regions, scale=0.5):
   del params
   thetas = jnp.asarray(grid_thetas(num_regions, scale))
 
-  def step(memory, z, k):
+  def choose(memory, z, k):
     theta = thetas[jnp.minimum(k, num_regions - 1)]  # the last choice is made but not looked at
     return memory, jnp.broadcast_to(theta, (len(feature_map), 4)).astype(z.dtype)
 
-  return (), step
+  return (), choose
 
 
 def proposals(params, feature_map, *, boxes, align_corners=True):
@@ -75,10 +75,10 @@ def proposals(params, feature_map, *, boxes, align_corners=True):
   del params
   thetas = spatial_transformer.boxes_to_thetas(boxes, feature_map.shape[1:3], align_corners=align_corners)
 
-  def step(memory, z, k):
+  def choose(memory, z, k):
     return memory, thetas[:, jnp.minimum(k, thetas.shape[1] - 1)].astype(z.dtype)
 
-  return (), step
+  return (), choose
 
 
 def saliency(params, feature_map, *, dense_scores, scale=0.3, inhibition=1.2, peak_width=0.2, align_corners=True):
@@ -111,7 +111,7 @@ def saliency(params, feature_map, *, dense_scores, scale=0.3, inhibition=1.2, pe
   def squared_distance(points):
     return ((places - points[:, None]) ** 2).sum(-1)
 
-  def step(visited, z, k):
+  def choose(visited, z, k):
     del k
     # Where every place is taken, the choice is free again.
     open_places = ~visited | visited.all(axis=1, keepdims=True)
@@ -122,4 +122,4 @@ def saliency(params, feature_map, *, dense_scores, scale=0.3, inhibition=1.2, pe
     visited |= squared_distance(jax.lax.stop_gradient(centre)) < (inhibition * scale) ** 2
     return visited, jnp.concatenate([jnp.full_like(centre, scale), centre], axis=1).astype(z.dtype)
 
-  return salience > jnp.inf, step  # nowhere yet
+  return salience > jnp.inf, choose  # nowhere yet

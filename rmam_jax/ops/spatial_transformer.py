@@ -82,21 +82,17 @@ def _check_with_map(feature_map: jax.Array, array: jax.Array, name: str, shape: 
   _check(feature_map, "feature_map", "..., H, W, C")
   _check(array, name, shape)
   if feature_map.shape[:-3] != array.shape[: -shape.count(",")]:
-    raise ValueError(
-      f"feature_map {list(feature_map.shape)} and {name} {list(array.shape)} differ in their leading dimensions"
-    )
+    shapes = f"feature_map {list(feature_map.shape)} and {name} {list(array.shape)}"
+    raise ValueError(f"{shapes} differ in their leading dimensions")
 
 
 def affine_grid(theta: jax.Array, size: tuple[int, int], *, align_corners: bool = True) -> jax.Array:
-  """The points of the map that a region samples (Eq. 1).
+  """The points of the map that a region samples (Eq. 1): [..., h, w, 2] of (x, y), inside the map where in [-1, 1].
 
   Args:
     theta: [..., 4] as (s_x, s_y, t_x, t_y).
     size: (h, w) of the region's samples.
     align_corners: see the module's docstring.
-
-  Returns:
-    [..., h, w, 2] of (x, y); inside the map where both are in [-1, 1].
   """
   theta = jnp.asarray(theta)
   _check(theta, "theta", "..., 4")
@@ -109,7 +105,7 @@ def affine_grid(theta: jax.Array, size: tuple[int, int], *, align_corners: bool 
 
 
 def grid_sample(feature_map: jax.Array, grid: jax.Array, *, align_corners: bool = True) -> jax.Array:
-  """Bilinear samples of a map at any points, zero outside (Sec. 3.1).
+  """Bilinear samples of a map at any points, zero outside (Sec. 3.1): [..., h, w, C] in the map's type.
 
   Equals `torch.nn.functional.grid_sample(mode="bilinear", padding_mode="zeros")` but for the channels' place. Its
   derivative at a cell's very centre is the one towards larger coordinates, as there.
@@ -118,9 +114,6 @@ def grid_sample(feature_map: jax.Array, grid: jax.Array, *, align_corners: bool 
     feature_map: [..., H, W, C].
     grid: [..., h, w, 2] of (x, y), with the same leading dimensions.
     align_corners: see the module's docstring.
-
-  Returns:
-    [..., h, w, C] in the map's type.
   """
   feature_map, grid = jnp.asarray(feature_map), jnp.asarray(grid)
   _check_with_map(feature_map, grid, "grid", "..., h, w, 2")
@@ -219,19 +212,16 @@ _sample_rectangle.defvjp(lambda *inputs: (_sample_rectangle(*inputs), inputs), _
 def spatial_transform(
   feature_map: jax.Array, theta: jax.Array, size: tuple[int, int], *, align_corners: bool = True
 ) -> jax.Array:
-  """The features of a region: f_k = st(f_I, M_k) (Eq. 2).
+  """The features of a region: f_k = st(f_I, M_k) (Eq. 2), [..., h, w, C] in the map's type.
 
   Equals `grid_sample(feature_map, affine_grid(theta, size))`, and is faster: M has no rotation (Eq. 1), so that the
-  bilinear weights are separable. Its gradient is written out, for reverse mode only.
+  bilinear weights are separable. Its gradient in map and theta is written out, for reverse mode only.
 
   Args:
     feature_map: [..., H, W, C].
     theta: [..., 4], with the same leading dimensions.
     size: (h, w) of the result.
     align_corners: see the module's docstring.
-
-  Returns:
-    [..., h, w, C] in the map's type; differentiable in the map and in theta.
   """
   feature_map, theta = jnp.asarray(feature_map), jnp.asarray(theta)
   _check_with_map(feature_map, theta, "theta", "..., 4")
@@ -249,16 +239,10 @@ def spatial_transform(
 
 
 def anchor_points(num_regions: int) -> np.ndarray:
-  """Where the anchor constraint wants the regions 2..K (Sec. 4.2, Fig. 4).
+  """Where the anchor constraint wants the regions 2..K, `num_regions` being K >= 1: float32 [K-1, 2] of (c_x, c_y).
 
-  K-1 points at angles pi/4 + 2 pi j / (K-1) on the circle of radius sqrt(2)/2, sorted by their angle's size, positive
-  before negative, which for K = 5 is the printed order (.5, .5), (.5, -.5), (-.5, .5), (-.5, -.5).
-
-  Args:
-    num_regions: K >= 1.
-
-  Returns:
-    float32 [K-1, 2] of (c_x, c_y).
+  They lie (Sec. 4.2, Fig. 4) at angles pi/4 + 2 pi j / (K-1) on the circle of radius sqrt(2)/2, sorted by their angle's
+  size, positive before negative, which for K = 5 is the printed order (.5, .5), (.5, -.5), (-.5, .5), (-.5, -.5).
   """
   if num_regions < 1:
     raise ValueError(f"num_regions must be at least 1, got {num_regions}")

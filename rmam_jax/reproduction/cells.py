@@ -6,7 +6,6 @@ the cell that the other is at.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.util
 import json
@@ -15,6 +14,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import filelock
 import ml_collections
 
 import rmam_jax
@@ -29,7 +29,6 @@ from rmam_jax.training import rpn as rpn_training
 
 # What makes a cell what it is, so that nobody can set it for all of them.
 RESERVED = ("seed", "controls", "model.head", "evaluation.views", "data.proposals", "data.num_proposals")
-
 PARTS_FILE = "parts.json"  # in a cell's folder
 
 
@@ -50,15 +49,10 @@ class Cell(NamedTuple):
 
 
 class Maker:
-  """Makes cells from a configuration file.
+  """Makes cells from a configuration file, PATH or PATH:VARIANT, and the fields that are set for all cells.
 
-  Args:
-    config: PATH or PATH:VARIANT; the file has SCALES, the names of two scales, and a `get_config` that takes VARIANT, a
-      scale and a head with colons between.
-    changes: fields set for all cells.
-
-  Raises:
-    UserError: there is no such file, it has no two scales, or a field cannot be set for all cells.
+  The file has SCALES, the names of two scales, and a `get_config` that takes VARIANT, a scale and a head with colons
+  between. UserError: there is no such file, it has no two scales, or a field cannot be set for all cells.
   """
 
   def __init__(self, config: str, changes: Mapping[str, Any]):
@@ -79,9 +73,8 @@ class Maker:
   def cell(self, name: str, seed: int, rate: float | None = None) -> Cell:
     """The cell of a spec, with `rate` in stage two or, if None, the configuration's.
 
-    Raises:
-      UserError: a field is set for all cells that makes this one what it is; or the weights are not given, not there,
-        or do not fit.
+    UserError: a field is set for all cells that makes this one what it is; or weights are not given, not there, or do
+    not fit.
     """
     spec = SPECS[name]
     head = heads.get(spec.head)
@@ -174,20 +167,13 @@ def holding(cell: Cell, root: pathlib.Path) -> Iterator[bool]:
   """Yields whether this process has the cell to itself within the block. A process that dies frees its cell."""
   path = cell.folder(root).with_suffix(".lock")  # the workdir's own says that it is being trained
   path.parent.mkdir(parents=True, exist_ok=True)
-  with path.open("w") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      yield False
-      return
-    yield True
-
-
-class Measured(NamedTuple):
-  """What a finished cell says from one kind of views."""
-
-  results: dict[str, Any]  # results.json
-  scores: scores_lib.Scores  # of the test split
+  lock = filelock.FileLock(path)
+  with contextlib.suppress(filelock.Timeout):
+    lock.acquire(blocking=False)
+  try:
+    yield lock.is_locked
+  finally:
+    lock.release()
 
 
 def _place(cell: Cell, root: pathlib.Path, views: str) -> pathlib.Path:
@@ -215,16 +201,16 @@ def measure(cell: Cell, root: pathlib.Path, views: str) -> None:
   draft.rename(place)
 
 
-def load(cell: Cell, root: pathlib.Path, views: str) -> Measured:
-  """What `measure` left."""
+def load(cell: Cell, root: pathlib.Path, views: str) -> tuple[dict[str, Any], scores_lib.Scores]:
+  """What `measure` left: results.json, and the scores of the test split."""
   place = _place(cell, root, views)
-  return Measured(files.read_json(place / "results.json"), scores_lib.load(place))
+  return files.read_json(place / "results.json"), scores_lib.load(place)
 
 
 def validation_map(cell: Cell, root: pathlib.Path) -> float:
   """mAP on the validation split at the best epoch of stage two, by which learning rates are chosen."""
   folder = cell.folder(root)
-  chosen = folder / "choose" if (folder / "choose").exists() else folder  # of two phases, the one that chooses
-  best = files.read_json(chosen / "results.json")["best_epoch"]
-  lines = workdir.read_lines(chosen / "metrics.jsonl")
+  folder = folder / "choose" if (folder / "choose").exists() else folder  # of two phases, the one that chooses
+  best = files.read_json(folder / "results.json")["best_epoch"]
+  lines = workdir.read_lines(folder / "metrics.jsonl")
   return next(line["validation_mAP"] for line in lines if (line["stage"], line["epoch"]) == ("stage_two", best))

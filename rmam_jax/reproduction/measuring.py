@@ -31,27 +31,22 @@ _TIMED = 15  # batches; their median counts
 
 
 class Measurements:
-  """Everything that the chosen tables say.
+  """Everything that the chosen tables say, from a plan whose cells are all measured.
 
-  Attributes:
-    plan: whose cells are all measured.
-    chosen: of `tables.TABLES`.
-    cell: the finished cell of a spec, views and a seed.
-    first: the first row's at the first seed, which stands for all where they agree.
-    config: its configuration.
+  `first` is results.json of the first row at the first seed, which stands for all where they agree, `config` its configuration.
   """
 
   def __init__(self, plan: Plan, chosen: Sequence[str]):
     self.plan, self.chosen = plan, chosen
-    self.cell = functools.cache(lambda name, views, seed: cells.load(plan.cell(name, seed), plan.root, views))
+    self._cell = functools.cache(lambda name, views, seed: cells.load(plan.cell(name, seed), plan.root, views))
     row = tables.tables()[chosen[0]].rows[0]
-    self.first: cells.Measured = self.cell(row.cells[0], row.views, plan.seeds[0])
-    self.config: dict[str, Any] = self.first.results["config"]
+    self.first, self._first_scores = self._cell(row.cells[0], row.views, plan.seeds[0])
+    self.config: dict[str, Any] = self.first["config"]
     self._maps = functools.cache(self._resample)
 
   @functools.cached_property
   def _draws(self) -> np.ndarray:
-    images = len(self.first.scores.labels)
+    images = len(self._first_scores.labels)
     return np.concatenate([np.ones((1, images), int), bootstrap.resample_counts(images)])
 
   def _resample(self, names: tuple[str, ...], views: str, seed: int, kind: str) -> np.ndarray:
@@ -60,7 +55,7 @@ class Measurements:
 
   def _scores(self, names: Sequence[str], views: str, seed: int) -> scores_lib.Scores:
     """One cell's, or the mean of two."""
-    runs = {name: self.cell(name, views, seed).scores for name in names}
+    runs = {name: self._cell(name, views, seed)[1] for name in names}
     return scores_lib.fuse(runs) if len(runs) > 1 else runs[names[0]]
 
   def figures(self, row: Row, seed: int) -> dict[str, Any]:
@@ -73,7 +68,7 @@ class Measurements:
   def results(self, row: Row, figure: str) -> list[float | None]:
     """A figure of results.json for each seed; None where it is not there."""
     (name,) = row.cells
-    return [self.cell(name, row.views, seed).results.get(figure) for seed in self.plan.seeds]
+    return [self._cell(name, row.views, seed)[0].get(figure) for seed in self.plan.seeds]
 
   def interval(self, ordering: Ordering, kind: str) -> bootstrap.Interval:
     """How much better the better one is by the scores of `kind`, "svm" or "network"."""
@@ -81,17 +76,9 @@ class Measurements:
     maps = ([self._maps(row.cells, row.views, seed, kind) for seed in self.plan.seeds] for row in rows)
     return bootstrap.paired_interval(*maps)
 
-  def by_regions(self, name: str) -> list[dict[str, list[float]]]:
-    """`measure_by_regions` for each seed of a spec."""
-    return self._measured_once(name, "looks.json", measure_by_regions)
-
-  def milliseconds(self, name: str) -> list[float]:
-    """`milliseconds_per_image` for each seed of a spec."""
-    return self._measured_once(name, "speed.json", milliseconds_per_image)
-
-  def _measured_once(self, name: str, file: str, measure: Callable[[pathlib.Path], Any]) -> list[Any]:
-    """What `measure` finds in a cell's folder, kept there in a file, for each seed of a spec."""
-    paths = [self.plan.cell(name, seed).folder(self.plan.root) / file for seed in self.plan.seeds]
+  def measured_once(self, name: str, measure: Callable[[pathlib.Path], Any]) -> list[Any]:
+    """What a function of `KEPT` finds in a cell's folder and its file there keeps, for each seed of a spec."""
+    paths = [self.plan.cell(name, seed).folder(self.plan.root) / KEPT[measure] for seed in self.plan.seeds]
     for path in paths:
       if not path.exists():
         files.write_json(path, measure(path.parent))
@@ -104,17 +91,14 @@ class Measurements:
 
 
 def _load(folder: pathlib.Path, config: ml_collections.ConfigDict) -> tuple[outputs_lib.Forward, Any]:
-  """The centre view's program for a finished workdir's recognizer, and its parameters."""
+  """The centre view's program for a finished recognizer, and its parameters."""
   mesh = mesh_lib.make_mesh()
   model, params, _ = checkpoints.load_best(config, folder, len(workdir.read_class_names(folder)), mesh)
   return outputs_lib.make_forward(model, mesh), params
 
 
 def measure_by_regions(folder: pathlib.Path) -> dict[str, list[float]]:
-  """mAP of Eq. 6 and coverage, in [0, 1], of the first 1, 2, ... regions in the centre views of a workdir's test split.
-
-  The recognizer looks at up to `MOST_REGIONS`, or as many as `HeadSpec.most_regions` allows.
-  """
+  """mAP (Eq. 6) and coverage of the first 1, 2, ... regions, up to `MOST_REGIONS` or what the head allows; centre views."""
   config = workdir.read_config(folder)
   most = heads.get(config.model.head).most_regions(config.model) or MOST_REGIONS
   with config.unlocked():
@@ -141,3 +125,6 @@ def milliseconds_per_image(folder: pathlib.Path) -> float:
   jax.block_until_ready(forward(params, images))  # compiled here
   seconds = timeit.repeat(lambda: jax.block_until_ready(forward(params, images)), number=1, repeat=_TIMED)
   return 1_000 * float(np.median(seconds)) / batch
+
+
+KEPT = {measure_by_regions: "looks.json", milliseconds_per_image: "speed.json"}  # in a cell's folder

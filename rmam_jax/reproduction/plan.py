@@ -48,8 +48,7 @@ class Plan(NamedTuple):
 def make(maker: Maker, root: Path, chosen: Sequence[str], seeds: int, rates: Sequence[float]) -> Plan:
   """The plan for the chosen of `tables.TABLES`, with the seeds 0, 1, ... and rates of stage two to try for every head.
 
-  Raises:
-    UserError: no such table, or the configuration has no SVMs, which the tables measure.
+  UserError: no such table, or the configuration has no SVMs, which the tables measure.
   """
   every = tables.tables()
   if unknown := [name for name in chosen if name not in every]:
@@ -103,7 +102,11 @@ def describe(plan: Plan) -> str:
   pending: dict[Path, tuple[Cell, list[str]]] = {}
   for cell, view in left(plan):
     pending.setdefault(cell.folder(plan.root), (cell, []))[1].append(view)
-  known = _seconds_known(plan)
+  known = {}  # wall seconds of the specs that have a finished cell, of both its phases if it has two
+  for cell, _ in work(plan):
+    paths = [cell.folder(plan.root) / phase / "results.json" for phase in ("", "choose")]
+    if paths[0].exists():
+      known[cell.name] = sum(files.read_json(path)["wall_seconds"] for path in paths if path.exists())
   lines, total = [], 0.0
   for folder, (cell, views) in pending.items():
     if (folder / "results.json").exists():
@@ -117,16 +120,6 @@ def describe(plan: Plan) -> str:
     lines.append(f"  {seconds / 60:7.1f} min  {cell.label}: {', '.join(views)} ({source}) {folder}")
   unchosen = "; trials come first, the other seeds follow from them" if plan.rates else ""
   return "\n".join([*lines, f"{len(pending)} cells are left, about {total / 60:,.0f} minutes{unchosen}"])
-
-
-def _seconds_known(plan: Plan) -> dict[str, float]:
-  """Wall seconds of the specs that have a finished cell, of both its phases if it has two."""
-  found = {}
-  for cell, _ in work(plan):
-    paths = [cell.folder(plan.root) / "results.json", cell.folder(plan.root) / "choose" / "results.json"]
-    if paths[0].exists():
-      found[cell.name] = sum(files.read_json(path)["wall_seconds"] for path in paths if path.exists())
-  return found
 
 
 @functools.cache
@@ -159,13 +152,14 @@ def _count(config: ml_collections.ConfigDict, stage: stages.Stage, classes: int)
   """By the compiler's count of one step, which counts the body of a loop, and so the regions, once."""
   size, batch = config.data.crop_size, config.batch_size
   state = jax.eval_shape(lambda: step_lib.init_state(stage.model, stage.optimizer, jax.random.key(0), size))
+  array = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
   example = {
-    "image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
-    "labels": jax.ShapeDtypeStruct((batch, classes), jnp.float32),
-    "ignore": jax.ShapeDtypeStruct((batch, classes), bool),
-    "mask": jax.ShapeDtypeStruct((batch,), jnp.float32),
+    "image": array((batch, size, size, 3), dtype=jnp.uint8),
+    "labels": array((batch, classes)),
+    "ignore": array((batch, classes), dtype=bool),
+    "mask": array((batch,)),
   }
   if config.data.proposals:
-    example["proposals"] = jax.ShapeDtypeStruct((batch, config.data.num_proposals, 4), jnp.float32)
+    example["proposals"] = array((batch, config.data.num_proposals, 4))
   step = jax.jit(step_lib.make_train_step(stage.model, stage.optimizer, stage.objective))
   return step.lower(state, example).cost_analysis()["flops"] * stage.steps

@@ -21,10 +21,12 @@ _BOTH = ("rmam", "rmam-large")
 # The paper's losses, where a data set's configuration takes others: Eq. 7-8 and Eq. 10-14, nothing beside.
 PRINTED: Mapping[str, Any] = {
   "loss.classification": "euclidean",
-  "loss.localization_weight": 0.1,
-  "loss.anchor_weight": 0.01,
-  "loss.scale_weight": 1.0,
-  "loss.positive_weight": 0.1,
+  **{
+    "loss.localization_weight": 0.1,
+    "loss.anchor_weight": 0.01,
+    "loss.scale_weight": 1.0,
+    "loss.positive_weight": 0.1,
+  },
   "stage_two.auxiliary_weight": 0.0,
 }
 
@@ -83,7 +85,11 @@ def tables(data: str = "") -> dict[str, Table]:
   """All tables by their number; the last two are ours. Table 6 has the paper's figures for `data`, or else for VOC."""
   paper = json.loads(pathlib.Path(__file__).with_name("paper_tables.json").read_text())
   column = next((name for name, ours in PAPER_DATA.items() if ours == data), "voc2007")
-  voc, coco = paper["table1_voc2007_ap"], paper["table2_coco_top3"]
+  coco = paper["table2_coco_top3"]
+  voc = {
+    label: {PAPER_CLASSES.get(name, name): value for name, value in found.items()}
+    for label, found in paper["table1_voc2007_ap"].items()
+  }
   proposals, two = paper["table3_voc2007_single_crop_512_mAP"], paper["table5_coco_ten_crop_512"]
   ablations, fusions = paper["table4_voc2007_ten_crop_512_mAP"], paper["table6_mAP"]
   scales = {"RMAM (512)": _BOTH[:1], "RMAM (640)": _BOTH[1:], "RMAM": _BOTH}
@@ -95,12 +101,8 @@ def tables(data: str = "") -> dict[str, Table]:
     "640 ten-crop": (_BOTH[1:], TEN),
     "two scales ten-crop": (_BOTH, TEN),
   }
-
-  def by_class(label):
-    return {PAPER_CLASSES.get(name, name): value for name, value in voc[label].items()}
-
   rows = {
-    "1": [Row(label, cells, TEN, by_class(label)) for label, cells in scales.items()],
+    "1": [Row(label, cells, TEN, voc[label]) for label, cells in scales.items()],
     "2": [Row(label, cells, TEN, coco[label]) for label, cells in scales.items()],
     "3": [Row(label, cells, SINGLE, {"mAP": proposals[label]}) for label, cells in regions.items()],
     "4": [Row(label, (cell,), TEN, {"mAP": ablations[label]}) for label, cell in ABLATIONS.items()],

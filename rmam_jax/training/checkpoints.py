@@ -38,7 +38,7 @@ class StageCheckpoints:
   """
 
   def __init__(self, folder: pathlib.Path, *, writing: bool = False):
-    """Opens or makes them; only the one who writes removes what a killed process left half written."""
+    """Opens or makes them; the writer removes partial checkpoints left by a killed process."""
     self._managers = {}
     for name, kept in KEPT.items():
       fields = {"max_to_keep": kept, "enable_async_checkpointing": False, "cleanup_tmp_directories": writing}
@@ -150,10 +150,10 @@ def best_epochs(folder: pathlib.Path) -> dict[str, int]:
 
 
 def best_digest(folder: pathlib.Path) -> str | None:
-  """A digest of all that was saved at stage two's best epoch, or None."""
+  """A digest of the parameters that were saved at stage two's best epoch, or None."""
   with _saved(folder, "stage_two") as saved:
     digests = saved.read_best("digests")
-    return digests and digests["whole"]
+    return digests and _digest_json(digests["arrays"])
 
 
 def load_best(

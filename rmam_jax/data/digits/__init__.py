@@ -1,1 +1,1 @@
-"""Digit scenes: how they are drawn, the letters that stand in for another data set, and their TFDS builder."""
+"""Digit scenes: how they are drawn, and their TFDS builder."""
