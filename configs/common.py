@@ -6,9 +6,10 @@ import ml_collections
 
 from rmam_jax import heads
 from rmam_jax.config import get_config
-from rmam_jax.heads.rlsd import ANCHOR_IMAGE, ANCHOR_SIZES
+from rmam_jax.heads.rlsd import ANCHOR_SIZES
 from rmam_jax.runtime.errors import UserError
 
+ANCHOR_IMAGE = 720  # pixels of the longer side of the images that `ANCHOR_SIZES` are for
 SCALES = ("512", "640")  # the paper's N
 POOLS = ("mean_pool", "max_pool", "score_map")
 RLSD = (

@@ -6,7 +6,14 @@ import shutil
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+# Programs of tests run once or twice: compiling them costs more than running them.
+os.environ["XLA_FLAGS"] = " ".join(
+  [
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_force_host_platform_device_count=2",
+    "--xla_backend_optimization_level=0",
+  ]
+)
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()

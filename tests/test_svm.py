@@ -5,6 +5,7 @@ import pytest
 from sklearn.svm import LinearSVC
 
 from rmam_jax.evaluation import svm
+from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError
 
 IMAGES, FEATURES, CLASSES = 600, 60, 3
@@ -116,13 +117,10 @@ def test_impossible_problems_are_refused(changes, message):
 def test_machines_are_saved_without_pickle(tmp_path):
   machines = svm.Machines(np.arange(6.0).reshape(2, 3), np.array([0.5, -1]), ("cat", "dog"))
   svm.save(tmp_path / "svm.npz", machines)
-  found = svm.load(tmp_path / "svm.npz")
-  np.testing.assert_array_equal(found.weights, machines.weights)
-  np.testing.assert_array_equal(found.biases, machines.biases)
-  assert found.class_names == ("cat", "dog")
-  np.savez(tmp_path / "bad.npz", weights=np.array([{}], object), biases=0, class_names=0)
+  found = files.read_npz(tmp_path / "svm.npz", "")
+  np.testing.assert_array_equal(found["weights"], machines.weights)
+  np.testing.assert_array_equal(found["biases"], machines.biases)
+  assert found["class_names"].tolist() == ["cat", "dog"]
+  np.savez(tmp_path / "bad.npz", weights=np.array([{}], object))
   with pytest.raises(UserError, match=r"bad\.npz is damaged \(Object arrays cannot be loaded.*: run eval\.py again"):
-    svm.load(tmp_path / "bad.npz")
-  np.savez(tmp_path / "other.npz", weights=0)
-  with pytest.raises(UserError, match=r"other\.npz holds no SVMs"):
-    svm.load(tmp_path / "other.npz")
+    files.read_npz(tmp_path / "bad.npz", "run eval.py again")

@@ -47,8 +47,7 @@ class Entry(NamedTuple):
 def parse(manifest: str, images: str = "") -> tuple[list[Entry], list[str]]:
   """Everything that a manifest says, and the problems that it has, by their places; `images` is `data.images`.
 
-  Raises:
-    UserError: there is no such manifest, it has no known form, or it cannot be read.
+  Raises UserError: there is no such manifest, it has no known form, or it cannot be read.
   """
   if not manifest:
     raise UserError(
@@ -266,8 +265,7 @@ class Manifest:
 def validate(data: Any) -> list[str]:
   """All problems, each with its place, of the manifests that a `data` section names and of every image in them.
 
-  Raises:
-    UserError: the data are not your own images; or a manifest that is not there or has no known form.
+  Raises UserError: the data are not your own images; or a manifest that is not there or has no known form.
   """
   if data.name != "custom":
     raise UserError(f"validate checks your own images, data.name = 'custom', got {data.name!r}")

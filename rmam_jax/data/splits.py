@@ -72,9 +72,8 @@ def _remedy(name: str, folder: pathlib.Path) -> str:
 def prepare(name: str, root: str = "") -> pathlib.Path:
   """The folder of a prepared data set, one of `DATA_SETS`; digit scenes are drawn if they are not there yet.
 
-  Raises:
-    UserError: the name is unknown, the data set has to be prepared first, only a part of it is there, or the folder
-      cannot be written.
+  Raises UserError: the name is unknown, the data set has to be prepared first, only a part of it is there, or the
+  folder cannot be written.
   """
   check_name("data.name", name, (*DATA_SETS, "custom"))
   base = data_root(root)

@@ -300,12 +300,3 @@ def _newton(features, labels, kept, cs) -> Iterator[np.ndarray]:
 def save(path: pathlib.Path, machines: Machines) -> None:
   """Machines to an .npz, with the names of their classes."""
   files.write_npz(path, machines._asdict() | {"class_names": np.array(machines.class_names)})
-
-
-def load(path: pathlib.Path) -> Machines:
-  """Machines from `save`, no pickle; raises UserError for a file that is none."""
-  stored = files.read_npz(path, "run eval.py again")
-  try:
-    return Machines(stored["weights"], stored["biases"], tuple(stored["class_names"].tolist()))
-  except KeyError as error:
-    raise UserError(f"{path} holds no SVMs ({error} is missing): run eval.py again") from error

@@ -24,8 +24,7 @@ def cache_folder() -> pathlib.Path:
 def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """A draft beside `path` to write into; at the end it takes its place, so that no reader ever sees half of it.
 
-  Raises:
-    UserError: it cannot be written; names the file, which a full disk's error does not.
+  Raises UserError: it cannot be written; names the file, which a full disk's error does not.
   """
   draft = path.with_name(path.name + ".draft")
   with os_errors(f"cannot write {path}", GO_ON):

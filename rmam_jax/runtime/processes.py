@@ -3,9 +3,8 @@
 All of them run the same program on the same workdir, which lies where all can see it. The first process alone writes
 metrics, results and pictures; Orbax writes checkpoints from all. In a single process everything here does nothing.
 
-If one process is lost, all others end. Where a collective operation notices it, they end at once, with a sentence and
-status 1. If the process is only stopped, JAX's coordination service ends them after the heartbeat's time, with its
-message that another task died.
+If one process is lost, all others end: at once, with a sentence and status 1, where a collective operation notices it;
+else after the heartbeat's time, with the message of JAX's coordination service that another task died.
 """
 
 import contextlib
@@ -19,7 +18,6 @@ import jax
 
 from rmam_jax.runtime.errors import UserError
 
-FROM_CLUSTER = "auto"
 # What JAX says when another process is at fault.
 _LOST = re.compile(r"gloo|nccl|heartbeat|coordination|UNAVAILABLE|DEADLINE_EXCEEDED", re.IGNORECASE)
 
@@ -59,22 +57,16 @@ def _why_lost(error: BaseException | None) -> str | None:
 
 @contextlib.contextmanager
 def joined(
-  coordinator: str | None,
-  *,
-  num_processes: int | None = None,
-  process_id: int | None = None,
-  heartbeat_seconds: int = 60,
+  coordinator: str | None, *, num_processes: int | None, process_id: int | None, heartbeat_seconds: int
 ) -> Iterator[None]:
   """Within, this process is one of a run; to be entered before anything asks JAX for a device.
 
   Args:
     coordinator: HOST:PORT of the first process, where it listens; "auto" to ask the cluster's environment (Slurm, Open
       MPI, Kubernetes, Cloud TPU); None for a run of this process alone.
-    num_processes, process_id: their number, and which of them, from 0, this is; None to ask the environment.
+    num_processes, process_id: their number, and which of them, from 0, this is; None to ask the environment, which
+      must say, or a UserError is raised.
     heartbeat_seconds: a process that has not been heard of for so long is taken for dead, and all others end.
-
-  Raises:
-    UserError: the environment does not say what was not given.
   """
   if coordinator is None:
     if num_processes is not None or process_id is not None:
@@ -84,7 +76,7 @@ def joined(
   faulthandler.disable()  # absl's; a list of threads below its message says nothing about a process elsewhere
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   limits = {f"{kind}_timeout_seconds": heartbeat_seconds for kind in ("heartbeat", "shutdown")}
-  address = None if coordinator == FROM_CLUSTER else coordinator
+  address = None if coordinator == "auto" else coordinator
   try:
     jax.distributed.initialize(address, num_processes, process_id, **limits)
   except ValueError as error:

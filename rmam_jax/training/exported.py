@@ -31,8 +31,7 @@ class TrainedModel(NamedTuple):
 def export(workdir_folder: pathlib.Path, out: pathlib.Path) -> None:
   """Writes stage two's best epoch as `out/model.safetensors` and `out/model.json`, without paths of this machine.
 
-  Raises:
-    UserError: names the file and what to do about it; `out` is neither new nor an empty folder.
+  Raises UserError: names the file and what to do about it; `out` is neither new nor an empty folder.
   """
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise UserError(f"{out} exists and is not an empty folder: name another")
@@ -68,8 +67,7 @@ def _without_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
 def load(folder: pathlib.Path) -> TrainedModel:
   """What `export` wrote, or a workdir's best epoch.
 
-  Raises:
-    UserError: the folder is neither, or a file is damaged; names it and the tensor or field.
+  Raises UserError: the folder is neither, or a file is damaged; names it and the tensor or field.
   """
   if (folder / "model.json").exists():
     return _load_exported(folder)

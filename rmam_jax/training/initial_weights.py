@@ -65,17 +65,10 @@ def resolve(
 ) -> tuple[ml_collections.ConfigDict, InitialWeights | None]:
   """Finds and checks `config.weights`.
 
-  Args:
-    config: see `rmam_jax.config`.
-    folder: the workdir, if there is one. A run whose stages have all begun resumes from its checkpoints even if
-      the weights are gone.
-
-  Returns:
-    The configuration with the weights' preprocessing and digest in it, and the weights; None for random ones, and where
-    they are gone and no longer needed.
-
-  Raises:
-    UserError: no weights are given, they do not fit, are damaged, or are gone and still needed.
+  A run whose stages have all begun, in the workdir `folder`, resumes from its checkpoints even if the weights are gone.
+  Returns the configuration with the weights' preprocessing and digest in it, and the weights: None for random ones, and
+  where they are gone and no longer needed. Raises UserError: no weights are given, they do not fit, are damaged, or are
+  gone and still needed.
   """
   config = config.copy_and_resolve_references()
   config.weights_digest = ""

@@ -34,27 +34,18 @@ def config_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   return own
 
 
-class Objective(NamedTuple):
-  """What a region proposal network minimises: `rpn.layer_loss` of each image, the mean over the real ones."""
+def objective(
+  found: Proposed, labels: jax.Array, ignore: jax.Array, mask: jax.Array, *, box_weight: float, **limits: Any
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The loss and its terms: `rpn.layer_loss` of each image, the mean over the real ones; it does not need the labels."""
 
-  positive: float  # this and the next two as there
-  negative: float
-  samples: int
-  box_weight: float  # of the offsets' loss
+  def each(scores, offsets, boxes, noise):
+    return rpn.layer_loss(scores, offsets, found.anchors, boxes, noise, **limits)
 
-  def __call__(
-    self, found: Proposed, labels: jax.Array, ignore: jax.Array, mask: jax.Array
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss and its terms; it does not need the labels."""
-    limits = {"positive": self.positive, "negative": self.negative, "samples": self.samples}
-
-    def each(scores, offsets, boxes, noise):
-      return rpn.layer_loss(scores, offsets, found.anchors, boxes, noise, **limits)
-
-    terms = jax.vmap(each)(found.scores, found.offsets, jnp.clip(found.boxes, 0, 1), found.noise)
-    confidence, box = (losses.batch_mean(term, mask) for term in terms)
-    loss = confidence + self.box_weight * box
-    return loss, {"loss": loss, "confidence": confidence, "box": box}
+  terms = jax.vmap(each)(found.scores, found.offsets, jnp.clip(found.boxes, 0, 1), found.noise)
+  confidence, box = (losses.batch_mean(term, mask) for term in terms)
+  loss = confidence + box_weight * box
+  return loss, {"loss": loss, "confidence": confidence, "box": box}
 
 
 class Forward(NamedTuple):

@@ -32,7 +32,7 @@ class Stage:
   name: str
   trains: str  # its head, or what a region proposal network learns from
   model: nn.Module
-  objective: step_lib.Objective | rpn_training.Objective
+  objective: Callable[..., Any]  # what the model gives, labels, ignore and mask -> the loss and its terms
   make_forward: Callable[[nn.Module, jax.sharding.Mesh], Any]  # makes the program that `validate` runs
   validate: Callable[..., dict[str, float]]  # as `rpn.validate`: the best epoch has the lowest `validation_loss`
   optimizer: optax.GradientTransformation
@@ -106,11 +106,12 @@ def build_rpn(config: ml_collections.ConfigDict, num_records: int) -> Stage:
       "rpn.negative and rpn.positive must be IoUs in [0, 1], the first not above the second, got"
       f" {section.negative} and {section.positive}"
     )
+  fields = ("positive", "negative", "samples", "box_weight")
   return Stage(
     name=RPN,
     trains=config.data.name,
     model=rpn_lib.build(config.model, remat=config.remat),
-    objective=rpn_training.Objective(**{field: section[field] for field in rpn_training.Objective._fields}),
+    objective=functools.partial(rpn_training.objective, **{name: section[name] for name in fields}),
     make_forward=rpn_training.make_forward,
     validate=rpn_training.validate,
     **_timetable(config, RPN, num_records),

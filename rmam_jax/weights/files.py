@@ -65,9 +65,8 @@ def open_weights(path: pathlib.Path) -> Iterator[tuple[dict[str, Entry], dict[st
 def read(path: pathlib.Path) -> Weights:
   """A file of weights, converted unless it is of the inner form already or its conversion is in the cache.
 
-  Raises:
-    UserError: it cannot be read; names the file and the tensor that is missing, unexpected, misshapen, not finite or
-      truncated.
+  Raises UserError: it cannot be read; names the file and the tensor that is missing, unexpected, misshapen, not
+  finite or truncated.
   """
   sha256 = checksum(path)
   if found := read_cached(sha256):

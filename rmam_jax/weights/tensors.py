@@ -52,8 +52,7 @@ def digest(tensors: Mapping[str, np.ndarray], about: Mapping[str, Any] | None = 
 def check_shapes(entries: Mapping[str, Entry], wanted: Mapping[str, tuple[int, ...]], path: pathlib.Path) -> None:
   """Every tensor by name and shape, before any is read.
 
-  Raises:
-    UserError: names the file and the first tensor that is missing, that nobody asked for, or of another shape.
+  Raises UserError: names the file and the first tensor that is missing, that nobody asked for, or of another shape.
   """
   for name, shape in wanted.items():
     if name not in entries:
@@ -78,11 +77,7 @@ def reported_damage(path: pathlib.Path) -> Iterator[None]:
 
 
 def read(entries: Mapping[str, Entry], names: Iterable[str], path: pathlib.Path) -> dict[str, np.ndarray]:
-  """The tensors of these names as finite float32.
-
-  Raises:
-    UserError: names the file and the tensor.
-  """
+  """The tensors of these names as finite float32. Raises UserError: names the file and the tensor."""
   found = {}
   for name in names:
     if entries[name].dtype not in DTYPES.values():
@@ -98,8 +93,7 @@ def read(entries: Mapping[str, Entry], names: Iterable[str], path: pathlib.Path)
 def open_safetensors(path: pathlib.Path) -> Iterator[tuple[dict[str, Entry], dict[str, str]]]:
   """The tensors of a safetensors file, read on demand while it is open, and its metadata.
 
-  Raises:
-    UserError: the file is none or is truncated (the library checks every offset against the file's size).
+  Raises UserError: the file is none or is truncated (the library checks every offset against the file's size).
   """
   import safetensors
 
@@ -117,8 +111,7 @@ def open_safetensors(path: pathlib.Path) -> Iterator[tuple[dict[str, Entry], dic
 def write_safetensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
   """Writes beside the file and renames, so that no reader ever sees half of it.
 
-  Raises:
-    UserError: names the file and the reason.
+  Raises UserError: names the file and the reason.
   """
   import safetensors.numpy
 
