@@ -139,7 +139,7 @@ def test_parts_of_a_batch_add_up_to_the_whole():
   for one in (batch, jax.device_put(batch, mesh_lib.by_example(mesh_lib.make_mesh()))):
     found, metrics = jax.jit(in_parts)(state, one)
     assert_trees_close(found, wanted, 1e-6)
-    assert_trees_close(metrics, wanted_metrics, 1e-5)
+    assert_trees_close(metrics, wanted_metrics, 5e-5)  # sums of some 45
 
 
 class Sampling(nn.Module):

@@ -309,8 +309,8 @@ TWO = np.array([1, 2], "<f4").tobytes()
       lambda p: legacy_layout(p, two_of_one_storage(2, 1 << 40), KEYS + (2).to_bytes(8, "little") + TWO),
       "w2 disagrees with earlier tensors on the size of storage 0",
     ),
-    (lambda p: p.write_text("not found\n"), "no state dict of torch in either layout"),
-    (lambda p: p.write_bytes(b""), "no state dict of torch in either layout"),
+    (lambda p: p.write_text("not found\n"), "not a state dict of torch, or truncated"),
+    (lambda p: p.write_bytes(b""), "not a state dict of torch, or truncated"),
   ],
 )
 def test_a_pth_that_is_damaged_is_refused_before_memory_is_taken(write, message, tmp_path):
@@ -437,7 +437,7 @@ def test_a_run_begins_with_the_file_and_takes_its_preprocessing(tmp_path, data_r
   config.weights = str(tmp_path / "moved.safetensors")
   (tmp_path / "moved.safetensors").unlink()
   shutil.rmtree(folder / "checkpoints" / "stage_two")
-  with pytest.raises(UserError, match="a stage that takes from it has not begun: put it back"):
+  with pytest.raises(UserError, match="a stage that still needs it has not begun: put it back"):
     loop.train(config, folder)
 
 
