@@ -164,6 +164,23 @@ def test_from_manifest_to_results(written, tmp_path):
   assert ("coverage" in results) == (form == "voc")  # of the looking head, where there are boxes
 
 
+def test_a_run_goes_on_after_its_data_have_moved(tmp_path, capsys):
+  (tmp_path / "here").mkdir()
+  paths = [write_csv(tmp_path / "here", split) for split in SPLITS]
+  results = pipeline.train_and_evaluate(thin_config(paths), tmp_path / "run")
+  (tmp_path / "here").rename(tmp_path / "there")
+  log = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+  moved = [path.replace("/here/", "/there/") for path in paths]
+  again = pipeline.train_and_evaluate(thin_config(moved, **{"images": str(tmp_path / "there")}), tmp_path / "run")
+  assert again["AP"] == results["AP"]
+  assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == log  # nothing was trained again
+  assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["train"] == moved[0]
+  train = pathlib.Path(moved[0])
+  train.write_text(train.read_text().replace("train0.png,blue", "train0.png,red"))
+  with pytest.raises(UserError, match="began with other records of custom train"):
+    pipeline.train_and_evaluate(thin_config(moved, **{"images": str(tmp_path / "there")}), tmp_path / "run")
+
+
 def test_a_folder_of_own_images_may_move(written, tmp_path):
   form, paths = written
   folder = pathlib.Path(paths[0].rpartition(":")[0] or paths[0])

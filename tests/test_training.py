@@ -403,13 +403,29 @@ def test_a_workdir_of_another_configuration_is_refused(finished, data_root):
     loop.train(other, finished)
 
 
-def test_fields_that_change_no_result_may_differ(finished, data_root):
-  workdir.claim(
-    finished,
-    tiny_config(data_root, **{"data.threads": 7, "accumulate": 2, "remat": True, "loss.rarl.policy_weight": 3.0}),
-    [str(digit) for digit in range(10)],
-    {},
-  )
+def test_fields_that_change_nothing_learned_may_differ_and_count_from_then_on(finished, data_root):
+  harmless = {"data.threads": 7, "accumulate": 2, "remat": True, "loss.rarl.policy_weight": 3.0, "data.corrupt": "skip"}
+  changed = tiny_config(data_root, **harmless, **{"evaluation.top_k": 2, "evaluation.pictures": 0})
+  before = (finished / "config.json").read_text()
+  workdir.claim(finished, changed, [str(digit) for digit in range(10)], {})
+  assert workdir.read_config(finished) == changed
+  (finished / "config.json").write_text(before)
+
+
+def test_a_workdir_of_before_a_field_takes_its_default(finished, data_root):
+  path = finished / "config.json"
+  before = path.read_text()
+  fields = json.loads(before)
+  del fields["model"]["saliency"]["peak_width"], fields["rpn"], fields["evaluation"]["top_k"]
+  path.write_text(json.dumps(fields))
+  assert workdir.read_config(finished) == tiny_config(data_root)
+  workdir.check(finished, tiny_config(data_root))
+  with pytest.raises(UserError, match=r"it differs in model\.saliency\.peak_width \(0\.2 there, 0\.3 now\)"):
+    workdir.check(finished, tiny_config(data_root, **{"model.saliency.peak_width": 0.3}))
+  path.write_text(json.dumps({**fields, "modul": 1}))
+  with pytest.raises(UserError, match=r"config\.json: rmam_jax .* knows no field modul"):
+    workdir.read_config(finished)
+  path.write_text(before)
 
 
 def test_a_workdir_that_cannot_be_used_is_named(tmp_path, data_root):
