@@ -393,7 +393,7 @@ def test_the_validation_command_lists_every_problem_with_its_place(tmp_path):
     f"{train}:3: cannot read {tmp_path / 'missing.png'} (No such file or directory)",
     f"{train}:4: {tmp_path / 'broken.png'}: not a readable image",
     f"{train}:5: {tmp_path / 'a.png'} has the same content as {train}:2",
-    f"{val}:2: no JSON",
+    f"{val}:2: not valid JSON",
     f'{val}:3: must be an object with "image" and "labels"',
     f"{val}:1: unknown label violet; the classes are green, red",
     f"{val}: class green has no image",
@@ -431,7 +431,7 @@ def problems(tmp_path, name, content):
     ("a.csv", "file,labels\n", "a.csv:1: the header must be image,labels"),
     ("a.csv", "", "a.csv:1: the header must be image,labels"),
     ("a.csv", "image,labels\n", "a.csv: it names no image"),
-    ("a.csv", 'image,labels\n"x.png,red\n', "a.csv:2: no CSV in UTF-8"),
+    ("a.csv", 'image,labels\n"x.png,red\n', "a.csv:2: not valid CSV in UTF-8"),
     ("a.jsonl", '{"image": "x.png", "labels": "red"}', 'a.jsonl:1: "labels" and "ignore" must be lists of names'),
     ("a.jsonl", '{"image": "x.png", "labels": ["red"], "lables": []}', "a.jsonl:1: unknown field lables"),
     ("a.json", "[]", "a.json: not as COCO has it"),
@@ -449,7 +449,7 @@ def problems(tmp_path, name, content):
       "a.json",
       '{"images": [{"id": 1, "file_name": "x.png"}, {"id": 1, "file_name": "y.png"}], "categories": [],'
       ' "annotations": []}',
-      "a.json images[1]: id 1 is that of an image before it",
+      "a.json images[1]: id 1 is a duplicate: an image before it has it",
     ),
     ("a.json", '{"images": [], "categories": [], "annotations": null}', "a.json: not as COCO has it"),
     (

@@ -27,7 +27,7 @@ _PROTOCOL = flags.DEFINE_list(
   "protocol", None, "Print these protocols, or all, from saved scores; rmam_jax/evaluation/metrics.py lists them."
 )
 _FUSION = flags.DEFINE_string("fusion", "mean", "How the scores of several workdirs become one: mean, max or rank.")
-_GALLERY = flags.DEFINE_string("gallery", None, "HTML file to write: one page with every image, label and figure.")
+_GALLERY = flags.DEFINE_string("gallery", None, "HTML file to write: one page with images, labels, regions and curves.")
 _GALLERY_IMAGES = flags.DEFINE_integer(
   "gallery_images", 1000, "Show the first so many test images there; 0 shows all.", lower_bound=0
 )

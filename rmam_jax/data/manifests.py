@@ -101,7 +101,7 @@ def _csv(path: pathlib.Path) -> Iterator[Entry | str]:
         else:
           yield f"{place}: {len(row)} fields where the header has {len(header)}"
     except (csv.Error, UnicodeDecodeError) as error:
-      yield f"{path}:{rows.line_num}: no CSV in UTF-8 ({error})"
+      yield f"{path}:{rows.line_num}: not valid CSV in UTF-8 ({error})"
 
 
 def _jsonl(path: pathlib.Path) -> Iterator[Entry | str]:
@@ -112,7 +112,7 @@ def _jsonl(path: pathlib.Path) -> Iterator[Entry | str]:
     try:
       value = json.loads(line)
     except ValueError as error:
-      yield f"{place}: no JSON ({error})"
+      yield f"{place}: not valid JSON ({error})"
       continue
     if not isinstance(value, dict) or not isinstance(value.get("image"), str):
       yield f'{place}: must be an object with "image" and "labels"'
@@ -139,7 +139,7 @@ def _coco(path: pathlib.Path) -> Iterator[Entry | str]:
     content = json.loads(path.read_bytes())
     images: dict[Any, dict[str, Any]] = {}
     doubled = [
-      f"{path} images[{number}]: id {image['id']} is that of an image before it"
+      f"{path} images[{number}]: id {image['id']} is a duplicate: an image before it has it"
       for number, image in enumerate(content["images"])
       if images.setdefault(image["id"], image) is not image
     ]

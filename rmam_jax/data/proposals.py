@@ -64,7 +64,7 @@ def selective_search(image: np.ndarray, count: int) -> np.ndarray:
   try:
     import cv2
   except ModuleNotFoundError as error:
-    raise UserError("selective search needs OpenCV's contrib package: pip install '.[proposals]'") from error
+    raise UserError("selective search needs OpenCV's contrib package: pip install 'rmam_jax[proposals]'") from error
 
   scale = _SIDE / max(image.shape[:2])
   small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

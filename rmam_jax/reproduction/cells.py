@@ -1,8 +1,8 @@
 """Cells: the trainings that tables are made of, each in a folder that is named by all that it depends on.
 
 A finished cell is never trained again; one that was stopped goes on. Cells with the same stage one or region proposal
-network take it over from the first that has finished. Two processes can share the work of one folder: each leaves alone
-the cell that the other is at.
+network take it over from the first that has finished. Two processes can share the work of one folder: each skips
+the cell that the other is working on.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import checkpoints, evaluate, initial_weights, pipeline, stages, workdir
 from rmam_jax.training import rpn as rpn_training
 
-# What makes a cell what it is, so that nobody can set it for all of them.
+# Fields that tell cells apart, so that nobody can set them for all cells.
 RESERVED = ("seed", "controls", "model.head", "evaluation.views", "data.proposals", "data.num_proposals")
 PARTS_FILE = "parts.json"  # in a cell's folder
 

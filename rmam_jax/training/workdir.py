@@ -131,7 +131,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
 def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
   """The configuration that a workdir belongs to; fields that it did not know yet have their defaults.
 
-  Raises a UserError if the folder holds none, or if it is no JSON, or of another format.
+  Raises a UserError if the folder holds none, or if it is not JSON, or of another format.
   """
   path = folder / "config.json"
   if not path.exists():

@@ -64,7 +64,7 @@ def draw_pictures(folder: pathlib.Path, evaluated: EvaluatedSplit) -> None:
 
 
 def write_gallery(path: pathlib.Path, evaluated: EvaluatedSplit, results: dict[str, Any], *, limit: int = 0) -> None:
-  """Writes a new page of the first `limit` images, or all for 0, and all figures of results.json; see `gallery`."""
+  """Writes a new page of the first `limit` images, or all for 0, with the figures of results.json; see `gallery`."""
   outputs, names = evaluated.outputs, evaluated.split.class_names
   shown = outputs.readable[: limit or None]
   precisions = [results["AP"][name] for name in names]
