@@ -50,7 +50,7 @@ def test_offsets_by_hand_and_back():
   np.testing.assert_allclose(again, boxes, atol=1e-5)
 
 
-def test_iou_equals_that_of_the_metrics():
+def test_iou_is_the_same_for_jax_and_for_numpy():
   rng = np.random.default_rng(0)
   a, b = random_boxes(rng, 30), random_boxes(rng, 20)
   b[3] = b[4] = 0.5  # empty

@@ -134,12 +134,13 @@ def test_padding_in_a_batch_changes_no_update():
 def test_parts_of_a_batch_add_up_to_the_whole():
   train_step, state, batch = small_step()
   batch["mask"][-3:] = 0  # so that the parts have unequal numbers of real examples
-  wanted, wanted_metrics = jax.jit(train_step)(state, batch)
+  as_for_users = {"xla_backend_optimization_level": 3}  # whose sums are closer together than those of quick compiling
+  wanted, wanted_metrics = jax.jit(train_step, compiler_options=as_for_users)(state, batch)
   in_parts, _, _ = small_step(accumulate=4)
   for one in (batch, jax.device_put(batch, mesh_lib.by_example(mesh_lib.make_mesh()))):
-    found, metrics = jax.jit(in_parts)(state, one)
+    found, metrics = jax.jit(in_parts, compiler_options=as_for_users)(state, one)
     assert_trees_close(found, wanted, 1e-6)
-    assert_trees_close(metrics, wanted_metrics, 5e-5)  # sums of some 45
+    assert_trees_close(metrics, wanted_metrics, 1e-5)
 
 
 class Sampling(nn.Module):
