@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from configs import common, digits, voc
+from rmam_jax import commands
 from rmam_jax.runtime.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -83,6 +84,14 @@ def test_what_is_misspelt_is_told_in_one_line(tmp_path, arguments, message):
   assert found.stderr.startswith(f"error: {message}")
   assert len(found.stderr.strip().splitlines()) == 1
   assert not list(tmp_path.iterdir())
+
+
+def test_only_what_a_user_can_mend_becomes_a_sentence():
+  with pytest.raises(SystemExit, match=r"^error: the file is gone$"), commands.reported_errors():
+    raise UserError("the file is gone")
+  for bug in (ValueError, OSError, KeyError):
+    with pytest.raises(bug, match="a bug"), commands.reported_errors():
+      raise bug("a bug")
 
 
 def test_a_bug_keeps_its_traceback(tmp_path):
