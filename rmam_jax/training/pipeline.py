@@ -107,8 +107,7 @@ def _check_phase(phase: Phase, train: Split) -> None:
   if [stages.build(config, name, **counts) for name in stages.NAMES][-1].model.rpn is not None:
     own = rpn_training.config_of(config)
     stages.build_rpn(own, len(open_split(own.data, own.data.train)))
-  # The run's first phase need not be looked at here: its training begins with the same.
-  if (phase.chosen_in or phase.control) and (folder / "config.json").exists():
+  if (phase.chosen_in or phase.control) and (folder / "config.json").exists():  # the first phase's training checks it
     resolved, _ = initial_weights.resolve(config, folder)
     if phase.chosen_in is not None:
       theirs = workdir.read_config(folder)
