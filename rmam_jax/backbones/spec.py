@@ -28,6 +28,9 @@ class Layout(NamedTuple):
   pixel_mean: tuple[float, float, float]  # that it was trained with, of red, green, blue in 0..255
   pixel_std: tuple[float, float, float]
   checksum: str = ""  # "md5:..." or "sha256:..." of the published file
+  # Where other tools keep or publish the file, best first: "torch:FILE" and "keras:FILE" (in their caches),
+  # "package:DISTRIBUTION/PATH" (inside an installed package), "hf:OWNER/REPO/FILE" (the Hugging Face hub).
+  sources: tuple[str, ...] = ()
 
   @property
   def shapes(self) -> dict[str, tuple[int, ...]]:
