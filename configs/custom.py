@@ -33,5 +33,5 @@ def get_config(variant: str = ""):
   config.data.name = "custom"
   config.data.train = config.data.validation = config.data.test = ""  # to be given
   if config.model.head == "rlsd":
-    config.rpn.data, config.rpn.epochs, config.rpn.drop_epoch = "coco/2014", 6, 4
+    config.rpn.data, config.rpn.epochs = "coco/2014", 6
   return config

@@ -32,5 +32,5 @@ def get_config(variant: str = ""):
   config.data.expected = (("train", 2_501), ("validation", 2_510), ("train+validation", 5_011), ("test", 4_952))
   config.evaluation.ap_method = "eleven_point"
   if config.model.head == "rlsd":  # COCO's boxes teach where, reconstructed; those of VOC are not looked at
-    config.rpn.data, config.rpn.epochs, config.rpn.drop_epoch = "coco/2014", 6, 4
+    config.rpn.data, config.rpn.epochs = "coco/2014", 6
   return config

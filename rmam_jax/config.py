@@ -47,6 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
   model = config.model = ml_collections.ConfigDict()
   model.backbone = "vgg16"  # or another of `backbones.SPECS`
   model.dtype = "float32"  # of the backbone; or "bfloat16"
+  model.map_rms = 1.0  # what the feature map is divided by; the paper's is not scaled
   model.pixel_mean = (123.68, 116.779, 103.939)  # red, green, blue in 0..255
   model.pixel_std = (1.0, 1.0, 1.0)
   model.head = "recurrent"  # or another of `heads.SPECS`
@@ -90,8 +91,12 @@ def get_config() -> ml_collections.ConfigDict:
   # These may be changed after training: python eval.py --workdir=DIR --evaluation.FIELD=VALUE
   evaluation = config.evaluation = ml_collections.ConfigDict()
   evaluation.batch_size = 16  # images; a multiple of the usual numbers of devices
-  evaluation.views = "ten"  # the paper's, cut from the feature map; or "five", or "centre", cropped from the image
-  evaluation.mirror = "image"  # of the ten: "image" runs the backbone on the mirrored image too, "map" mirrors the map
+  # The paper's "ten", cut from the feature map; or "five"; or "centre", cropped from the image, or "two", that and its
+  # mirror.
+  evaluation.views = "ten"
+  evaluation.mirror = (
+    "image"  # of ten and two: "image" runs the backbone on the mirrored image too, "map" mirrors the map
+  )
   evaluation.feature = "z"  # what feeds the SVMs; or "h", "x"
   evaluation.ap_method = "all_point"  # or "interpolated", "eleven_point"
   evaluation.top_k = 3  # labels an image for CP ... OF1
@@ -145,6 +150,9 @@ def _schedule() -> ml_collections.ConfigDict:
   stage.schedule = "step"  # or "cosine"
   stage.warmup_steps = 0
   stage.stop_epoch = 0  # ends the stage after so many epochs of its schedule; 0: after all
-  stage.drop_epoch = 30  # of "step": from here on the rate is divided by ten
+  stage.drop_share = 2 / 3  # of "step": after this share of the epochs the rate is divided by ten
+  stage.backbone_rate = 1.0  # the backbone's rate is the learning rate times this; 0: frozen, its maps computed once
   stage.beta_1, stage.beta_2 = 0.9, 0.999  # of Adam
+  stage.weight_decay = 0.0  # of AdamW, of tensors of two and more dimensions; 0: Adam
+  stage.clip_norm = 0.0  # the greatest global norm of a gradient, which is scaled down to it; 0: any
   return stage

@@ -29,6 +29,7 @@ class Recognizer(nn.Module):
     guide: what the head is given beside the map; see `heads.spec.HeadSpec`.
     rpn: proposes regions to the head, from a feature map of its own. It is trained before, and no gradient reaches it.
     pixel_mean, pixel_std: of red, green and blue in 0..255.
+    map_rms: what the feature map is divided by.
   """
 
   backbone: nn.Module
@@ -38,6 +39,7 @@ class Recognizer(nn.Module):
   rpn: rpn_lib.RegionProposalNetwork | None = None
   pixel_mean: Sequence[float] = (0.0, 0.0, 0.0)
   pixel_std: Sequence[float] = (1.0, 1.0, 1.0)
+  map_rms: float = 1.0
 
   def __call__(self, images: jax.Array, boxes: jax.Array | None = None) -> Recognition:
     """Images to scores.
@@ -51,6 +53,8 @@ class Recognizer(nn.Module):
   def feature_map(self, images: jax.Array) -> jax.Array:
     """Images as above -> f_I [B, H, W, C]; with a region proposal network [B, H, W, 2C], its own map after f_I."""
     feature_map = self.backbone(backbones.normalize(images, self.pixel_mean, self.pixel_std))
+    if self.map_rms != 1:
+      feature_map /= self.map_rms
     if self.rpn is None:
       return feature_map
     return jnp.concatenate([feature_map, jax.lax.stop_gradient(self.rpn.feature_map(images))], axis=-1)
@@ -100,4 +104,5 @@ def build(model: Any, num_classes: int, *, head: str, auxiliary: str = "", remat
     rpn=rpn_lib.build(model) if main.guide == heads.RPN else None,
     pixel_mean=tuple(model.pixel_mean),
     pixel_std=tuple(model.pixel_std),
+    map_rms=model.map_rms,
   )

@@ -152,7 +152,7 @@ def test_the_paper_s_values_are_the_default():
   assert (loss.localization_weight, loss.anchor_weight, loss.positive_weight) == (0.1, 0.01, 0.1)
   assert (loss.max_scale, loss.min_scale) == (0.5, 0.1)
   stage = config.stage_two
-  assert (stage.epochs, stage.drop_epoch, stage.learning_rate, stage.schedule) == (45, 30, 1e-5, "step")
+  assert (stage.epochs * stage.drop_share, stage.learning_rate, stage.schedule) == (30, 1e-5, "step")
   assert (stage.beta_1, stage.beta_2, config.batch_size) == (0.9, 0.999, 16)
   assert stage.auxiliary_weight == 0
   with pytest.raises(UserError, match="'500' is none of 512, 640, recurrent"):

@@ -120,7 +120,7 @@ def thin_config(written, head="mean_pool", **data):
   config.batch_size = 4
   config.stage_one.epochs, config.stage_two.epochs = 1, 2
   for stage in (config.stage_one, config.stage_two):
-    stage.schedule, stage.warmup_steps, stage.drop_epoch, stage.learning_rate = "step", 0, 2, 1e-2
+    stage.schedule, stage.warmup_steps, stage.drop_share, stage.learning_rate = "step", 0, 1.0, 1e-2
   config.evaluation.update({"batch_size": 6, "views": "centre", "svm_solver": "", "pictures": 2})
   return config
 

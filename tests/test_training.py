@@ -291,7 +291,7 @@ def test_a_run_leaves_what_it_promises(finished):
 def test_the_best_epoch_is_the_one_of_lowest_validation_loss(data_root, tmp_path, monkeypatch):
   config, seen = tiny_config(data_root, **{"stage_one.epochs": 0}), []
 
-  def validate(trainer, stage, forward, params):
+  def validate(trainer, stage, forward, params, maps):
     seen.append(jax.device_get(params))
     return {"validation_loss": (0.9, 0.5, 0.7)[len(seen) - 1], "validation_mAP": 0.0}
 

@@ -229,6 +229,14 @@ class Split:
     record = record._replace(labels=labels, ignore=ignore)
     return record._replace(proposals=self._propose(record)) if self._propose else record
 
+  def without_image(self, index: int) -> Record:
+    """The record's id and labels as `[]` gives them, from memory: no image, no box, but its proposals."""
+    if self._propose:
+      return self[index]
+    known, position = self._source.index, self._positions[index]
+    labels, ignore = resolve_difficult(known.labels[position], known.ignore[position], self._difficult)
+    return self.blank(index)._replace(labels=labels, ignore=ignore)
+
   def blank(self, index: int) -> Record:
     """Takes the place of a record that cannot be read: its id, no image, no box, and all labels to be ignored."""
     name, labels = self._source.index.ids[self._positions[index]], np.zeros(len(self.class_names), np.float32)

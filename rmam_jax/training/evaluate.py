@@ -12,7 +12,7 @@ import ml_collections
 import rmam_jax
 from rmam_jax import heads
 from rmam_jax.data.splits import Split, open_split
-from rmam_jax.evaluation import calibration, metrics, report, svm
+from rmam_jax.evaluation import calibration, metrics, report, stored_maps, svm
 from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.evaluation import scores as scores_lib
 from rmam_jax.evaluation import selection as selection_lib
@@ -125,6 +125,7 @@ def _make_outputs(config: Any, folder: pathlib.Path, model: Any, params: Any, me
   """A function from a split, a label, and perhaps other views and a suffix for their folder, to outputs."""
   section, digest, configured = config.evaluation, outputs_lib.digest_params(params), views_lib.from_config(config)
   forward = functools.cache(lambda views: outputs_lib.make_forward(model, mesh, views, feature=section.feature))
+  stored = not config.stage_two.backbone_rate  # the same backbone's maps serve every head
 
   def outputs(split: Split, label: str, views: views_lib.Views = configured, suffix: str = "") -> Outputs:
     place, key = (
@@ -132,6 +133,8 @@ def _make_outputs(config: Any, folder: pathlib.Path, model: Any, params: Any, me
       outputs_lib.make_key(config, split, digest, views),
     )
     options = {"data": config.data, "batch_size": section.batch_size, "progress": label}
+    if stored and views.side is None:
+      options["maps"] = stored_maps.of_split(model, params, split, config=config, mesh=mesh)
     found = outputs_lib.extract(place, key, forward(views), params, split, **options)
     for reason in found.skipped:
       print(f"{label}: skipped: {reason}")

@@ -101,7 +101,10 @@ def make_train_step(
       key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
     def loss_fn(params, batch, key):
-      recognition = model.apply({"params": params}, batch["image"], batch.get("proposals"), rngs={"look": key})
+      stored = "feature_map" in batch
+      inputs = batch["feature_map" if stored else "image"], batch.get("proposals")
+      method = "recognize" if stored else None
+      recognition = model.apply({"params": params}, *inputs, rngs={"look": key}, method=method)
       return objective(recognition, batch["labels"], batch["ignore"], batch["mask"])
 
     part_gradients = jax.grad(loss_fn, has_aux=True)
