@@ -47,7 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
   model = config.model = ml_collections.ConfigDict()
   model.backbone = "vgg16"  # or another of `backbones.SPECS`
   model.dtype = "float32"  # of the backbone; or "bfloat16"
-  model.map_rms = 1.0  # what the feature map is divided by; the paper's is not scaled
+  model.map_rms = 1.0  # what the feature map is divided by before the heads see it; the paper does not scale it
   model.pixel_mean = (123.68, 116.779, 103.939)  # red, green, blue in 0..255
   model.pixel_std = (1.0, 1.0, 1.0)
   model.head = "recurrent"  # or another of `heads.SPECS`

@@ -29,7 +29,7 @@ class Recognizer(nn.Module):
     guide: what the head is given beside the map; see `heads.spec.HeadSpec`.
     rpn: proposes regions to the head, from a feature map of its own. It is trained before, and no gradient reaches it.
     pixel_mean, pixel_std: of red, green and blue in 0..255.
-    map_rms: what the feature map is divided by.
+    map_rms: what the backbone's map is divided by before the heads see it.
   """
 
   backbone: nn.Module
@@ -53,18 +53,20 @@ class Recognizer(nn.Module):
   def feature_map(self, images: jax.Array) -> jax.Array:
     """Images as above -> f_I [B, H, W, C]; with a region proposal network [B, H, W, 2C], its own map after f_I."""
     feature_map = self.backbone(backbones.normalize(images, self.pixel_mean, self.pixel_std))
-    if self.map_rms != 1:
-      feature_map /= self.map_rms
     if self.rpn is None:
       return feature_map
     return jnp.concatenate([feature_map, jax.lax.stop_gradient(self.rpn.feature_map(images))], axis=-1)
 
   def recognize(self, feature_map: jax.Array, boxes: jax.Array | None = None) -> Recognition:
-    """The map that `feature_map` returns, or a window of it, and boxes as above -> scores."""
+    """The map that `feature_map` returns, a window of it or a stored one, and boxes as above -> scores."""
     guide = {}
+    if feature_map.dtype == jnp.float16:  # as maps are stored
+      feature_map = feature_map.astype(jnp.float32)
     if self.guide == heads.RPN:
       feature_map, rpn_map = jnp.split(feature_map, 2, axis=-1)
       guide["boxes"] = jax.lax.stop_gradient(self.rpn.propose(rpn_map))
+    if self.map_rms != 1:
+      feature_map /= self.map_rms
     auxiliary = None if self.auxiliary is None else self.auxiliary(feature_map)
     if self.guide == heads.DENSE_SCORES:
       guide["dense_scores"] = auxiliary.memory

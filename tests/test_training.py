@@ -272,7 +272,16 @@ def test_a_run_leaves_what_it_promises(finished):
   results = json.loads((finished / "results.json").read_text())
   promised = {"mAP", "AP", "CP", "CR", "CF1", "OP", "OR", "OF1", "svm_mAP", "r_precision", "coverage", "pointing"}
   promised |= {f"{control}_{name}" for control in ("chance", "fixed_grid") for name in ("r_precision", "coverage")}
-  promised |= {"chance_pointing", "config", "seed", "version", "wall_seconds", "auxiliary_mAP"}
+  promised |= {
+    "chance_pointing",
+    "centred_iou_50",
+    "whole_coverage",
+    "config",
+    "seed",
+    "version",
+    "wall_seconds",
+    "auxiliary_mAP",
+  }
   assert promised <= results.keys()
   assert list(results["AP"]) == [str(digit) for digit in range(10)]
   assert results["test_images"] == 40

@@ -13,20 +13,35 @@ from rmam_jax.evaluation import views as views_lib
 from rmam_jax.evaluation.outputs import Outputs
 from rmam_jax.evaluation.selection import Selection
 from rmam_jax.ops import next_region
+from rmam_jax.ops.boxes import WHOLE_IMAGE
+
+# What regions that know nothing of the image would reach, by the prefix of their figures, with what people are told.
+BASELINES = {
+  "fixed_grid_": "a grid that never moves, with the best choice among its regions",
+  "chance_": "the same regions at random places",
+  "centred_": "a centred box of 0.7 of the image, for every label",
+  "whole_": "the whole image, for every label",
+}
+CENTRED_BOX = (0.15, 0.15, 0.85, 0.85)
 
 
 def _all_region_metrics(test: Outputs, config: Any) -> dict[str, float]:
-  """How the regions fit the objects, against the same regions at random places and a grid of as many that never moves.
+  """How the regions fit the objects, and how `BASELINES` do.
 
   Nothing is trained in the grid, so it has no winning regions: its figures are what the best choice would reach.
   """
   objects = test.objects()
   ours = views_lib.region_boxes(test.thetas, config).transpose(1, 0, 2)
   grid = views_lib.region_boxes(next_region.grid_thetas(len(test.thetas), config.model.fixed_grid.scale), config)
+  one_box = {
+    prefix: metrics.region_metrics(np.broadcast_to(np.array(box), (len(ours), 1, 4)), None, *objects)
+    for prefix, box in (("centred_", CENTRED_BOX), ("whole_", WHOLE_IMAGE))
+  }
   found = {
     "": metrics.region_metrics(ours, test.winners, *objects),
     "fixed_grid_": metrics.region_metrics(np.broadcast_to(grid, ours.shape), None, *objects),
     "chance_": metrics.chance_region_metrics(ours, test.winners, *objects),
+    **one_box,
   }
   return {prefix + name: value for prefix, figures in found.items() for name, value in figures._asdict().items()}
 
@@ -174,9 +189,9 @@ def summary(results: dict[str, Any]) -> str:
     f" {_percent(calibrated['ECE_uncalibrated'])} without",
   ]
   if "coverage" in results:
-    lines += ["", "  where it looked         ours   fixed grid*   chance"]
+    lines += ["", "  where it looked         ours   fixed grid*   chance   centred box   whole image"]
     for name in metrics.REGION_METRICS:
-      ours, grid, chance = (_percent(results[prefix + name]) for prefix in ("", "fixed_grid_", "chance_"))
-      lines.append(f"    {name:<18} {ours}        {grid}     {chance}")
+      ours, grid, chance, centred, whole = (_percent(results[prefix + name]) for prefix in ("", *BASELINES))
+      lines.append(f"    {name:<18} {ours}        {grid}     {chance}         {centred}         {whole}")
     lines.append("    * with the best choice among its regions, which nothing has trained it to make")
   return "\n".join(lines)

@@ -11,7 +11,7 @@ import importlib.util
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import filelock
@@ -21,7 +21,7 @@ import rmam_jax
 from rmam_jax import heads
 from rmam_jax.data.splits import open_split
 from rmam_jax.evaluation import scores as scores_lib
-from rmam_jax.reproduction.tables import SPECS
+from rmam_jax.reproduction import tables
 from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import checkpoints, evaluate, initial_weights, pipeline, stages, workdir
@@ -52,7 +52,8 @@ class Maker:
   """Makes cells from a configuration file, PATH or PATH:VARIANT, and the fields that are set for all cells.
 
   The file has SCALES, the names of two scales, and a `get_config` that takes VARIANT, a scale and a head with colons
-  between. UserError: there is no such file, it has no two scales, or a field cannot be set for all cells.
+  between. It may have CONTROLS, the heads of that table, and CLASS_GROUPS, by title the classes whose mAP is printed
+  beside that of all. UserError: there is no such file, it has no two scales, or a field cannot be set for all cells.
   """
 
   def __init__(self, config: str, changes: Mapping[str, Any]):
@@ -64,6 +65,8 @@ class Maker:
     spec.loader.exec_module(self._file)
     if len(getattr(self._file, "SCALES", ())) != 2:
       raise UserError(f"{path} names no SCALES: tables need a configuration with two, as configs/digits.py has")
+    self.controls: Sequence[str] = getattr(self._file, "CONTROLS", tables.CONTROLS)
+    self.class_groups: Mapping[str, Sequence[str]] = getattr(self._file, "CLASS_GROUPS", {})
     if reserved := [field for field in RESERVED if field in changes]:
       raise UserError(f"--config.{reserved[0]} cannot be set for all cells: they differ in it")
     self._changes = changes
@@ -76,7 +79,7 @@ class Maker:
     UserError: a field is set for all cells that makes this one what it is; or weights are not given, not there, or do
     not fit.
     """
-    spec = SPECS[name]
+    spec = tables.SPECS[name]
     head = heads.get(spec.head)
     if clash := sorted(set(spec.changes) & set(self._changes)):
       raise UserError(f"--config.{clash[0]} cannot be set for all cells: the tables' {name} has its own value")
