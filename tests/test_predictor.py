@@ -309,8 +309,8 @@ def test_the_command_s_errors_are_sentences(tmp_path):
 
 
 def test_the_shipped_model_is_small_and_reads_digits(scenes):
-  assert sum(path.stat().st_size for path in predictor.PRETRAINED.iterdir()) < 5e6
-  recognizer = rmam_jax.load(batch_size=40)
+  assert sum(path.stat().st_size for path in (predictor.PRETRAINED / "digits-easy").iterdir()) < 5e6
+  recognizer = rmam_jax.load("digits-easy", batch_size=40)
   found = recognizer.predict([scene.image for scene in scenes])
   labels = np.stack([scene.labels for scene in scenes])
   precisions = metrics.average_precisions(np.stack([each.probabilities for each in found]), labels)

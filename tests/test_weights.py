@@ -485,6 +485,21 @@ def test_an_exported_model_is_the_workdir_s(trained):
   assert model.apply({"params": here.params}, images).attention.scores.shape == (3, 1, 10)
 
 
+def test_an_export_in_half_precision_is_half_as_large_and_nearly_the_same(trained, tmp_path, monkeypatch):
+  exported.export(trained / "run", tmp_path / "half", half=True)
+  whole, half = (exported.load(folder) for folder in (trained / "out", tmp_path / "half"))
+  for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(half.params), strict=True):
+    assert b.dtype == np.float32
+    np.testing.assert_allclose(b, a, rtol=5e-4 if a.ndim > 1 else 0, atol=1e-7 if a.ndim > 1 else 0)
+  sizes = [(folder / "model.safetensors").stat().st_size for folder in (trained / "out", tmp_path / "half")]
+  assert sizes[1] < 0.6 * sizes[0]
+  large = whole._replace(params=jax.tree.map(lambda leaf: 1e6 * np.ones_like(leaf), whole.params))
+  monkeypatch.setattr(exported, "_load_workdir", lambda folder: large)
+  with pytest.raises(UserError, match="holds values beyond float16: export without --half"):
+    exported.export(trained / "run", tmp_path / "beyond", half=True)
+  assert not (tmp_path / "beyond").exists()
+
+
 def nested(fields, section, **changes):
   return {**fields, section: {**fields[section], **changes}}
 

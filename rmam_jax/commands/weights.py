@@ -2,7 +2,7 @@
 
     rmam-jax weights FILE                          what the file is and every tensor in it
     rmam-jax weights FILE --out=NEW.safetensors    converts it
-    rmam-jax weights export WORKDIR OUT            a trained model as a folder to publish
+    rmam-jax weights export WORKDIR OUT [--half]   a trained model as a folder to publish
 
 Nothing that a file contains is run.
 """
@@ -18,6 +18,7 @@ from rmam_jax.weights import files as weight_files
 from rmam_jax.weights import tensors
 
 _OUT = flags.DEFINE_string("out", None, "Where to write the converted weights, as safetensors.")
+_HALF = flags.DEFINE_bool("half", False, "Export matrices and kernels as float16: half the size.")
 
 
 def describe(path: pathlib.Path) -> None:
@@ -52,10 +53,10 @@ def describe(path: pathlib.Path) -> None:
 def main(argv: list[str]) -> None:
   exporting = argv[1:2] == ["export"]
   if len(argv) != (4 if exporting else 2) or (exporting and _OUT.value):
-    raise app.UsageError("give FILE [--out=NEW.safetensors], or export WORKDIR OUT")
+    raise app.UsageError("give FILE [--out=NEW.safetensors], or export WORKDIR OUT [--half]")
   with commands.reported_errors():
     if exporting:
-      exported.export(pathlib.Path(argv[2]), pathlib.Path(argv[3]))
+      exported.export(pathlib.Path(argv[2]), pathlib.Path(argv[3]), half=_HALF.value)
       print(f"wrote {argv[3]}")
     elif _OUT.value:
       out = pathlib.Path(_OUT.value)

@@ -20,7 +20,8 @@ from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError, os_errors
 from rmam_jax.training import exported, stages
 
-PRETRAINED = pathlib.Path(__file__).parent / "pretrained" / "digits-easy"
+PRETRAINED = pathlib.Path(__file__).parent / "pretrained"  # the recognizers that ship, by name
+DEFAULT = "digits-easy"
 
 Box = tuple[float, float, float, float]  # (left, top, right, bottom) in pixels of the original image
 Source = str | os.PathLike | bytes | np.ndarray
@@ -196,6 +197,10 @@ class Predictor:
 def load(folder: str | os.PathLike | None = None, **options) -> Predictor:
   """The predictor of a workdir or an exported folder, with options of `Predictor`; see `exported.load`.
 
-  Without a folder it is the recognizer of digit scenes that ships with the package.
+  It may be the name of a recognizer that ships with the package, "photographs" (the default) or "digits-easy", unless
+  there is a folder of that name.
   """
-  return Predictor(exported.load(pathlib.Path(folder or PRETRAINED)), **options)
+  path = pathlib.Path(folder or PRETRAINED / DEFAULT)
+  if not path.exists() and (PRETRAINED / path).is_dir():
+    path = PRETRAINED / path
+  return Predictor(exported.load(path), **options)
