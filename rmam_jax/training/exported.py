@@ -41,9 +41,9 @@ def export(workdir_folder: pathlib.Path, out: pathlib.Path, *, half: bool = Fals
   found = _load_workdir(workdir_folder)
   arrays = tensors.flatten(found.params)
   if half:
-    arrays = {name: array.astype(np.float16) if array.ndim > 1 else array for name, array in arrays.items()}
-    if beyond := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+    if beyond := [name for name, array in arrays.items() if np.abs(array).max() > np.finfo(np.float16).max]:
       raise UserError(f"{beyond[0]} holds values beyond float16: export without --half")
+    arrays = {name: array.astype(np.float16) if array.ndim > 1 else array for name, array in arrays.items()}
   about = {
     "format": FORMAT,
     "version": __version__,
