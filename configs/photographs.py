@@ -14,8 +14,6 @@ maps, 1.5 GB in ~/.cache/rmam_jax, which every further head takes from there; th
 
 from configs import common
 
-BACKBONES = ("efficientnet_lite0", "vgg16", "mobilenet_v2", "resnet50", "convnext_tiny")
-RECIPES = ("frozen", "tuned")
 SCALES = ("320", "448")
 HEADS = ("two_stream", *(head for head in common.HEADS if head not in ("two_stream", "proposals", *common.RLSD)))
 CONTROLS = ("two_stream", "saliency", "recurrent", "fixed_grid", "whole_image", "score_map", "max_pool", "mean_pool")
@@ -26,7 +24,7 @@ CLASS_GROUPS = {"of 9": _NINE, "of 15": (*_NINE, *_SIX)}
 
 def get_config(variant: str = ""):
   """The configuration of `BACKBONE:RECIPE:SCALE:HEAD`, each of which may be left out: the first of each list."""
-  choices = BACKBONES, RECIPES, SCALES, HEADS
+  choices = common.BACKBONES, common.RECIPES, SCALES, HEADS
   backbone, recipe, scale, head = common.parse(variant, "configs/photographs.py", *choices)
   config = common.photograph_config(backbone, recipe, int(scale), head)
   config.data.name = "photographs"
