@@ -1,14 +1,15 @@
 """PASCAL VOC 2007 as the paper trains on it: VGG-16, its own update rule (Eq. 5) and loss (Eq. 7-14), two phases.
 
-    rmam-jax prepare voc/2007
-    python train.py --config=configs/voc.py --config.weights=FILE --workdir=runs/voc-512         N = 512
-    python train.py --config=configs/voc.py:640 --config.weights=FILE --workdir=runs/voc-640     N = 640
-    python eval.py --workdir=runs/voc-512,runs/voc-640                                           both scales
-    python train.py --config=configs/voc.py:512:saliency --config.weights=FILE                   another head
-    python train.py --config=configs/voc.py:512:rlsd --config.weights=FILE                       its boxes from COCO
+    python train.py --config=configs/voc.py --config.data.root=VOCdevkit --config.weights=FILE --workdir=runs/voc-512
+    python train.py --config=configs/voc.py:640 ... --workdir=runs/voc-640      N = 640
+    python eval.py --workdir=runs/voc-512,runs/voc-640                          both scales
+    python train.py --config=configs/voc.py:512:saliency ...                    another head
+    python train.py --config=configs/voc.py:512:rlsd ...                        its boxes from COCO
 
-FILE holds ImageNet weights; docs/weights.md says where to get them. The first phase, in WORKDIR/choose, trains on
-`train` and chooses epochs, C and thresholds on `val`; the second carries them to `trainval` and is evaluated on `test`.
+VOCdevkit is the folder that holds VOC2007, as the official archives are extracted; what `rmam-jax prepare voc/2007` has
+prepared can stand in its place. FILE holds ImageNet weights; docs/weights.md says where to get them. The first phase, in
+WORKDIR/choose, trains on `train` and chooses epochs, C and thresholds on `validation`; the second carries them to both
+together and is evaluated on `test`.
 
 The paper, 11-point mAP with ten views and SVMs: 91.3 at 512, 91.3 at 640, 91.9 for both. None of these has been
 reproduced: neither the data nor the weights could be had.

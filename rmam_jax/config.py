@@ -26,8 +26,10 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.data = ml_collections.ConfigDict()
   config.data.name = "voc/2007"  # see rmam_jax/data/splits.py; or "custom", your own images
-  config.data.root = ""  # folder of prepared data; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
-  config.data.train = "train"  # TFDS splits, or parts of them (rmam_jax/data/splits.py); of "custom", manifests
+  config.data.root = (
+    ""  # folder of VOC2007 and so on, or of prepared data; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
+  )
+  config.data.train = "train"  # splits, or parts of them (rmam_jax/data/splits.py); of "custom", manifests
   config.data.validation = "validation"  # for every choice; empty: nothing is chosen
   config.data.test = "test"
   config.data.final_train = ""  # if given, a second phase trains on it what the first has chosen; training/pipeline.py

@@ -23,11 +23,17 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+  """What the package keeps for its user is kept elsewhere."""
+  os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory):
   """A folder with digits/tiny prepared by the real builder."""
-  from rmam_jax.data import splits
+  from rmam_jax.data import stored
 
   root = tmp_path_factory.mktemp("data")
-  splits.prepare("digits/tiny", str(root))
+  stored.find("digits/tiny", str(root))
   return root

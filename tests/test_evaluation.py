@@ -9,8 +9,8 @@ import pytest
 from test_training import tiny_config
 
 from rmam_jax import recognizer
-from rmam_jax.data import splits
-from rmam_jax.data.record import Index
+from rmam_jax.data import splits, stored
+from rmam_jax.data.record import Index, Record
 from rmam_jax.data.splits import open_split
 from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.evaluation import report
@@ -226,15 +226,16 @@ def test_features_of_something_else_are_noticed_and_computed_again(small, data_r
     )
 
 
-class Stored(splits._Stored):
+class Stored(stored.Stored):
   """Records that are held in memory, some of them changed."""
 
   def __init__(self, changes):
     self.class_names, self.made_by, self._changes = ("cat", "dog"), "a description", changes
+    self.origin, self.notes = "memory", ()
 
   def __getitem__(self, position):
     labels = np.eye(2, dtype=np.float32)[position % 2]
-    known = splits.Record(str(position), b"image", labels, np.zeros(2, bool), np.zeros((1, 4), np.float32), np.zeros(1))
+    known = Record(str(position), b"image", labels, np.zeros(2, bool), np.zeros((1, 4), np.float32), np.zeros(1))
     return known._replace(**self._changes.get(position, {}))
 
 
@@ -246,7 +247,7 @@ def digest_with(changes):
 
 
 def test_any_changed_label_changes_a_split_s_digest():
-  assert 3 not in np.linspace(0, 499, splits.SAMPLED).astype(int)  # its image is not looked at
+  assert 3 not in np.linspace(0, 499, stored.SAMPLED).astype(int)  # its image is not looked at
   changes = [
     {},
     {3: {"labels": np.ones(2, np.float32)}},

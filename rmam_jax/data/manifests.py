@@ -14,38 +14,35 @@ difficult, in COCO's form only in annotations with `"ignore": 1`. Boxes, of COCO
 """
 
 import csv
+import functools
 import hashlib
 import json
-import math
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import tqdm
 
+from rmam_jax.data import annotations
+from rmam_jax.data.annotations import Entry, Note
+from rmam_jax.data.image_files import ImageFiles, tabulate
 from rmam_jax.data.images import decode_image
-from rmam_jax.data.record import Index, Record, multi_hot
-from rmam_jax.runtime.errors import UserError
+from rmam_jax.runtime.errors import UserError, os_errors
 
 SHOWN = 5  # problems in an error
 
 
-class Entry(NamedTuple):
-  """What a manifest says of one image."""
+class Parsed(NamedTuple):
+  """What a manifest says, and what is wrong with it and worth knowing of it, by places."""
 
-  place: str  # file and line, or file and field
-  id: str  # the image's path relative to the folder that images are named relative to, with forward slashes
-  labels: tuple[str, ...]
-  ignore: tuple[str, ...] = ()
-  boxes: tuple[tuple[float, ...], ...] = ()  # (top, left, bottom, right) as shares of the image
-  box_labels: tuple[str, ...] = ()
-  image: pathlib.Path = pathlib.Path()  # where the image lies; filled in by `parse`
+  entries: tuple[Entry, ...]
+  problems: tuple[str, ...]
+  notes: tuple[str, ...]
 
 
-def parse(manifest: str, images: str = "") -> tuple[list[Entry], list[str]]:
-  """Everything that a manifest says, and the problems that it has, by their places; `images` is `data.images`.
+def parse(manifest: str, images: str = "") -> Parsed:
+  """Everything that a manifest says; `images` is `data.images`. A file that has not changed is read once a process.
 
   Raises UserError: there is no such manifest, it has no known form, or it cannot be read.
   """
@@ -59,6 +56,20 @@ def parse(manifest: str, images: str = "") -> tuple[list[Entry], list[str]]:
     path = pathlib.Path(folder).expanduser()
     if not folder or not path.is_dir():
       raise UserError(f"there is no manifest {manifest}")
+  with os_errors(f"cannot read {path}"):
+    return _parse(path, listed, images, _state(path))
+
+
+def _state(path: pathlib.Path) -> tuple[tuple[str, int, int], ...]:
+  """Names, sizes and times of the files that a manifest is made of: they differ where it has changed."""
+  folders = (path / "Annotations", path / "ImageSets" / "Main") if path.is_dir() else ()
+  found = [each for folder in folders if folder.is_dir() for each in os.scandir(folder)] or [path]
+  return tuple(sorted((str(each), state.st_size, state.st_mtime_ns) for each in found for state in [each.stat()]))
+
+
+@functools.lru_cache(maxsize=8)
+def _parse(path: pathlib.Path, listed: str, images: str, state: object) -> Parsed:
+  del state
   if path.is_dir():
     if not (path / "Annotations").is_dir():
       raise UserError(f"{path} is no VOC-style folder: it has no folder Annotations")
@@ -68,21 +79,20 @@ def parse(manifest: str, images: str = "") -> tuple[list[Entry], list[str]]:
   else:
     raise UserError(f"{path}: a manifest is a folder or one of {', '.join(_READERS)}")
   base = pathlib.Path(os.path.abspath(pathlib.Path(images).expanduser() if images else folder))
-  entries, problems = [], []
-  try:
-    for found in read:
-      if isinstance(found, str):
-        problems.append(found)
-        continue
-      image = pathlib.Path(os.path.normpath(base / found.id))  # not resolved: links below the folder may lead anywhere
-      if image.is_relative_to(base):
-        entries.append(found._replace(id=image.relative_to(base).as_posix(), image=image))
-      else:
-        remedy = "name that folder with --config.data.images=DIR"
-        problems.append(f"{found.place}: image {found.id} lies outside {base}: {remedy}")
-  except OSError as error:
-    raise UserError(f"cannot read {error.filename or path} ({error.strerror or error})") from error
-  return entries, problems if entries or problems else [f"{path}: it names no image"]
+  entries, problems, notes = [], [], []
+  for found in read:
+    if isinstance(found, str):
+      (notes if isinstance(found, Note) else problems).append(str(found))
+      continue
+    image = pathlib.Path(os.path.normpath(base / found.id))  # not resolved: links below the folder may lead anywhere
+    if image.is_relative_to(base):
+      entries.append(found._replace(id=image.relative_to(base).as_posix(), image=image))
+    else:
+      remedy = "name that folder with --config.data.images=DIR"
+      problems.append(f"{found.place}: image {found.id} lies outside {base}: {remedy}")
+  if not entries and not problems:
+    problems.append(f"{path}: it names no image")
+  return Parsed(tuple(entries), tuple(problems), tuple(notes))
 
 
 def _csv(path: pathlib.Path) -> Iterator[Entry | str]:
@@ -126,55 +136,16 @@ def _jsonl(path: pathlib.Path) -> Iterator[Entry | str]:
       yield f'{place}: "labels" and "ignore" must be lists of names'
 
 
-def _boxed(place: str, image: str, objects: Sequence[tuple[str, tuple, bool]]) -> Entry:
-  """An image with objects, (name, box, whether it counts) each; a class of which none counts is ignored."""
-  present = {name for name, _, counts in objects if counts}
-  ignored = {name for name, _, _ in objects} - present
-  names, boxes, _ = zip(*objects, strict=True) if objects else ((), (), ())
-  return Entry(place, image, tuple(sorted(present)), tuple(sorted(ignored)), boxes, names)
-
-
 def _coco(path: pathlib.Path) -> Iterator[Entry | str]:
   try:
-    content = json.loads(path.read_bytes())
-    images: dict[Any, dict[str, Any]] = {}
-    doubled = [
-      f"{path} images[{number}]: id {image['id']} is a duplicate: an image before it has it"
-      for number, image in enumerate(content["images"])
-      if images.setdefault(image["id"], image) is not image
-    ]
-    categories = {category["id"]: str(category["name"]) for category in content["categories"]}
-    annotations = list(content["annotations"])
-  except (ValueError, KeyError, TypeError) as error:
-    yield f"{path}: not as COCO has it: images, annotations and categories with ids ({error!r})"
+    content = annotations.read_json(path)
+  except UserError as error:
+    yield str(error)
     return
-  if doubled:  # nobody can know whose annotations are whose
-    yield from doubled
-    return
-  objects: dict[Any, list[tuple[str, tuple, bool]]] = {image: [] for image in images}
-  for number, annotation in enumerate(annotations):
-    try:
-      image, name = images[annotation["image_id"]], categories[annotation["category_id"]]
-      left, top, width, height = map(float, annotation["bbox"])
-      tall, wide = float(image["height"]), float(image["width"])
-      if not all(map(math.isfinite, (left, top, width, height))):
-        raise ValueError(f"bbox {annotation['bbox']}")
-      box = (top / tall, left / wide, (top + height) / tall, (left + width) / wide)
-      objects[image["id"]].append((name, box, not annotation.get("ignore")))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-      wrong = "image_id, category_id, bbox or the image's width and height are missing or wrong"
-      yield f"{path} annotations[{number}]: {wrong} ({error!r})"
-  for number, image in enumerate(images.values()):
-    place = f"{path} images[{number}]"
-    if isinstance(image.get("file_name"), str):
-      yield _boxed(place, image["file_name"], objects[image["id"]])
-    else:
-      yield f"{place}: file_name is missing"
+  yield from annotations.read_coco(path, content)
 
 
 def _voc(folder: pathlib.Path, listed: str) -> Iterator[Entry | str]:
-  from defusedxml import ElementTree
-
   paths = sorted((folder / "Annotations").glob("*.xml"))
   if listed:
     listing = folder / "ImageSets" / "Main" / f"{listed}.txt"
@@ -185,19 +156,7 @@ def _voc(folder: pathlib.Path, listed: str) -> Iterator[Entry | str]:
       return
     paths = [folder / "Annotations" / f"{line.split()[0]}.xml" for line in lines if line.strip()]
   for path in paths:
-    try:
-      root = ElementTree.parse(path).getroot()
-      wide, tall = (float(root.findtext(f"size/{side}")) for side in ("width", "height"))
-      objects = []
-      for thing in root.findall("object"):
-        edges = [float(thing.findtext(f"bndbox/{edge}")) for edge in ("ymin", "xmin", "ymax", "xmax")]
-        box = tuple(edge / side for edge, side in zip(edges, (tall, wide, tall, wide), strict=True))
-        objects.append((thing.findtext("name").strip(), box, thing.findtext("difficult", "0").strip() != "1"))
-      yield _boxed(str(path), root.findtext("filename").strip(), objects)
-    except FileNotFoundError:
-      yield f"{path}: missing"
-    except (ElementTree.ParseError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
-      yield f"{path}: not as VOC has it: filename, size and object with name and bndbox ({error!r})"
+    yield from annotations.read_voc(path)
 
 
 _READERS = {".csv": _csv, ".jsonl": _jsonl, ".json": _coco}
@@ -219,47 +178,21 @@ def _unknown_labels(entries: Iterable[Entry], names: Sequence[str]) -> Iterator[
       yield f"{entry.place}: {', '.join(both)} is both a label and to be ignored"
 
 
-class Manifest:
-  """The records of a manifest, by position; an image is read from its file each time that its record is asked for."""
+def open_manifest(manifest: str, data: Any, name: str) -> ImageFiles:
+  """The records of a manifest, called `name`, with the classes of a configuration's `data` section.
 
-  def __init__(self, manifest: str, data: Any):
-    """Takes the classes of a configuration's `data` section; UserError names the first problems."""
-    self._entries, problems = parse(manifest, data.images)
-    train = self._entries if data.classes or manifest == data.train else parse(data.train, data.images)[0]
-    self.class_names = _class_names(data, train)
-    problems += _unknown_labels(self._entries, self.class_names)
-    if problems:
-      more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-      remedy = "`rmam-jax validate` with the same --config flags lists all."
-      raise UserError(f"{'; '.join(problems[:SHOWN])}{more}. {remedy}")
-    self._numbers = {name: number for number, name in enumerate(self.class_names)}
-    labels, ignore = (
-      np.stack([multi_hot(self._classes(getattr(entry, field)), len(self._numbers)) for entry in self._entries])
-      for field in ("labels", "ignore")
-    )
-    ids = np.array([entry.id for entry in self._entries])
-    self.index = Index(ids, labels, ignore == 1, (labels + ignore).any(axis=1))
-
-  def _classes(self, names: Iterable[str]) -> list[int]:
-    return [self._numbers[name] for name in names]
-
-  def __getitem__(self, position: int) -> Record:
-    """Raises OSError if the image's file cannot be read."""
-    entry = self._entries[position]
-    boxes, classes = (
-      np.array(entry.boxes, np.float32).reshape(-1, 4),
-      np.array(self._classes(entry.box_labels), np.int32),
-    )
-    known = self.index.labels[position], self.index.ignore[position], boxes, classes
-    return Record(entry.id, entry.image.read_bytes(), *known, path=str(entry.image))
-
-  def digest(self, positions: np.ndarray) -> str:
-    """Of the boxes at these positions, and of the images by the sizes of their files."""
-    digest = hashlib.sha256()
-    for entry in (self._entries[position] for position in positions):
-      size = entry.image.stat().st_size if entry.image.exists() else "missing"
-      digest.update(f"{size} {entry.boxes} {entry.box_labels}\n".encode())
-    return digest.hexdigest()
+  Raises UserError: the first problems.
+  """
+  parsed = parse(manifest, data.images)
+  train = parsed if data.classes or manifest == data.train else parse(data.train, data.images)
+  class_names = _class_names(data, train.entries)
+  if problems := [*parsed.problems, *_unknown_labels(parsed.entries, class_names)]:
+    more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    remedy = "`rmam-jax validate` with the same --config flags lists all."
+    raise UserError(f"{'; '.join(problems[:SHOWN])}{more}. {remedy}")
+  made_by = hashlib.sha256(repr((parsed.entries, class_names)).encode()).hexdigest()
+  table, paths = tabulate(parsed.entries, class_names), [str(entry.image) for entry in parsed.entries]
+  return ImageFiles(name, manifest, class_names, table, paths, made_by, parsed.notes)
 
 
 def validate(data: Any) -> list[str]:
@@ -271,11 +204,11 @@ def validate(data: Any) -> list[str]:
     raise UserError(f"validate checks your own images, data.name = 'custom', got {data.name!r}")
   named = {split: data[split] for split in ("train", "validation", "test") if data[split] or split == "train"}
   parsed = {manifest: parse(manifest, data.images) for manifest in dict.fromkeys(named.values())}
-  names = _class_names(data, parsed[data.train][0])
+  names = _class_names(data, parsed[data.train].entries)
   problems: list[str] = []
   owners: dict[str, tuple[str, Entry]] = {}  # of each content's sha256, which split and entry had it first
   for split, manifest in named.items():
-    entries, found = parsed[manifest]
+    entries, found, _ = parsed[manifest]
     problems += [*found, *_unknown_labels(entries, names)]
     problems += [f"{entry.place}: no label" for entry in entries if not entry.labels and not entry.ignore]
     present = {name for entry in entries for name in entry.labels}

@@ -91,6 +91,8 @@ def check(config: ml_collections.ConfigDict, todo: Sequence[Phase]) -> None:
   splits = filter(None, (data.train, data.validation, data.final_train, data.test))
   with processes.first_before_others("check"):  # digit scenes may have to be made
     opened = {split: open_split(data, split) for split in splits}
+  for split in opened.values():
+    print(f"{split.name}: {len(split):,} images, from {split.origin}")
   for phase in todo:
     try:
       _check_phase(phase, opened[phase.config.data.train])
