@@ -71,7 +71,7 @@ class Maker:
       raise UserError(f"--config.{reserved[0]} cannot be set for all cells: they differ in it")
     self._changes = changes
     self._data: dict[str, list[str]] = {}
-    self._weights: dict[str, ml_collections.ConfigDict] = {}
+    self._weights: dict[tuple[str, str], ml_collections.ConfigDict] = {}
 
   def cell(self, name: str, seed: int, rate: float | None = None) -> Cell:
     """The cell of a spec, with `rate` in stage two or, if None, the configuration's.
@@ -93,9 +93,10 @@ class Maker:
     if rate is not None:
       config.stage_two.learning_rate = rate
     if config.weights != initial_weights.NONE:
-      if config.weights not in self._weights:
-        self._weights[config.weights], _ = initial_weights.resolve(config)
-      resolved = self._weights[config.weights]
+      named = config.weights, config.model.backbone
+      if named not in self._weights:
+        self._weights[named], _ = initial_weights.resolve(config)
+      resolved = self._weights[named]
       config.weights_digest = resolved.weights_digest
       config.model.pixel_mean, config.model.pixel_std = resolved.model.pixel_mean, resolved.model.pixel_std
     fields, about = _fields(config), [rmam_jax.__version__, workdir.FORMAT, *self._digest_data(config.data)]

@@ -15,7 +15,7 @@ from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import checkpoints, stages, workdir
 from rmam_jax.training import step as step_lib
 from rmam_jax.version import __version__
-from rmam_jax.weights import tensors
+from rmam_jax.weights import published, tensors
 
 FORMAT = 3  # of model.json
 
@@ -63,7 +63,8 @@ def export(workdir_folder: pathlib.Path, out: pathlib.Path, *, half: bool = Fals
 
 def _without_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config = config.copy_and_resolve_references()
-  config.weights = pathlib.Path(config.weights).name
+  if not published.is_name(config.weights):
+    config.weights = pathlib.Path(config.weights).name
   config.data.root = config.data.images = ""
   if config.data.name == "custom":  # its splits are files
     config.data.update(train="", validation="", test="", final_train="", expected=())
