@@ -143,18 +143,21 @@ def build(config: ml_collections.ConfigDict, name: str, *, num_classes: int, num
 def _validate(
   objective: step_lib.Objective, forward: outputs_lib.Forward, params: step_lib.Params, split: Split, **options: Any
 ) -> dict[str, float]:
-  """The loss that the best epoch is chosen by, over the whole split at once, and its mAP.
+  """The loss that the best epoch is chosen by, over all images of the split that can be read, and its mAP.
 
   The loss is Eq. 14 with the stage's classification loss of the pooled scores, whatever else is trained: auxiliary
-  scores, a policy and its baseline, or a label sequence are not in it.
+  scores, a policy and its baseline, or a label sequence are not in it. Raises UserError if no image can be read.
   """
   found = outputs_lib.compute_outputs(forward, params, split, **options)
-  classification = losses.CLASSIFICATION_LOSSES[objective.classification]
-  loss = float(classification(found.scores, found.labels, ignore=found.ignore))
+  read = found.readable
+  if not len(read):
+    raise UserError(f"{split.name}: none of its images can be read, first {found.skipped[0]}")
+  scores, labels, ignore = found.scores[read], found.labels[read], found.ignore[read]
+  loss = float(losses.CLASSIFICATION_LOSSES[objective.classification](scores, labels, ignore=ignore))
   if objective.localization_weight:
-    localization = losses.localization_loss(found.thetas, **objective.localization)
+    localization = losses.localization_loss(found.thetas[:, read], **objective.localization)
     loss += objective.localization_weight * float(localization)
-  precisions = metrics.average_precisions(found.scores, found.labels, ignore=found.ignore)
+  precisions = metrics.average_precisions(scores, labels, ignore=ignore)
   return {"validation_loss": loss, "validation_mAP": metrics.mean_average_precision(precisions)}
 
 
