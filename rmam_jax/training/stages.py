@@ -13,7 +13,7 @@ import optax
 
 from rmam_jax import heads, recognizer
 from rmam_jax.data.splits import Split
-from rmam_jax.evaluation import metrics
+from rmam_jax.evaluation import calibration, metrics
 from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.heads import rpn as rpn_lib
 from rmam_jax.ops import losses
@@ -125,12 +125,12 @@ def build(config: ml_collections.ConfigDict, name: str, *, num_classes: int, num
   check_name(f"{name}.classification", kind, losses.CLASSIFICATION_LOSSES)
   spec.check(config)
   head_loss = spec.loss(config, kind) if spec.loss else None
-  weights = ("scale_weight", "anchor_weight", "positive_weight", "max_scale", "min_scale")
+  fields = ("constrain_first", "scale_weight", "anchor_weight", "positive_weight", "max_scale", "min_scale")
   objective = step_lib.Objective(
     classification=kind,
     localization_weight=loss.localization_weight if spec.looks and head_loss is None else 0.0,
     auxiliary_weight=config[name].auxiliary_weight,
-    localization={field: loss[field] for field in weights},
+    localization={field: loss[field] for field in fields},
     head_loss=head_loss,
   )
   model = build_model(config, name, num_classes)
@@ -157,7 +157,8 @@ def _validate(
   if objective.localization_weight:
     localization = losses.localization_loss(found.thetas[:, read], **objective.localization)
     loss += objective.localization_weight * float(localization)
-  precisions = metrics.average_precisions(scores, labels, ignore=ignore)
+  ranked = calibration.log_odds(scores, objective.classification)
+  precisions = metrics.average_precisions(ranked, labels, ignore=ignore)
   return {"validation_loss": loss, "validation_mAP": metrics.mean_average_precision(precisions)}
 
 
