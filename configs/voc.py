@@ -11,8 +11,9 @@ prepared can stand in its place. FILE holds ImageNet weights; docs/weights.md sa
 WORKDIR/choose, trains on `train` and chooses epochs, C and thresholds on `validation`; the second carries them to both
 together and is evaluated on `test`.
 
-The paper, 11-point mAP with ten views and SVMs: 91.3 at 512, 91.3 at 640, 91.9 for both. None of these has been
-reproduced: neither the data nor the weights could be had.
+The paper, mAP with ten views and SVMs: 91.3 at 512, 91.3 at 640, 91.9 for both. It does not say which average precision
+that is; here it is the 11-point one of VOC 2007's devkit. None of these has been reproduced: neither the data nor the
+weights could be had.
 
 By counting, VGG-16 forward and backward on a crop of 448 is 0.37 TFLOP, and both phases at most 680,000 crops: a quarter
 of an EFLOP, a day at a sustained 3 TFLOP/s; 1.65 times that at 640. Nothing for a CPU. Parameters and Adam's moments take
@@ -32,6 +33,7 @@ def get_config(variant: str = ""):
   config.data.final_train = "train+validation"
   config.data.expected = (("train", 2_501), ("validation", 2_510), ("train+validation", 5_011), ("test", 4_952))
   config.evaluation.ap_method = "eleven_point"
+  config.model.xavier = "fan_in"  # the paper's Caffe
   if config.model.head == "rlsd":  # COCO's boxes teach where, reconstructed; those of VOC are not looked at
     config.rpn.data, config.rpn.epochs = "coco/2014", 6
   return config

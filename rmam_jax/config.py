@@ -62,10 +62,12 @@ def get_config() -> ml_collections.ConfigDict:
   model.z_width = 4096
   model.squash_cell = False  # h = o * tanh(c) instead of the printed h = o * c
   model.forget_bias = 0.0
+  model.xavier = "fan_avg"  # by which fan new layers' weights are scaled: Glorot's mean of both; or "fan_in", Caffe's
 
   loss = config.loss = ml_collections.ConfigDict()
   loss.classification = "euclidean"  # Eq. 7-8; or "sigmoid"
   loss.localization_weight = 0.1  # gamma
+  loss.constrain_first = True  # whether l_S and l_P hold for region 1, which has no anchor
   loss.scale_weight = 1.0
   loss.anchor_weight = 0.01  # lambda_1
   loss.positive_weight = 0.1  # lambda_2
@@ -106,6 +108,7 @@ def get_config() -> ml_collections.ConfigDict:
   evaluation.svm_images = 0  # training images for the SVMs; 0: all of them
   evaluation.svm_normalize = True  # features scaled to length 1
   evaluation.svm_c = (0.01, 0.1, 1.0, 10.0)  # the one of highest mAP on the validation split is taken
+  evaluation.svm_refit = False  # once C is chosen, fit to the validation images too, where data.test is another split
   evaluation.thresholds = "per_class"  # chosen on the validation split; or "global"
   evaluation.pictures = 24
 

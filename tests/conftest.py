@@ -17,6 +17,9 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
+  # Only a bounded cache is locked: without a bound one of the processes that share it may read a program of which
+  # another has written half, and JAX's warning, an error here, fails whatever test that was.
+  os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(10**10)
   atexit.register(shutil.rmtree, folder, ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 

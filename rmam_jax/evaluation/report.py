@@ -53,9 +53,9 @@ def _precisions(prefix: str, config: Any, class_names: Sequence[str], scores: np
   return {f"{prefix}mAP": metrics.mean_average_precision(every), f"{prefix}AP": by_class}
 
 
-def _network(config: Any, class_names: Sequence[str], test: Outputs) -> dict[str, Any]:
-  """Figures of the network's own scores, and of the auxiliary head's."""
-  found = _precisions("", config, class_names, test.scores, test)
+def _network(config: Any, kind: str, class_names: Sequence[str], test: Outputs) -> dict[str, Any]:
+  """Figures of the network's own scores, and of the auxiliary head's, which are trained with a sigmoid."""
+  found = _precisions("", config, class_names, calibration.log_odds(test.scores, kind), test)
   predicted = metrics.top_k_labels(test.scores, config.evaluation.top_k)
   results = {
     **found,
@@ -80,11 +80,12 @@ def _calibrated(kind: str, class_names: Sequence[str], test: Outputs, selection:
     calibration.reliability(calibration.probabilities(test.scores, kind, temperature), test.labels, test.ignore)
     for temperature in (1.0, selection.temperature)
   )
+  given = calibration.log_odds(test.scores, kind) >= np.array(selection.thresholds)
   return {
     "thresholded": {
       "rule": selection.rule,
       "chosen_on": selection.chosen_on,
-      **metrics.precision_recall_f1(test.scores >= np.array(selection.thresholds), test.labels, ignore=test.ignore),
+      **metrics.precision_recall_f1(given, test.labels, ignore=test.ignore),
       "thresholds": dict(zip(class_names, selection.thresholds, strict=True)),
     },
     "calibration": {
@@ -113,7 +114,7 @@ def evaluate(
   `trained` names the head and its classification loss; `margins` [N, L] are None without SVMs.
   """
   head, kind = trained
-  results = _network(config, class_names, test)
+  results = _network(config, kind, class_names, test)
   if margins is not None:
     results |= {
       **_precisions("svm_", config, class_names, margins, test),

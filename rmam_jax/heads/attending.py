@@ -11,6 +11,7 @@ from rmam_jax.heads.spec import HeadSpec
 from rmam_jax.ops import attention
 from rmam_jax.ops.attention import Attention
 from rmam_jax.ops.next_region import no_parameters
+from rmam_jax.runtime.errors import check_name
 
 
 class Attending(nn.Module):
@@ -30,10 +31,11 @@ class Attending(nn.Module):
 
 
 def init_options(model: Any, num_classes: int) -> dict[str, Any]:
-  """What the `model` section of a configuration says of `attention.init_attention`."""
+  """What the `model` section of a configuration says of `attention.init_attention`; UserError for an unknown fan."""
   names = ("x_width", "lstm_width", "z_width", "forget_bias")
   fields = {name: model[name] for name in names}
-  return {"num_classes": num_classes, "region_size": tuple(model.region_size), **fields}
+  check_name("model.xavier", model.xavier, ("fan_avg", "fan_in"))
+  return {"num_classes": num_classes, "region_size": tuple(model.region_size), "fan": model.xavier, **fields}
 
 
 def sampling(model: Any) -> dict[str, Any]:

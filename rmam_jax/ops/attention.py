@@ -170,6 +170,7 @@ def init_attention(
   lstm_width: int = 4096,
   z_width: int = 4096,
   forget_bias: float = 0.0,
+  fan: str = "fan_avg",
 ) -> Params:
   """Parameters for `attend`: Xavier uniform weights, zero biases (Sec. 5.1).
 
@@ -181,8 +182,10 @@ def init_attention(
     region_size: (h, w) of a region's features.
     x_width, lstm_width, z_width: X, N, Z; the paper gives none.
     forget_bias: the forget gate's first bias; 1 is a common other choice.
+    fan: "fan_avg", the mean of a layer's inputs and outputs as Glorot and Bengio have it, or "fan_in", Caffe's default:
+      weights are uniform in ±sqrt(3 / fan).
   """
-  xavier = jax.nn.initializers.glorot_uniform()
+  xavier = jax.nn.initializers.variance_scaling(1.0, fan, "uniform")
   keys = jax.random.split(key, 10)
 
   def init_dense(key, rows, columns):

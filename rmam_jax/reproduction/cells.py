@@ -139,7 +139,10 @@ def _digest(content: Any) -> str:
 
 
 _AFTER_STAGE_ONE = ("stage_two.", "evaluation.", "controls", "model.head")  # what stage one does not see
-_OF_REGIONS = ("localization_weight", "anchor_weight", "scale_weight", "positive_weight", "max_scale", "min_scale")
+_OF_REGIONS = (
+  *("localization_weight", "constrain_first", "anchor_weight", "scale_weight", "positive_weight", "max_scale"),
+  "min_scale",
+)
 
 
 def _of_stage_one(config: ml_collections.ConfigDict, fields: Mapping[str, Any]) -> list[Any]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from rmam_jax import heads
 from rmam_jax.data.splits import open_split
-from rmam_jax.evaluation import bootstrap, metrics, stored_maps
+from rmam_jax.evaluation import bootstrap, calibration, metrics, stored_maps
 from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.evaluation import scores as scores_lib
 from rmam_jax.evaluation import views as views_lib
@@ -105,6 +105,7 @@ def _load(folder: pathlib.Path, config: ml_collections.ConfigDict) -> tuple[outp
 def measure_by_regions(folder: pathlib.Path) -> dict[str, list[float]]:
   """mAP (Eq. 6) and coverage of the first 1, 2, ... regions, up to `MOST_REGIONS` or what the head allows; centre views."""
   config = workdir.read_config(folder)
+  kind = stages.classification_of(config, "stage_two")
   most = heads.get(config.model.head).most_regions(config.model) or MOST_REGIONS
   with config.unlocked():
     config.model.num_regions = most
@@ -119,7 +120,7 @@ def measure_by_regions(folder: pathlib.Path) -> dict[str, list[float]]:
   boxes = views_lib.region_boxes(found.thetas, config).transpose(1, 0, 2)
   figures = {"mAP": [], "coverage": []}
   for k in range(1, most + 1):
-    scores = found.region_scores[:k].max(axis=0)
+    scores = calibration.log_odds(found.region_scores[:k].max(axis=0), kind)
     every = metrics.average_precisions(scores, found.labels, ignore=found.ignore, method=config.evaluation.ap_method)
     figures["mAP"].append(metrics.mean_average_precision(every))
     figures["coverage"].append(metrics.region_metrics(boxes[:, :k], None, *found.objects()).coverage)

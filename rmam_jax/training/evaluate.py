@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 import rmam_jax
 from rmam_jax import heads
@@ -82,7 +83,8 @@ def evaluate(
   train = None
   if section.svm_solver:
     train = outputs(open_split(data, data.train, section.svm_images), "images for the SVMs")
-  selection = _select(config, folder, names, train, outputs)
+  validation = outputs(open_split(data, data.validation), "validation images") if data.validation else None
+  selection = _select(config, folder, names, train, validation, outputs)
   found = outputs(test, "test images")
   about = scores_lib.made_by(config, checkpoints.best_digest(folder))  # all processes open checkpoints together
   if not processes.is_first():
@@ -91,9 +93,11 @@ def evaluate(
   if train is None:
     (folder / svm.FILE).unlink(missing_ok=True)  # of an evaluation before
   else:
-    machines = _fit_svms(config, folder, names, train, selection.svm_c)
+    # Every choice is made: where nothing is measured on the validation images, they may be learned from.
+    fitted = [train, validation] if section.svm_refit and validation is not None and data.test else [train]
+    machines = _fit_svms(config, folder, names, fitted, selection.svm_c)
     margins = machines.margins(selection_lib.svm_features(found, config))
-  scores_lib.save(folder, found, names, margins, about)
+  scores_lib.save(folder, found, names, kind, margins, about)
   results = report.evaluate(config, (head, kind), names, found, margins, selection)
   # A stage's last line has all of its seconds.
   seconds = {line["stage"]: line["seconds"] for line in workdir.read_lines(folder / "metrics.jsonl")}
@@ -108,7 +112,7 @@ def evaluate(
     "config": json.loads(config.to_json()),
   }
   if train is not None:
-    results["svm_images"] = len(train.readable)
+    results["svm_images"] = sum(len(each.readable) for each in fitted)
   results["controls"] = controls_beside(config, folder, results)
   thresholds = calibration.make_thresholds(kind, selection._asdict(), top_k=section.top_k)
   shown = panels.EvaluatedSplit(config, head, thresholds, test, found)
@@ -144,17 +148,21 @@ def _make_outputs(config: Any, folder: pathlib.Path, model: Any, params: Any, me
 
 
 def _select(
-  config: Any, folder: pathlib.Path, names: Sequence[str], train: Outputs | None, outputs: Callable[..., Outputs]
+  config: Any,
+  folder: pathlib.Path,
+  names: Sequence[str],
+  train: Outputs | None,
+  validation: Outputs | None,
+  outputs: Callable[..., Outputs],
 ) -> selection_lib.Selection | None:
   """What is chosen on the validation split, or was before if there is none; in other processes than the first, None."""
   data, first = config.data, processes.is_first()
-  if not data.validation:
+  if validation is None:
     selection = selection_lib.read(folder, names)
     if first and (note := selection_lib.differing(selection, config)):
       print(note)
     return selection
-  split = open_split(data, data.validation)
-  validation = one_view = outputs(split, "validation images")
+  split, one_view = open_split(data, data.validation), validation
   if views_lib.from_config(config) != views_lib.CENTRE:  # what prediction sees
     one_view = outputs(split, "validation images, one view", views_lib.CENTRE, " one view")
   if not first:  # what follows from outputs takes the devices of one process
@@ -165,15 +173,20 @@ def _select(
   return selection
 
 
-def _fit_svms(config: Any, folder: pathlib.Path, names: Sequence[str], train: Outputs, c: float | None) -> svm.Machines:
-  """The machines, saved in the workdir."""
+def _fit_svms(
+  config: Any, folder: pathlib.Path, names: Sequence[str], fitted: Sequence[Outputs], c: float | None
+) -> svm.Machines:
+  """The machines, fitted to the outputs of some splits together and saved in the workdir."""
   if c is None:
     raise UserError(
       f"{folder / selection_lib.FILE} has no C, as no SVMs were fitted where it was chosen: evaluate that run with"
       " --evaluation.svm_solver first, and copy the file again"
     )
-  options = {"ignore": train.ignore, "solver": config.evaluation.svm_solver, "class_names": names, "seed": config.seed}
-  (machines,) = svm.fit(selection_lib.svm_features(train, config), train.labels, [c], **options)
+  labels, ignore = (np.concatenate([getattr(each, field) for each in fitted]) for field in ("labels", "ignore"))
+  features = [selection_lib.svm_features(each, config) for each in fitted]
+  features = np.concatenate(features) if len(features) > 1 else features[0]  # not in memory twice
+  options = {"ignore": ignore, "solver": config.evaluation.svm_solver, "class_names": names, "seed": config.seed}
+  (machines,) = svm.fit(features, labels, [c], **options)
   if unfitted := [names[index] for index in machines.unfitted]:
     print(f"no SVM for {', '.join(unfitted)}: the training images hold only one kind; their margins are 0")
   svm.save(folder / svm.FILE, machines)

@@ -27,7 +27,6 @@ from rmam_jax.training import rpn as rpn_training
 from rmam_jax.training import step as step_lib
 from rmam_jax.training.initial_weights import InitialWeights
 
-SKIPPED = "skipped.jsonl"  # in a workdir: images that could not be read and were replaced
 STREAMS = (*stages.NAMES, stages.RPN)  # each has random numbers of its own
 WARM_UP, TRACED = 3, 10  # steps before a trace, which compile and warm up, and in it
 
@@ -149,12 +148,12 @@ class _Trainer:
     return batches.train_batches(self.train, seed=seed, maps=maps, **options)
 
   def _next_batch(self, stream: Iterator[Mapping[str, Any]], place: dict[str, Any], bar: tqdm.tqdm) -> tuple[Any, Any]:
-    """A batch's ids and its arrays on the devices; says which images were replaced and lists them in `SKIPPED`."""
+    """A batch's ids and its arrays on the devices; says which images were replaced and lists them in `_skipped`."""
     with jax.profiler.TraceAnnotation("input"):
       batch = next(stream)
     for reason in batch.get("skipped", ()):
       bar.write(f"skipped: {reason}")
-      with (self.folder / SKIPPED).open("a") as file:
+      with _skipped(self.folder).open("a") as file:
         file.write(json.dumps({**place, "reason": str(reason)}) + "\n")
     batches.check_batch(batch)
     put = functools.partial(jax.make_array_from_process_local_data, mesh_lib.by_example(self.mesh))
@@ -176,8 +175,11 @@ class _Trainer:
     maps, validation_maps = (self.maps_of(stage, state.params, split) for split in (self.train, self.validation))
     step, totals = int(state.step), list(progress.pop("unfinished", ()))  # metrics of the steps of an unfinished epoch
     log_or_none = contextlib.nullcontext()
+    with processes.first_before_others(f"log of {stage.name}"):
+      if first:  # for all, as the run may have had more processes before
+        for path in self.folder.glob("skipped*.jsonl"):
+          workdir.keep_until(path, stage.name, step)
     if first:
-      workdir.keep_until(self.folder / SKIPPED, stage.name, step)
       log_or_none = contextlib.closing(workdir.MetricsLog(self.folder, stage.name, step))
     started, label = time.monotonic() - progress["seconds"], f"{stage.name} ({stage.trains})"
     shown = {"total": stage.steps, "initial": step, "desc": label, "unit": " steps", "dynamic_ncols": True}
@@ -236,6 +238,12 @@ class _Trainer:
           for name, value in found.items()
         )
         bar.write(f"{label} epoch {epoch}/{stage.epochs}: loss {means['loss']:.3f}{validated}")
+
+
+def _skipped(folder: pathlib.Path) -> pathlib.Path:
+  """Where this process alone lists the images that it replaced: skipped.jsonl, of the second skipped-1.jsonl, ..."""
+  index = jax.process_index()
+  return folder / (f"skipped-{index}.jsonl" if index else "skipped.jsonl")
 
 
 def _settle(place: str, step_metrics: step_lib.Metrics, ids: Sequence[str]) -> dict[str, float]:

@@ -8,7 +8,6 @@ in `WORKDIR/controls/NAME`.
 
 import contextlib
 import pathlib
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -133,8 +132,10 @@ def _run(phase: Phase, profile_folder: pathlib.Path | None) -> dict[str, Any]:
       checkpoints.take_over(stages.RPN, chosen_in, phase.folder)
     config = _with_epochs(config, checkpoints.best_epochs(chosen_in))
   loop.train(config, phase.folder, profile_folder=profile_folder)
-  if chosen_in is not None and first:
-    shutil.copyfile(chosen_in / selection_lib.FILE, phase.folder / selection_lib.FILE)
+  if chosen_in is not None:
+    with processes.first_before_others("selection"):  # all read it
+      if first:
+        files.write_text(phase.folder / selection_lib.FILE, (chosen_in / selection_lib.FILE).read_text())
   return evaluate(phase.folder)
 
 

@@ -13,7 +13,7 @@ import optax
 
 from rmam_jax import heads, recognizer
 from rmam_jax.data.splits import Split
-from rmam_jax.evaluation import metrics
+from rmam_jax.evaluation import calibration, metrics
 from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.heads import rpn as rpn_lib
 from rmam_jax.ops import losses
@@ -162,12 +162,12 @@ def build(config: ml_collections.ConfigDict, name: str, *, num_classes: int, num
   check_name(f"{name}.classification", kind, losses.CLASSIFICATION_LOSSES)
   spec.check(config)
   head_loss = spec.loss(config, kind) if spec.loss else None
-  weights = ("scale_weight", "anchor_weight", "positive_weight", "max_scale", "min_scale")
+  fields = ("constrain_first", "scale_weight", "anchor_weight", "positive_weight", "max_scale", "min_scale")
   objective = step_lib.Objective(
     classification=kind,
     localization_weight=loss.localization_weight if spec.looks and head_loss is None else 0.0,
     auxiliary_weight=config[name].auxiliary_weight,
-    localization={field: loss[field] for field in weights},
+    localization={field: loss[field] for field in fields},
     head_loss=head_loss,
   )
   model = build_model(config, name, num_classes)
@@ -180,18 +180,22 @@ def build(config: ml_collections.ConfigDict, name: str, *, num_classes: int, num
 def _validate(
   objective: step_lib.Objective, forward: outputs_lib.Forward, params: step_lib.Params, split: Split, **options: Any
 ) -> dict[str, float]:
-  """The loss that the best epoch is chosen by, over the whole split at once, and its mAP.
+  """The loss that the best epoch is chosen by, over all images of the split that can be read, and its mAP.
 
   The loss is Eq. 14 with the stage's classification loss of the pooled scores, whatever else is trained: auxiliary
-  scores, a policy and its baseline, or a label sequence are not in it.
+  scores, a policy and its baseline, or a label sequence are not in it. Raises UserError if no image can be read.
   """
   found = outputs_lib.compute_outputs(forward, params, split, **options)
-  classification = losses.CLASSIFICATION_LOSSES[objective.classification]
-  loss = float(classification(found.scores, found.labels, ignore=found.ignore))
+  read = found.readable
+  if not len(read):
+    raise UserError(f"{split.name}: none of its images can be read, first {found.skipped[0]}")
+  scores, labels, ignore = found.scores[read], found.labels[read], found.ignore[read]
+  loss = float(losses.CLASSIFICATION_LOSSES[objective.classification](scores, labels, ignore=ignore))
   if objective.localization_weight:
-    localization = losses.localization_loss(found.thetas, **objective.localization)
+    localization = losses.localization_loss(found.thetas[:, read], **objective.localization)
     loss += objective.localization_weight * float(localization)
-  precisions = metrics.average_precisions(found.scores, found.labels, ignore=found.ignore)
+  ranked = calibration.log_odds(scores, objective.classification)
+  precisions = metrics.average_precisions(ranked, labels, ignore=ignore)
   return {"validation_loss": loss, "validation_mAP": metrics.mean_average_precision(precisions)}
 
 

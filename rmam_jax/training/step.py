@@ -32,7 +32,7 @@ class Objective(NamedTuple):
   classification: str = "euclidean"  # Eq. 7-8; or "sigmoid"
   localization_weight: float = losses.LOCALIZATION_WEIGHT  # gamma; 0 for heads that do not look
   auxiliary_weight: float = 0.0  # of the auxiliary head's own sigmoid loss
-  localization: Mapping[str, float] = {}  # keyword arguments of `losses.localization_loss`
+  localization: Mapping[str, Any] = {}  # keyword arguments of `losses.localization_loss`
   head_loss: HeadLoss | None = None  # in place of Eq. 14, for a head that has a loss of its own
 
   def __call__(
