@@ -52,6 +52,7 @@ class BackboneSpec:
   # Its own sections of the configuration, by their dotted names.
   defaults: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
   layouts: Sequence[Layout] = ()  # published sets of weights that fill it
+  map_rms: float = 1.0  # root mean square of its map on photographs, with published weights
   published: str = ""  # in words, the files that users can get
   # Networks whose files are taken for its own: what to say of each, and the names of its tensors.
   lookalikes: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)

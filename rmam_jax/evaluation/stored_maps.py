@@ -30,7 +30,7 @@ from rmam_jax.weights import tensors
 
 FORMAT = 1
 CHUNK = 256  # images, about, between two notes of how many are done
-_FIELDS = ("backbone", "dtype", "pixel_mean", "pixel_std")  # of `model`, beside the backbone's own sections
+_FIELDS = ("backbone", "maps", "dtype", "pixel_mean", "pixel_std")  # of `model`, beside the backbone's own sections
 
 
 def make_key(config: Any, split: Split, backbone: Any) -> dict[str, Any]:
