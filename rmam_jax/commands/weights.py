@@ -15,7 +15,6 @@ from rmam_jax import commands
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import exported
 from rmam_jax.weights import files as weight_files
-from rmam_jax.weights import tensors
 
 _OUT = flags.DEFINE_string("out", None, "Where to write the converted weights, as safetensors.")
 
@@ -32,8 +31,7 @@ def describe(path: pathlib.Path) -> None:
     if metadata.get("format") == weight_files.FORMAT:
       print(f"converted by rmam_jax from a file of sha256 {metadata.get('source_sha256')}")
     else:
-      layout = weight_files.recognize(entries)
-      tensors.check_shapes(entries, layout.shapes, path)
+      layout = weight_files.recognize(entries, path)
       kind, _, digits = layout.checksum.partition(":")
       if not digits:
         published = "unknown: no checksum of such a file is known here"

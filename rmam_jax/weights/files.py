@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from rmam_jax.weights import h5, pth, tensors
 from rmam_jax.weights.tensors import Entry
 
 FORMAT = "rmam_jax weights 1"  # of the safetensors files that are written here
+_COUNTER = ".num_batches_tracked"  # of torch's batch normalisation: only some files have it, and nothing needs it
 
 
 class Weights(NamedTuple):
@@ -74,8 +75,7 @@ def read(path: pathlib.Path) -> Weights:
   with open_weights(path) as (entries, metadata):
     if metadata.get("format") == FORMAT:
       return _inner(entries, metadata, path)
-    layout = recognize(entries)
-    tensors.check_shapes(entries, layout.shapes, path)
+    layout = recognize(entries, path)
     arrays = tensors.read(entries, [place.source for place in layout.places.values()], path)
   converted = {name: np.ascontiguousarray(place.convert(arrays[place.source])) for name, place in layout.places.items()}
   weights = Weights(layout.title, converted, layout.pixel_mean, layout.pixel_std, sha256)
@@ -127,8 +127,18 @@ def _inner(entries: Mapping[str, Entry], metadata: Mapping[str, str], path: path
   return Weights(title, arrays, mean, std, source)
 
 
-def recognize(names: Iterable[str]) -> Layout:
-  """The published set whose names are nearest to these; `tensors.check_shapes` then says what differs."""
-  names = set(names)
+def recognize(entries: Mapping[str, Entry], path: pathlib.Path) -> Layout:
+  """The published set whose names are nearest to those of a file, and then its shapes; checked.
+
+  Raises UserError: names the file and the first tensor that is missing, not expected there, or of another shape.
+  """
+  entries = {name: entry for name, entry in entries.items() if not name.endswith(_COUNTER)}
   layouts = (layout for spec in backbones.SPECS.values() for layout in spec.layouts)
-  return min(layouts, key=lambda layout: len(names ^ set(layout.shapes)))
+
+  def distance(layout: Layout) -> tuple[int, int]:
+    shapes = layout.shapes
+    return len(set(entries) ^ set(shapes)), sum(entries[name].shape != shapes.get(name) for name in entries)
+
+  nearest = min(layouts, key=distance)
+  tensors.check_shapes(entries, nearest.shapes, path)
+  return nearest
