@@ -18,6 +18,23 @@ class Place(NamedTuple):
   convert: Callable[[np.ndarray], np.ndarray] = lambda array: array
 
 
+def from_oihw(kernel: np.ndarray) -> np.ndarray:
+  """torch's order of a convolution's kernel -> HWIO."""
+  return kernel.transpose(2, 3, 1, 0)
+
+
+def normed_places(ours: str, shape: tuple[int, int, int, int], convolution: str, norm: str) -> dict[str, Place]:
+  """A convolution with batch normalisation of a set published in torch.
+
+  From our layer and the shape of its kernel, HWIO, and the set's names of the two -> our five tensors.
+  """
+  height, width, channels, out = shape
+  statistics = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+  kernel = Place(f"{convolution}.weight", (out, channels, height, width), from_oihw)
+  others = {f"{ours}/{our}": Place(f"{norm}.{their}", (out,)) for our, their in statistics.items()}
+  return {f"{ours}/kernel": kernel, **others}
+
+
 class Layout(NamedTuple):
   """A published set of weights."""
 
@@ -52,7 +69,8 @@ class BackboneSpec:
   # Its own sections of the configuration, by their dotted names.
   defaults: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
   layouts: Sequence[Layout] = ()  # published sets of weights that fill it
-  map_rms: float = 1.0  # root mean square of its map on photographs, with published weights
   published: str = ""  # in words, the files that users can get
   # Networks whose files are taken for its own: what to say of each, and the names of its tensors.
   lookalikes: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
+  # The root mean square of its last map on photographs, with the first of its published weights: what to divide it by.
+  map_rms: float = 1.0
