@@ -1,15 +1,16 @@
-"""5,582 photographs of PASCAL VOC, of 20 classes: a benchmark of heads and backbones in minutes, without a GPU.
+"""5,582 photographs of PASCAL VOC, 20 classes: a benchmark of heads and backbones in minutes, without a GPU.
 
-    python train.py --config=configs/photographs.py --config.data.root=DIR
-    python train.py --config=configs/photographs.py:vgg16:recurrent --config.data.root=DIR      another backbone and head
-    python train.py --config=configs/photographs.py:tuned --config.data.root=DIR     the backbone is trained, too: hours
-    python reproduce.py --config=configs/photographs.py --config.data.root=DIR --tables=controls --seeds=3
+    python train.py --config=configs/photographs.py --config.data.root=VOCdevkit
+    python train.py --config=configs/photographs.py:vgg16:recurrent ...        another backbone, another head
+    python train.py --config=configs/photographs.py:tuned ...                  the backbone is trained, too: hours
+    python reproduce.py --config=configs/photographs.py --config.data.root=VOCdevkit --tables=controls --seeds=3
 
-DIR is made from VOC 2007 and 2012 by `rmam-jax prepare photographs`; docs/results/photographs.md has the results and
-says how the photographs were chosen. The weights are found by name (docs/weights.md).
+VOCdevkit holds VOC2007 and VOC2012, as they are extracted; lists in the package name the photographs (docs/data.md). The
+weights are found by name (docs/weights.md). docs/photographs.md explains the recipes, docs/results/photographs.md has
+the results.
 
-Expected of the default, two linear streams on frozen maps of EfficientNet-Lite0, on two cores: a few minutes for the
-maps, 1.5 GB in ~/.cache/rmam_jax, which every further head takes from there; then a minute a head.
+Expected of the default, two linear streams on the maps of EfficientNet-Lite0, on two cores: about five minutes for the
+maps, 2.9 GB in ~/.cache/rmam_jax, which every further head takes from there; then a minute or two a head.
 """
 
 from configs import common

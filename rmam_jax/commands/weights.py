@@ -1,7 +1,7 @@
 """Finds and fetches published weights, looks into files of weights, converts them, and exports trained models.
 
     rmam-jax weights list                          which published weights are on this machine, and where
-    rmam-jax weights fetch vgg16                   finds those of a backbone, or fetches them; also hf:OWNER/REPO[/FILE]
+    rmam-jax weights fetch BACKBONE                finds those of a backbone, or fetches them; also hf:OWNER/REPO[/FILE]
     rmam-jax weights FILE                          what the file is and every tensor in it
     rmam-jax weights FILE --out=NEW.safetensors    converts it
     rmam-jax weights export WORKDIR OUT [--half]   a trained model as a folder to publish
