@@ -72,6 +72,8 @@ def paper_config(scale: str, head: str) -> ml_collections.ConfigDict:
     config.stage_one.head = "score_map"
     config.stage_two.auxiliary_weight = 1.0
     config.model.score_map.places = 9
+  if head == "two_stream":  # its scores are log-odds
+    config.loss.classification = "sigmoid"
   if head in RLSD:  # its scores are log-odds; the number of regions is reconstructed
     config.loss.classification = "sigmoid"
     config.model.num_regions = 20

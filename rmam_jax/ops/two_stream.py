@@ -1,0 +1,245 @@
+"""Two streams over fixed regions: what a region shows, and which regions show a class; and a dense score beside them.
+
+After Bilen, Vedaldi: "Weakly Supervised Deep Detection Networks" (CVPR 2016). Ours are the linear streams, the fixed set
+of regions in place of proposals, the outcome "nothing", the dense score that stays in the answer, and how a class's
+region is read off the streams.
+
+Letters: B batch, H W C the feature map, P = H * W its cells, N regions of the fixed set, L classes, K regions shown.
+
+The parameters are linear layers, whose inputs are means of the map over a region or over all of it:
+
+    {"what":  {"region": [C, L], "image": [C, L], "bias": [L]},   what a region shows
+     "where": {"region": [C, L]},                                 which regions show a class
+     "dense": {"image": [C, L], "bias": [L]}}                     what the whole map shows
+
+"where" needs neither the image's mean nor a bias: what is the same for all regions falls out of its softmax.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rmam_jax.ops import boxes as boxes_lib
+from rmam_jax.ops import losses, spatial_transformer
+from rmam_jax.ops.attention import Attention, Params
+
+SURE = 1e-6  # the regions' probability stays so far from 1, that it has log-odds
+MARGIN = 1.0  # in log-odds; see `recognize`
+
+
+class Branches(NamedTuple):
+  """What each branch says of a class, in log-odds, and which regions say so."""
+
+  regions: jax.Array  # [B, L]
+  dense: jax.Array  # [B, L]
+  weights: jax.Array  # [B, N, L]; their sum over N is the probability that the regions' branch gives
+
+
+@functools.lru_cache
+def fixed_regions(height: int, width: int, sizes: Sequence[float], step: float, most_oblong: float) -> np.ndarray:
+  """Regions of several sizes and shapes, evenly spread over a map: int [N, 4] of (top, left, bottom, right) in cells.
+
+  Args:
+    height, width: H and W, at least 1.
+    sizes: of their sides, as shares of the map's; every height is combined with every width.
+    step: between neighbours of one size, about, as a share of the map's side.
+    most_oblong: the largest ratio of a region's longer share to its shorter one.
+  """
+
+  def spans(length, size):  # along one axis
+    cells = min(max(round(size * length), 1), length)
+    starts = np.rint(np.linspace(0, length - cells, 1 + round((1 - size) / step))).astype(int)
+    return [(start, start + cells) for start in starts.tolist()]
+
+  found = {
+    (top, left, bottom, right)
+    for tall in sizes
+    for wide in sizes
+    if max(tall, wide) <= most_oblong * min(tall, wide)
+    for top, bottom in spans(height, tall)
+    for left, right in spans(width, wide)
+  }
+  return np.array(sorted(found))
+
+
+def coverage(regions: jax.Array, height: int, width: int) -> jax.Array:
+  """How much of every cell lies in regions [..., 4], (top, left, bottom, right) in cells: [..., H, W], in [0, 1]."""
+  xp = regions.__array_namespace__()
+
+  def along(start, end, length):
+    cells = xp.arange(length)
+    return xp.clip(xp.minimum(end[..., None], cells + 1) - xp.maximum(start[..., None], cells), 0, 1)
+
+  top, left, bottom, right = xp.moveaxis(regions, -1, 0)
+  return along(top, bottom, height)[..., :, None] * along(left, right, width)[..., None, :]
+
+
+def init(key: jax.Array, *, channels: int, num_classes: int) -> Params:
+  """Parameters: Xavier uniform weights, zero biases."""
+  xavier = jax.nn.initializers.glorot_uniform()
+  what, where, dense = jax.random.split(key, 3)
+  region, image = jnp.split(xavier(what, (2 * channels, num_classes)), 2)
+  return {
+    "what": {"region": region, "image": image, "bias": jnp.zeros(num_classes)},
+    "where": {"region": xavier(where, (channels, num_classes))},
+    "dense": {"image": xavier(dense, (channels, num_classes)), "bias": jnp.zeros(num_classes)},
+  }
+
+
+def branches(params: Params, feature_map: jax.Array, regions: np.ndarray) -> Branches:
+  """Both branches of the recognizer.
+
+  The regions' probability of a class is the sum over the regions of a softmax over the regions ("where") times a softmax
+  over the classes and nothing ("what"). Without nothing, whose score is 0, every region would have to show some class,
+  and a single class would always be there. A layer of a region's mean is the mean of the layer: the layers are applied
+  to the cells, of which there are fewer, which is the same.
+
+  Args:
+    params: see the module's docstring.
+    feature_map: [B, H, W, C], float32 or bfloat16, of about unit root mean square.
+    regions: int [N, 4], of `fixed_regions` for H and W.
+  """
+  _, height, width, _ = feature_map.shape
+  wide = spatial_transformer.wide_dtype(feature_map)
+  mean = feature_map.mean(axis=(1, 2), dtype=wide)
+
+  def layer(name):  # of every cell, summed in float32 or better
+    kernel = params[name]["region"].astype(feature_map.dtype)
+    return jnp.matmul(feature_map, kernel, preferred_element_type=wide)
+
+  cells = coverage(regions, height, width)
+  averaging = jnp.asarray(cells / cells.sum(axis=(1, 2), keepdims=True), wide)
+  what, where = jnp.einsum(
+    "nhw,sbhwl->sbnl", averaging, jnp.stack([layer("what"), layer("where")]), precision="highest"
+  )
+  what += (mean @ params["what"]["image"] + params["what"]["bias"])[:, None]
+  log_what = what - jax.nn.logsumexp(jnp.pad(what, ((0, 0), (0, 0), (0, 1))), axis=-1, keepdims=True)
+  log_weights = jax.nn.log_softmax(where, axis=1) + log_what
+  log_probability = jax.nn.logsumexp(log_weights, axis=1)
+  return Branches(
+    regions=log_probability - jnp.log1p(-jnp.minimum(jnp.exp(log_probability), 1 - SURE)),
+    dense=mean @ params["dense"]["image"] + params["dense"]["bias"],
+    weights=jnp.exp(log_weights),
+  )
+
+
+def mean_probability(*scores: jax.Array) -> jax.Array:
+  """The log-odds of the mean of probabilities that are given as log-odds, all of one shape."""
+  every = jnp.stack(scores)
+  present, absent = (jax.nn.logsumexp(jax.nn.log_sigmoid(sign * every), axis=0) for sign in (1, -1))
+  return present - absent
+
+
+def greatest_sum(values: jax.Array) -> jax.Array:
+  """The rectangle of cells whose values have the greatest sum, the first of equals.
+
+  [..., H, W] -> int [..., 4] of (top, left, bottom, right), in cells, the last two exclusive; it is never empty.
+  """
+  width = values.shape[-1]
+  tops, bottoms = np.triu_indices(values.shape[-2])  # of every strip of whole rows
+  sums = jnp.pad(jnp.cumsum(values, axis=-2), [(0, 0)] * (values.ndim - 2) + [(1, 0), (0, 0)])
+  ends = jnp.cumsum(sums[..., bottoms + 1, :] - sums[..., tops, :], axis=-1)  # of a strip, up to each column
+  starts = jnp.pad(ends[..., :-1], [(0, 0)] * (values.ndim - 1) + [(1, 0)])
+  gains = ends - jax.lax.cummin(starts, axis=starts.ndim - 1)
+  strip, last = jnp.divmod(gains.reshape(*gains.shape[:-2], len(tops) * width).argmax(axis=-1), width)
+  before = jnp.take_along_axis(starts, strip[..., None, None], axis=-2)[..., 0, :]
+  left = jnp.where(jnp.arange(width) <= last[..., None], before, jnp.inf).argmin(axis=-1)
+  return jnp.stack([jnp.asarray(tops)[strip], left, jnp.asarray(bottoms)[strip] + 1, last + 1], axis=-1)
+
+
+def extents(evidence: jax.Array, *, power: float, threshold: float) -> jax.Array:
+  """The regions that hold the evidence for a class: [..., H, W] -> [..., 4] of (top, left, bottom, right), as shares.
+
+  The evidence to the power `power`, which evens out a class's most telling part and the rest of it, is scaled to [0, 1];
+  the region is the rectangle with the greatest sum of what is left of that above `threshold`.
+  """
+  *_, height, width = evidence.shape
+  values = evidence**power
+  low, high = values.min(axis=(-2, -1), keepdims=True), values.max(axis=(-2, -1), keepdims=True)
+  share = jnp.where(high > low, (values - low) / jnp.where(high > low, high - low, 1), 1)  # even: all of the map
+  return greatest_sum(share - threshold) / jnp.asarray((height, width, height, width), evidence.dtype)
+
+
+def recognize(
+  params: Params,
+  feature_map: jax.Array,
+  *,
+  num_regions: int,
+  sizes: Sequence[float],
+  step: float,
+  most_oblong: float,
+  power: float,
+  threshold: float,
+  align_corners: bool = True,
+) -> Attention:
+  """The recognizer: an image's scores, and regions that show where its likeliest classes are.
+
+  A class's score is the log-odds of the mean of both branches' probabilities. The k-th region is that of the k-th
+  likeliest class, from `extents` of the evidence for it: at each cell the sum of the weights of the fixed regions that
+  cover it. With fewer regions than classes the last one is the whole image and belongs to all classes that are left. A
+  class has its score in the region that it belongs to; in another one `MARGIN` less than the lower of its score and of
+  the likeliest class there. So Eq. 6 gives the image's scores and every class's own region, and each region by itself
+  says the class that it was chosen for.
+
+  Args:
+    params, feature_map: as in `branches`.
+    num_regions: K >= 1.
+    sizes, step, most_oblong: of the fixed regions; see `fixed_regions`.
+    power, threshold: see `extents`.
+    align_corners: as in `rmam_jax.ops.spatial_transformer`.
+
+  Returns:
+    The K regions, without gradient to the thetas: x and h are the mean of the map inside [K, B, C] and over all of it, z
+    both side by side. The memory is `Branches`, which `loss` needs.
+
+  Raises:
+    ValueError: K < 1, or a map that is not [B, H, W, C].
+  """
+  if num_regions < 1:
+    raise ValueError(f"num_regions must be at least 1, got {num_regions}")
+  if feature_map.ndim != 4:
+    raise ValueError(f"feature_map must have shape [B, H, W, C], got {list(feature_map.shape)}")
+  batch, height, width, _ = feature_map.shape
+  regions = fixed_regions(height, width, tuple(sizes), step, most_oblong)
+  found = branches(params, feature_map, regions)
+  scores_BL = mean_probability(found.regions, found.dense)
+
+  num_classes = scores_BL.shape[1]
+  order = jnp.argsort(jax.lax.stop_gradient(scores_BL), axis=1, descending=True)
+  located = num_classes if num_classes <= num_regions else num_regions - 1
+  weights_BNk = jnp.take_along_axis(jax.lax.stop_gradient(found.weights), order[:, None, :located], axis=2)
+  evidence = jnp.einsum("bnk,nhw->kbhw", weights_BNk, coverage(regions, height, width), precision="highest")
+  whole_image = jnp.broadcast_to(jnp.asarray(boxes_lib.WHOLE_IMAGE), (num_regions - located, batch, 4))
+  boxes_KB4 = jnp.concatenate([extents(evidence, power=power, threshold=threshold), whole_image])
+
+  places = jnp.arange(num_regions)[:, None, None]
+  owner_BL = jnp.minimum(jnp.argsort(order, axis=1), num_regions - 1)
+  likeliest = jnp.take_along_axis(scores_BL, order, axis=1)[:, jnp.minimum(places[:, 0, 0], num_classes - 1)]
+  elsewhere = jnp.minimum(scores_BL, likeliest.T[:, :, None]) - MARGIN
+
+  cells = coverage(boxes_KB4 * jnp.asarray((height, width) * 2, boxes_KB4.dtype), height, width)
+  inside = jnp.einsum("kbhw,bhwc->kbc", cells, feature_map) / cells.sum(axis=(2, 3))[..., None]
+  image = jnp.broadcast_to(feature_map.mean(axis=(1, 2), dtype=inside.dtype), inside.shape)
+  return Attention(
+    scores=jnp.where(owner_BL == places, scores_BL, elsewhere),
+    thetas=spatial_transformer.boxes_to_thetas(boxes_KB4, (height, width), align_corners=align_corners),
+    x=inside,
+    h=image,
+    z=jnp.concatenate([inside, image], axis=-1),
+    memory=found,
+  )
+
+
+def loss(
+  found: Attention, labels: jax.Array, ignore: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The head's loss (`heads.spec.HeadLoss`) of what `recognize` returns: the sigmoid losses of both branches, summed."""
+  terms = {
+    name: losses.sigmoid_loss(getattr(found.memory, name), labels, ignore=ignore, example_mask=mask)
+    for name in ("regions", "dense")
+  }
+  return terms["regions"] + terms["dense"], terms
