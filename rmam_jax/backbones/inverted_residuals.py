@@ -30,14 +30,13 @@ class Network(NamedTuple):
   head: int  # filters of the last convolution, which is 1x1
   same: bool  # see `layers.pads`
   epsilon: float  # of batch normalisation
+  rms: Sequence[float] = ()  # of each map on photographs, with the published weights
 
   @property
-  def strides(self) -> list[int]:
-    """Of the maps: a stage's last before the next halves it, and the head's."""
-    strides = [2]
-    for stage in self.stages:
-      strides += [strides[-1] * stage.stride] * (stage.stride > 1)
-    return strides
+  def maps(self) -> dict[int, float]:
+    """The maps by their strides, with their RMS: the last of each size, and in place of the smallest the head's."""
+    halvings = 1 + sum(stage.stride > 1 for stage in self.stages)
+    return dict(zip((2 ** (n + 1) for n in range(halvings)), self.rms or (1.0,) * halvings, strict=True))
 
   def convolutions(self) -> Iterator[tuple[str, tuple[int, int, int, int]]]:
     """Each normalised layer by its path, in order, with the shape of its kernel, HWIO."""
@@ -57,6 +56,17 @@ class Network(NamedTuple):
     """Where a set published in torch has our tensors, by its names of each convolution and its normalisation, in order."""
     pairs = zip(self.convolutions(), names, strict=True)
     return {k: v for (ours, shape), theirs in pairs for k, v in normed_places(ours, shape, *theirs).items()}
+
+
+def timm_names(network: Network) -> Iterator[tuple[str, str]]:
+  """Each convolution and its normalisation in timm."""
+  yield "conv_stem", "bn1"
+  for number, stage in enumerate(network.stages):
+    layers = ("conv_pw", "conv_dw", "conv_pwl") if stage.expansion > 1 else ("conv_dw", "conv_pw")
+    for block in range(stage.blocks):
+      path = f"blocks.{number}.{block}"
+      yield from ((f"{path}.{layer}", f"{path}.bn{index}") for index, layer in enumerate(layers, 1))
+  yield "conv_head", "bn2"
 
 
 class InvertedResidual(nn.Module):
@@ -79,7 +89,7 @@ class InvertedResiduals(nn.Module):
   """A network of `Network`, up to its head's map."""
 
   network: Network
-  maps: Sequence[int]  # strides of the maps that are taken, the finest first; nothing behind the last is built
+  maps: layers.Maps  # those that are taken
   dtype: jnp.dtype = jnp.float32  # of the computation; parameters are float32
   remat: bool = False  # whether the backward pass computes each block again from its input, which saves memory
 
@@ -93,24 +103,25 @@ class InvertedResiduals(nn.Module):
     for number, stage in enumerate(net.stages, 1):
       if stage.stride > 1:
         found[stride] = x
-        if stride == self.maps[-1]:
-          return layers.fuse(found, self.maps)
+        if stride == self.maps.strides[-1]:
+          return self.maps.fuse(found)
         stride *= stage.stride
       for block in range(1, stage.blocks + 1):
         x = kind(stage, stage.stride if block == 1 else 1, normed, name=f"stage{number}_block{block}")(x)
     found[stride] = normed(net.head, activation=layers.relu6, name="head")(x)
-    return layers.fuse(found, self.maps)
+    return self.maps.fuse(found)
 
 
 def spec(name: str, network: Network, **options: Any) -> BackboneSpec:
   """The spec of a network of this kind; the options are those of `BackboneSpec`."""
 
-  def maps(model: Any) -> tuple[int, ...]:
-    return layers.wanted_strides(model.maps, network.strides)
+  def maps(model: Any) -> layers.Maps:
+    return layers.Maps.named(model.maps, network.maps)
 
   return BackboneSpec(
     name,
     build=lambda model, remat=False: InvertedResiduals(network, maps(model), jnp.dtype(model.dtype), remat),
-    stride=lambda model: maps(model)[0],
+    stride=lambda model: maps(model).strides[0],
+    map_rms=list(network.maps.values())[-1],
     **options,
   )

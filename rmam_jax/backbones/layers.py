@@ -9,6 +9,7 @@ computed as one convolution with the kernel times scale / sqrt(var + epsilon).
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Self
 
 import flax.linen as nn
 import jax
@@ -92,19 +93,31 @@ class Normed(nn.Module):
     return self.activation(y + shift.astype(self.dtype))
 
 
-def wanted_strides(maps: str, strides: Sequence[int]) -> tuple[int, ...]:
-  """The strides of the maps that `model.maps` names, the finest first; `strides` are those that the network has.
+class Maps(NamedTuple):
+  """Which maps of a network are looked at."""
 
-  "" is the last map, the number of a stride is that map, and "fused" the last two. Raises UserError for another.
-  """
-  check_name("model.maps", maps, ("", *map(str, strides), FUSED))
-  if maps == FUSED:
-    return tuple(strides[-2:])
-  return (int(maps) if maps else strides[-1],)
+  strides: tuple[int, ...]  # the finest first; a network need not build what is behind the last
+  factors: tuple[float, ...] = (1.0,)  # that bring each to the RMS of the network's last map on photographs
 
+  @classmethod
+  def named(cls, name: str, rms: Mapping[int, float]) -> Self:
+    """Those that `model.maps` names: "" the last, the number of a stride that map, "fused" the last two.
 
-def fuse(maps: Mapping[int, jax.Array], strides: Sequence[int]) -> jax.Array:
-  """The maps of these strides, each resized (bilinear) to the first one's cells, as channels of one map."""
-  finest = maps[strides[0]]
-  same_cells = (jax.image.resize(maps[s], (*finest.shape[:3], maps[s].shape[3]), "bilinear") for s in strides[1:])
-  return jnp.concatenate([finest, *same_cells], axis=-1)
+    `rms` has each map of the network by its stride, the finest first. Raises UserError for another name.
+    """
+    strides = tuple(rms)
+    check_name("model.maps", name, ("", *map(str, strides), FUSED))
+    taken = strides[-2:] if name == FUSED else (int(name or strides[-1]),)
+    return cls(taken, tuple(rms[strides[-1]] / rms[stride] for stride in taken))
+
+  def fuse(self, found: Mapping[int, jax.Array]) -> jax.Array:
+    """Maps by stride -> one: each resized (bilinear) to the finest one's cells, beside each other as channels."""
+    cells = found[self.strides[0]].shape[:3]
+    scaled = [
+      found[s] if factor == 1 else found[s] * factor for s, factor in zip(self.strides, self.factors, strict=True)
+    ]
+    same = [
+      each if each.shape[:3] == cells else jax.image.resize(each, (*cells, each.shape[3]), "bilinear")
+      for each in scaled
+    ]
+    return same[0] if len(same) == 1 else jnp.concatenate(same, axis=-1)

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import numpy as np
 
+# Of red, green and blue in 0..255, as most networks in torch were trained.
+IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 FC6_REGION = (7, 7)  # cells of the map that fc6, the first dense layer of a published set, reads
 
 
@@ -72,5 +75,6 @@ class BackboneSpec:
   published: str = ""  # in words, the files that users can get
   # Networks whose files are taken for its own: what to say of each, and the names of its tensors.
   lookalikes: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
-  # The root mean square of its last map on photographs, with the first of its published weights: what to divide it by.
+  # The root mean square of its map on photographs, with the first of its published weights, whatever `model.maps` says:
+  # finer maps are scaled to that of the last.
   map_rms: float = 1.0

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmam_jax.backbones.spec import FC6_REGION, BackboneSpec, Layout, Place, from_oihw
+from rmam_jax.backbones import layers
+from rmam_jax.backbones.spec import FC6_REGION, IMAGENET_MEAN, IMAGENET_STD, BackboneSpec, Layout, Place, from_oihw
 
 # The width of each 3x3 convolution, block by block.
 BLOCKS = {
@@ -32,18 +33,22 @@ def max_pool(x: jax.Array) -> jax.Array:
 class VGG(nn.Module):
   """Blocks of 3x3 convolutions with ReLU, a 2x2 max-pool between blocks and none after the last."""
 
-  blocks: Sequence[Sequence[int]] = BLOCKS["vgg16"]  # widths; the feature map's stride is 2 ** (len(blocks) - 1)
+  blocks: Sequence[Sequence[int]] = BLOCKS["vgg16"]  # widths; the last map's stride is 2 ** (len(blocks) - 1)
   dtype: jnp.dtype = jnp.float32  # of the computation; parameters are float32
   remat: bool = False  # whether the backward pass computes each block again from its input, which saves memory
+  maps: layers.Maps | None = None  # those that are taken; None: the last
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
     """[B, height, width, 3], normalised -> f_I [B, H, W, C], not negative."""
-    x = images.astype(self.dtype)
+    x, found, maps = images.astype(self.dtype), {}, self.maps or layers.Maps((2 ** (len(self.blocks) - 1),))
     for number in range(1, len(self.blocks) + 1):
       run = functools.partial(VGG._block, number=number)
       x = (nn.remat(run) if self.remat else run)(self, x)
-    return x
+      found[2 ** (number - 1)] = x
+      if 2 ** (number - 1) == maps.strides[-1]:
+        break
+    return maps.fuse(found)
 
   def _block(self, x: jax.Array, *, number: int) -> jax.Array:
     if number > 1:
@@ -99,7 +104,7 @@ def _layout(
     mean, std = (123.68, 116.779, 103.939), (1.0, 1.0, 1.0)
   else:
     kernel, bias, out, from_fc6 = ".weight", ".bias", 0, from_chw_rows
-    mean, std = (0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255)
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
   places, unused = {}, {}
   for ours, theirs, shape, convert in (*convolutions, *(("fc6", *layer, from_fc6) for layer in dense[:1])):
     places[f"{ours}/kernel"] = Place(theirs + kernel, shape, convert)
@@ -159,20 +164,30 @@ _PUBLISHED = (
 )
 
 
-def _spec(name: str, **options: Any) -> BackboneSpec:
+_RMS = (1.24, 2.23, 3.28, 1.60, 0.74)  # of each block's map on photographs, with torchvision's convolutions
+
+
+def _spec(name: str, rms: Sequence[float] = (), **options: Any) -> BackboneSpec:
   def blocks(model: Any) -> tuple[tuple[int, ...], ...]:
     return tuple(map(tuple, model.vgg.blocks)) or BLOCKS[name]
 
+  def maps(model: Any) -> layers.Maps:
+    given = blocks(model)
+    return layers.Maps.named(
+      model.maps, {2**n: rms[n] if rms and given == BLOCKS[name] else 1.0 for n in range(len(given))}
+    )
+
   return BackboneSpec(
     name,
-    build=lambda model, remat=False: VGG(blocks(model), jnp.dtype(model.dtype), remat),
-    stride=lambda model: 2 ** (len(blocks(model)) - 1),
+    build=lambda model, remat=False: VGG(blocks(model), jnp.dtype(model.dtype), remat, maps(model)),
+    stride=lambda model: maps(model).strides[0],
+    map_rms=rms[-1] if rms else 1.0,
     defaults={"model.vgg": {"blocks": ()}},  # the widths of its convolutions, block by block; empty: the name's
     **options,
   )
 
 
 SPECS = (
-  _spec("vgg16", layouts=LAYOUTS, published=_PUBLISHED, lookalikes=_lookalikes(), map_rms=0.74),
+  _spec("vgg16", layouts=LAYOUTS, published=_PUBLISHED, lookalikes=_lookalikes(), rms=_RMS),
   _spec("vgg_thin"),
 )

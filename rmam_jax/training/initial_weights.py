@@ -26,7 +26,7 @@ class InitialWeights(NamedTuple):
   digest: str  # of the file, or of a model's tensors
   pixel_mean: tuple[float, ...]  # the preprocessing that belongs to them, of red, green, blue in 0..255
   pixel_std: tuple[float, ...]
-  backbone: Any  # layer -> {kernel, bias}
+  backbone: Any  # layer -> {kernel, bias} and the like
   fc6: Any = None  # {kernel [7*7*C, out], bias}
   heads: Mapping[str, Any] = {}  # name -> parameters; a trained model's
   class_names: tuple[str, ...] = ()  # of those heads
@@ -110,7 +110,7 @@ def resolve(
         " back, or name its new place with --config.weights=FILE"
       )
     first = _from_file(cached)
-  _check_backbone(first, config)
+  first = _fit_backbone(first, config)
   config.weights_digest = first.digest
   config.model.pixel_mean, config.model.pixel_std = first.pixel_mean, first.pixel_std
   return config, first
@@ -132,13 +132,18 @@ def _from_model(folder: pathlib.Path) -> InitialWeights:
   return InitialWeights(title, digest, *map(tuple, pixels), params["backbone"], heads=heads, class_names=class_names)
 
 
-def _check_backbone(first: InitialWeights, config: ml_collections.ConfigDict) -> None:
-  """Compares the layers with the configured backbone's, before anything is trained."""
-  size, module = config.data.crop_size, backbones.build(config.model)
-  like = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))["params"]
-  theirs, ours = ({name: jnp.shape(leaf) for name, leaf in tensors.flatten(t).items()} for t in (first.backbone, like))
-  for name in sorted(theirs | ours):
-    if theirs.get(name) != ours.get(name):
+def _fit_backbone(first: InitialWeights, config: ml_collections.ConfigDict) -> InitialWeights:
+  """Compares the layers with the configured backbone's, before anything is trained.
+
+  Of a whole network's they are those that the map of `model.maps` needs.
+  """
+  last = config.model.copy_and_resolve_references()
+  last.maps = ""
+  ours, whole = (_backbone_shapes(model, config.data.crop_size) for model in (config.model, last))
+  theirs = tensors.flatten(first.backbone)
+  shapes = {name: jnp.shape(leaf) for name, leaf in theirs.items()}
+  for name in sorted(shapes | ours):
+    if shapes.get(name) != ours.get(name, whole.get(name)):
       fitting = [
         spec.name
         for spec in backbones.SPECS.values()
@@ -146,6 +151,15 @@ def _check_backbone(first: InitialWeights, config: ml_collections.ConfigDict) ->
       ]
       raise UserError(
         f"{config.weights} holds {first.title} and does not fit model.backbone {config.model.backbone!r}: {name} is"
-        f" {theirs.get(name, 'absent')} there and {ours.get(name, 'absent')} in the configuration"
+        f" {shapes.get(name, 'absent')} there and {ours.get(name, 'absent')} in the configuration"
         + (f". It fits --config.model.backbone={fitting[0]}" if fitting else "")
       )
+  taken = {name: theirs[name] for name in ours}
+  return first._replace(backbone=traverse_util.unflatten_dict(taken, sep="/"))
+
+
+def _backbone_shapes(model: ml_collections.ConfigDict, size: int) -> dict[str, tuple[int, ...]]:
+  """The parameters of a `model` section's backbone by path, for images of a side of `size` pixels; takes no memory."""
+  module = backbones.build(model)
+  like = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))["params"]
+  return {name: leaf.shape for name, leaf in tensors.flatten(like).items()}

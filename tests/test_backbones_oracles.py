@@ -1,0 +1,142 @@
+"""Every published backbone against torchvision's, timm's and its package's network, from a file to the map."""
+
+import importlib.metadata
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from flax import traverse_util
+
+from configs import common
+from rmam_jax import backbones
+from rmam_jax.weights import files as weight_files
+
+SIZES = ((64, 96), (67, 101))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def lite(name):
+  def make(models, timm):
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    model = package.EfficientNet.from_name(f"efficientnet-{name}", image_size=None)  # padded by the size of its input
+    return model, model.extract_features
+
+  return make
+
+
+def of_timm(name, **options):
+  def make(models, timm):
+    model = timm.create_model(name, **options)
+    return model, model.forward_features
+
+  return make
+
+
+def mobilenet(layers=None):
+  def make(models, timm):
+    model = models.mobilenet_v2()
+    return model, model.features[:layers]
+
+  return make
+
+
+# The configuration, a part of the layout's title, and the other network.
+CASES = (
+  ({"backbone": "efficientnet_lite0"}, "package", lite("lite0")),
+  ({"backbone": "efficientnet_lite1"}, "package", lite("lite1")),
+  ({"backbone": "efficientnet_lite2"}, "package", lite("lite2")),
+  ({"backbone": "efficientnet_lite0"}, "timm", of_timm("tf_efficientnet_lite0")),
+  ({"backbone": "efficientnet_lite2"}, "timm", of_timm("tf_efficientnet_lite2")),
+  ({"backbone": "mobilenet_v2"}, "torchvision", mobilenet()),
+  ({"backbone": "mobilenet_v2", "maps": "16"}, "torchvision", mobilenet(14)),
+  ({"backbone": "mobilenet_v2", "maps": "8"}, "torchvision", mobilenet(7)),
+  ({"backbone": "mobilenet_v2"}, "timm", of_timm("mobilenetv2_100")),
+)
+
+
+def randomize(torch, model):
+  """Random weights, and statistics unlike those that normalisation begins with."""
+  generator = torch.Generator().manual_seed(0)
+  for name, value in model.state_dict().items():
+    if name.endswith("running_var") or (value.ndim == 1 and name.endswith("weight")):
+      torch.nn.init.uniform_(value, 0.5, 1.5, generator=generator)
+    elif value.ndim == 1:
+      torch.nn.init.normal_(value, 0, 0.2, generator=generator)
+    elif value.ndim > 1:
+      torch.nn.init.kaiming_normal_(value, nonlinearity="linear", generator=generator)
+
+
+def published(title, spec):
+  (layout,) = (layout for layout in spec.layouts if title in layout.title)
+  return layout
+
+
+def module_and_params(changes, tensors):
+  """The backbone, and of the tensors those that it has."""
+  config = common.get_config()
+  with config.unlocked():
+    config.model.update(changes)
+  module = backbones.build(config.model)
+  like = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))["params"]
+  wanted = traverse_util.flatten_dict(like, sep="/")
+  assert {name: tensors[name].shape for name in wanted} == {name: leaf.shape for name, leaf in wanted.items()}
+  return module, {"params": traverse_util.unflatten_dict({name: tensors[name] for name in wanted}, sep="/")}
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+  ("changes", "title", "make"), CASES, ids=lambda case: "-".join(case.values()) if type(case) is dict else ""
+)
+def test_the_map_equals_the_others(changes, title, make, tmp_path):
+  torch, models, timm = oracles.networks()
+  model, features = make(models, timm)
+  randomize(torch, model.eval())
+  torch.save(model.state_dict(), tmp_path / "published.pth")
+  weights = weight_files.read(tmp_path / "published.pth")
+  spec = backbones.get(changes["backbone"])
+  layout = published(title, spec)
+  assert (weights.title, weights.pixel_mean) == (layout.title, layout.pixel_mean)
+  module, params = module_and_params(changes, weights.tensors)
+  factor = module.maps.factors[0]  # of a finer map; see `BackboneSpec.map_rms`
+  for size in SIZES:
+    images = np.random.default_rng(0).normal(size=(1, *size, 3)).astype(np.float32)
+    ours = np.asarray(jax.jit(module.apply)(params, images))
+    with torch.no_grad():
+      theirs = features(torch.tensor(images.transpose(0, 3, 1, 2))).numpy().transpose(0, 2, 3, 1) * factor
+    assert np.abs(theirs).std() > 1e-3
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max(), rtol=0)
+
+
+CATS = range(281, 286)  # tabby, tiger cat, Persian, Siamese, Egyptian cat
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+  ("name", "classifier"),
+  [("efficientnet_lite0", "_fc"), ("efficientnet_lite2", "_fc"), ("mobilenet_v2", "classifier.1")],
+)
+def test_a_cat_is_a_cat(name, classifier):
+  data = pytest.importorskip("skimage.data")
+  spec = backbones.get(name)
+  (source,) = (each for each in spec.layouts[0].sources if each.startswith("package:"))
+  package, _, inside = source.removeprefix("package:").partition("/")
+  try:
+    path = pathlib.Path(importlib.metadata.distribution(package).locate_file(inside))
+  except importlib.metadata.PackageNotFoundError:
+    pytest.skip(f"{package} is not installed")
+  weights = weight_files.read(path)
+  assert spec.layouts[0].checksum == f"sha256:{weights.digest}"
+  with weight_files.open_weights(path) as (entries, _):
+    kernel, bias = (entries[f"{classifier}.{part}"].read() for part in ("weight", "bias"))
+  cat = data.chelsea()[:, 75:375]
+  image = jax.image.resize(cat.astype(np.float32), (224, 224, 3), "linear")[None]
+  module, params = module_and_params({"backbone": name}, weights.tensors)
+  feature_map = jax.jit(module.apply)(params, backbones.normalize(image, weights.pixel_mean, weights.pixel_std))
+  assert int(jnp.argmax(feature_map.mean(axis=(0, 1, 2)) @ kernel.T + bias)) in CATS
