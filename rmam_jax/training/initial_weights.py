@@ -99,7 +99,7 @@ def resolve(
     stages = [stage for stage in ("stage_one", "stage_two") if config[stage].epochs]
     kept = [(folder / "checkpoints" / stage / "last").glob("*") for stage in stages]
     if all(any(step.name.isdigit() for step in steps) for steps in kept):
-      print(f"the file that {config.weights} was is gone; the run goes on from its checkpoints")
+      print(f"the file of config.weights={config.weights} is gone; the run goes on from its checkpoints")
       config.weights_digest = began_with
       config.model.update({field: tuple(recorded.model[field]) for field in ("pixel_mean", "pixel_std")})
       return config, None
