@@ -101,7 +101,7 @@ def test_an_image_that_cannot_be_read_does_not_count_in_validation(looking):
   found = validate(lambda split: Part(split, 11, damaged=(8, 9, 10)))
   np.testing.assert_allclose(list(found.values()), list(wanted.values()), rtol=1e-5)
   assert found.keys() == {"validation_loss", "validation_mAP"}
-  with pytest.raises(UserError, match="digits/tiny validation: none of its images can be read, first .*not a readable"):
+  with pytest.raises(UserError, match=r"digits/tiny validation: none of its images can be read, first .*not a readable"):
     validate(lambda split: Part(split, 2, damaged=(0, 1)))
 
 
