@@ -12,8 +12,8 @@ from rmam_jax import recognizer
 from rmam_jax.data import splits, stored
 from rmam_jax.data.record import Index, Record
 from rmam_jax.data.splits import open_split
+from rmam_jax.evaluation import metrics, report, svm
 from rmam_jax.evaluation import outputs as outputs_lib
-from rmam_jax.evaluation import report
 from rmam_jax.evaluation import scores as scores_lib
 from rmam_jax.evaluation import selection as selection_lib
 from rmam_jax.evaluation import views as views_lib
@@ -226,6 +226,25 @@ def test_features_of_something_else_are_noticed_and_computed_again(small, data_r
     )
 
 
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    ("data.image_size", 80),
+    ("data.crop_size", 56),
+    ("data.proposals", "objects"),
+    ("data.num_proposals", 2),
+    ("model.align_corners", False),
+    ("model.pixel_mean", (0.0, 0.0, 0.0)),
+    ("evaluation.feature", "x"),
+  ],
+)
+def test_whatever_changes_outputs_changes_their_key(data_root, field, value):
+  split = open_split(tiny_config(data_root).data, "test")
+  one, other = (outputs_lib.make_key(tiny_config(data_root, **each), split, "") for each in ({}, {field: value}))
+  assert one != other
+  assert one != outputs_lib.make_key(tiny_config(data_root), split, "", views_lib.Views(mirror="map"))
+
+
 class Stored(stored.Stored):
   """Records that are held in memory, some of them changed."""
 
@@ -293,6 +312,53 @@ def test_an_evaluation_chooses_before_it_sees_the_test_split(workdir, monkeypatc
   assert list(results["thresholded"]["thresholds"].values()) == chosen["thresholds"]
   assert sum(row["labels"] for row in results["calibration"]["reliability"]) == 40 * 10
   assert files.read_npz(workdir / "svm.npz", "")["class_names"].tolist() == list(results["AP"])
+
+
+def kept_features(workdir, split, normalize):
+  """Features and labels that an evaluation has left on disk."""
+  chunks = [files.read_npz(path, "") for path in sorted((workdir / "features" / f"digits-tiny-{split}").glob("*.npz"))]
+  features, labels = (np.concatenate([chunk[name] for chunk in chunks]) for name in ("features", "labels"))
+  return features / np.linalg.norm(features, axis=1, keepdims=True) if normalize else features, labels
+
+
+def test_svms_see_features_of_length_1_unless_told_otherwise(workdir):
+  found = []
+  for normalize in (True, False):
+    evaluate.evaluate(workdir, {"svm_normalize": normalize, "svm_c": (0.1,)})
+    (machines,) = svm.fit(*kept_features(workdir, "train", normalize), [0.1])
+    found.append(scores_lib.load(workdir).svm)
+    np.testing.assert_allclose(found[-1], machines.margins(kept_features(workdir, "test", normalize)[0]), atol=1e-4)
+  assert np.abs(found[0] - found[1]).max() > 0.01
+
+
+def test_c_is_chosen_with_the_normalization_it_is_used_with(workdir):
+  changes = {"svm_c": (1e-4, 1e-2, 1.0, 100.0)}
+  found = []
+  for normalize in (True, False):
+    evaluate.evaluate(workdir, {**changes, "svm_normalize": normalize})
+    found.append(json.loads((workdir / "selection.json").read_text())["svm_mAP"])
+    features, labels = kept_features(workdir, "validation", normalize)
+    (machines,) = svm.fit(*kept_features(workdir, "train", normalize), [1e-2])
+    wanted = metrics.mean_average_precision(metrics.average_precisions(machines.margins(features), labels))
+    assert found[-1]["0.01"] == pytest.approx(wanted, abs=1e-3)
+  assert found[0] != found[1]
+
+
+def test_once_c_is_chosen_the_svms_may_learn_from_the_validation_images(workdir):
+  plain = evaluate.evaluate(workdir)
+  chosen = (workdir / "selection.json").read_bytes()
+  results = evaluate.evaluate(workdir, {"svm_refit": True})
+  assert (workdir / "selection.json").read_bytes() == chosen
+  parts = [kept_features(workdir, split, normalize=True) for split in ("train", "validation")]
+  assert (plain["svm_images"], results["svm_images"]) == (60, 60 + len(parts[1][0])) == (60, 100)
+  (machines,) = svm.fit(*map(np.concatenate, zip(*parts, strict=True)), [results["svm_c"]])
+  wanted = machines.margins(kept_features(workdir, "test", normalize=True)[0])
+  np.testing.assert_allclose(scores_lib.load(workdir).svm, wanted, atol=1e-4)
+  # Where the validation images are what is measured, nothing learns from them.
+  config = json.loads((workdir / "config.json").read_text())
+  config["data"]["test"] = ""
+  (workdir / "config.json").write_text(json.dumps(config))
+  assert evaluate.evaluate(workdir, {"svm_refit": True})["svm_images"] == 60
 
 
 def test_prediction_s_thresholds_are_chosen_on_what_it_sees(workdir):

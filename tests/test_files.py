@@ -270,7 +270,11 @@ def test_a_run_with_images_that_cannot_be_read_counts_and_names_them(tmp_path, c
   for path in broken:
     pathlib.Path(path).write_bytes(b"no image")
   pathlib.Path(splits.open_split(config.data, paths[2])[1].path).unlink()
+  (tmp_path / "run").mkdir()
+  of_another = tmp_path / "run" / "skipped-1.jsonl"  # of a process that the run had and has no more
+  of_another.write_text('{"stage": "stage_one", "step": 1}\n{"stage": "stage_three", "step": 1}\n')
   results = pipeline.train_and_evaluate(config, tmp_path / "run")
+  assert workdir.read_lines(of_another) == [{"stage": "stage_three", "step": 1}]
   assert (results["test_images"], results["svm_images"]) == (4, 11)
   assert len(results["skipped_images"]) == 2
   assert broken[2] in results["skipped_images"][0]

@@ -10,6 +10,7 @@ import pytest
 from test_training import tiny_config
 
 from configs import voc
+from rmam_jax import heads
 from rmam_jax.data.splits import open_split
 from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.ops import losses
@@ -123,6 +124,35 @@ def test_the_validation_loss_is_eq_14(looking):
   assert l_loc > 0.1
   np.testing.assert_allclose(found["validation_loss"] - plain["validation_loss"], 0.7 * l_loc, rtol=1e-4)
   assert found["validation_mAP"] == plain["validation_mAP"]
+
+
+def test_region_1_is_free_where_the_configuration_says_so(looking):
+  validate, outputs = looking
+
+  def part(split):
+    return Part(split, 12)
+
+  found, freed = validate(part), validate(part, **{"loss.constrain_first": False})
+  first = outputs(part).thetas[0, :, :2].astype(float)
+  its_terms = (np.maximum(np.abs(first) - 0.25, 0) ** 2).sum(axis=1) + 0.1 * np.maximum(0.1 - first, 0).sum(axis=1)
+  np.testing.assert_allclose(found["validation_loss"] - freed["validation_loss"], 0.7 * its_terms.mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("head", ["recurrent", "saliency", "rarl", "rlsd"])
+def test_new_layers_have_the_configured_fan(head):
+  config = tiny_config(".")
+  for fan, of in (("fan_avg", 308), ("fan_in", 600)):
+    config.model.xavier = fan
+    params = heads.get(head).build(config.model, 10).init_params(jax.random.key(0), channels=24)  # 5 x 5 cells
+    limit = np.sqrt(3 / of)
+    assert 0.99 * limit < float(jnp.abs(params["fx"]["kernel"]).max()) <= limit
+  rule = {"recurrent": ("next_region", 16), "rarl": ("policy", 16)}.get(head)
+  if rule:
+    kernel = params[rule[0]]["kernel"]
+    np.testing.assert_allclose(jnp.abs(kernel).max(), 0.1 * np.sqrt(3 / rule[1]), rtol=0.1)
+  config.model.xavier = "fan_out"
+  with pytest.raises(UserError, match=r"model\.xavier must be one of fan_avg, fan_in, got 'fan_out'"):
+    heads.get(head).build(config.model, 10)
 
 
 def test_by_eq_7_validation_ranks_images_by_probabilities(monkeypatch):

@@ -14,6 +14,7 @@ from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError, check_name
 
 FILE = "scores.npz"
+NETWORK = "log-odds"  # what the network's scores in it are; those of before were its own, which Eq. 7-8 does not fix
 
 
 class Scores(NamedTuple):
@@ -35,7 +36,7 @@ def made_by(config: Any, checkpoint: str) -> dict[str, Any]:
   """What scores depend on: the configuration of the evaluation, and the digest of the best epoch's checkpoint."""
   names = (*ALIKE, "svm_solver", "svm_images", "svm_c", "svm_refit", "ap_method")
   fields = {name: config.evaluation[name] for name in names}
-  return {"checkpoint": checkpoint, **fields, **views_lib.names(config)}
+  return {"checkpoint": checkpoint, "network": NETWORK, **fields, **views_lib.names(config)}
 
 
 def save(

@@ -246,8 +246,9 @@ def print_protocols(
 
 
 def _is_evaluated(folder: pathlib.Path) -> bool:
-  """Whether the saved scores are those of the best epoch."""
+  """Whether the saved scores are those of the best epoch, as this version saves them."""
   workdir.read_config(folder)  # refuses what is no workdir
   if not (folder / scores_lib.FILE).exists():
     return False
-  return scores_lib.about(scores_lib.load(folder))["checkpoint"] == checkpoints.best_digest(folder)
+  made = scores_lib.about(scores_lib.load(folder))
+  return (made["checkpoint"], made.get("network")) == (checkpoints.best_digest(folder), scores_lib.NETWORK)
