@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from configs import common, digits, voc
+from configs import common, custom, digits, photographs, voc
 from rmam_jax import commands
 from rmam_jax.runtime.errors import UserError
+from rmam_jax.training import stages
 
 ROOT = pathlib.Path(__file__).parent.parent
 COMMANDS = ("train.py", "eval.py", "predict.py", "reproduce.py")
@@ -195,3 +196,16 @@ def test_a_cache_folder_of_the_user_s_own_stands(tmp_path):
   mine = str(tmp_path / "mine")
   assert call("-c", code, JAX_COMPILATION_CACHE_DIR=mine).stdout.strip() == mine
   assert call("-c", code, XDG_CACHE_HOME=mine, JAX_COMPILATION_CACHE_DIR=None).stdout.strip() == f"{mine}/rmam_jax/jit"
+
+
+@pytest.mark.parametrize("recipe", common.RECIPES)
+@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "vgg16"])
+def test_every_head_of_the_photographs_can_be_built(backbone, recipe):
+  for module in (photographs, custom):
+    for head in set(module.HEADS) - set(common.RLSD):
+      config = module.get_config(f"{backbone}:{recipe}:{head}")
+      one, two = (stages.build(config, name, num_classes=20, num_records=2_366) for name in stages.NAMES)
+      assert (config.weights, config.loss.classification, two.trains) == ("imagenet", "sigmoid", head)
+      assert (one.frozen, two.frozen) == (True, recipe == "frozen")
+  paper = custom.get_config(f"paper:640:{backbone.replace('efficientnet_lite0', 'vgg16')}:recurrent")
+  assert (paper.data.image_size, paper.stage_two.backbone_rate, paper.stage_two.learning_rate) == (640, 1.0, 1e-5)
