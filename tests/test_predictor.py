@@ -198,8 +198,9 @@ def test_thresholds_by_hand():
   softmax = make_thresholds({})
   np.testing.assert_allclose(softmax.probabilities(scores).sum(), 1, rtol=1e-6)
   assert chosen(softmax) == [0, 1, 1, 1]  # the top three
-  assert chosen(make_thresholds(calibrated)) == [1, 1, 0, 0]
-  assert chosen(make_thresholds({}, threshold=0.5)) == [0, 0, 1, 0]  # they are .04, .23, .62, .10
+  calibrated = {"thresholds": [-4.0, -1.0, 0.0, -2.0]}  # they are .04, .23, .62, .10: log-odds -3.2, -1.2, .5, -2.2
+  assert chosen(make_thresholds(calibrated)) == [1, 0, 1, 0]
+  assert chosen(make_thresholds({}, threshold=0.5)) == [0, 0, 1, 0]
   with pytest.raises(UserError, match=r"between 0 and 1, got 1\.5"):
     make_thresholds({}, threshold=1.5)
   with pytest.raises(UserError, match="top must be 0"):
