@@ -1,5 +1,6 @@
 """Every published backbone against torchvision's, timm's and its package's network, from a file to the map."""
 
+import functools
 import importlib.metadata
 import pathlib
 
@@ -47,6 +48,17 @@ def mobilenet(layers=None):
   return make
 
 
+def resnet(name, layers=-2):
+  """torchvision's, up to a layer of its own or to the last before its mean."""
+
+  def make(models, timm):
+    model = getattr(models, name)()
+    parts = list(model.children())[:layers]
+    return model, lambda x: functools.reduce(lambda x, part: part(x), parts, x)
+
+  return make
+
+
 # The configuration, a part of the layout's title, and the other network.
 CASES = (
   ({"backbone": "efficientnet_lite0"}, "package", lite("lite0")),
@@ -58,6 +70,9 @@ CASES = (
   ({"backbone": "mobilenet_v2", "maps": "16"}, "torchvision", mobilenet(14)),
   ({"backbone": "mobilenet_v2", "maps": "8"}, "torchvision", mobilenet(7)),
   ({"backbone": "mobilenet_v2"}, "timm", of_timm("mobilenetv2_100")),
+  ({"backbone": "resnet50"}, "timm", of_timm("resnet50")),
+  ({"backbone": "resnet50", "maps": "16"}, "torchvision", resnet("resnet50", -3)),
+  ({"backbone": "resnet101"}, "torchvision", resnet("resnet101")),
 )
 
 
