@@ -1,5 +1,6 @@
 """Every published backbone against torchvision's, timm's and its package's network, from a file to the map."""
 
+import functools
 import importlib.metadata
 import pathlib
 
@@ -15,6 +16,7 @@ from rmam_jax import backbones
 from rmam_jax.weights import files as weight_files
 
 SIZES = ((64, 96), (67, 101))
+PATCHED = ((56, 98), (518, 518))  # of whole patches; for the second, positions are as they were trained
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +49,36 @@ def mobilenet(layers=None):
   return make
 
 
+def resnet(name, layers=-2):
+  """torchvision's, up to a layer of its own or to the last before its mean."""
+
+  def make(models, timm):
+    model = getattr(models, name)()
+    parts = list(model.children())[:layers]
+    return model, lambda x: functools.reduce(lambda x, part: part(x), parts, x)
+
+  return make
+
+
+def convnext(layers=None):
+  def make(models, timm):
+    model = models.convnext_tiny()
+    return model, model.features[:layers]
+
+  return make
+
+
+def dinov2(models, timm):
+  model = timm.create_model("vit_small_patch14_dinov2", dynamic_img_size=True)
+
+  def features(images):
+    tokens = model.forward_features(images)[:, 1:]
+    height, width = (side // 14 for side in images.shape[2:])
+    return tokens.permute(0, 2, 1).reshape(len(tokens), -1, height, width)
+
+  return model, features
+
+
 # The configuration, a part of the layout's title, and the other network.
 CASES = (
   ({"backbone": "efficientnet_lite0"}, "package", lite("lite0")),
@@ -58,6 +90,13 @@ CASES = (
   ({"backbone": "mobilenet_v2", "maps": "16"}, "torchvision", mobilenet(14)),
   ({"backbone": "mobilenet_v2", "maps": "8"}, "torchvision", mobilenet(7)),
   ({"backbone": "mobilenet_v2"}, "timm", of_timm("mobilenetv2_100")),
+  ({"backbone": "resnet50"}, "timm", of_timm("resnet50")),
+  ({"backbone": "resnet50", "maps": "16"}, "torchvision", resnet("resnet50", -3)),
+  ({"backbone": "resnet101"}, "torchvision", resnet("resnet101")),
+  ({"backbone": "convnext_tiny"}, "torchvision", convnext()),
+  ({"backbone": "convnext_tiny", "maps": "16"}, "torchvision", convnext(-2)),
+  ({"backbone": "convnext_tiny"}, "timm", of_timm("convnext_tiny")),
+  ({"backbone": "vit_small_dinov2"}, "timm", dinov2),
 )
 
 
@@ -84,7 +123,7 @@ def module_and_params(changes, tensors):
   with config.unlocked():
     config.model.update(changes)
   module = backbones.build(config.model)
-  like = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))["params"]
+  like = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32))["params"]
   wanted = traverse_util.flatten_dict(like, sep="/")
   assert {name: tensors[name].shape for name in wanted} == {name: leaf.shape for name, leaf in wanted.items()}
   return module, {"params": traverse_util.unflatten_dict({name: tensors[name] for name in wanted}, sep="/")}
@@ -105,7 +144,7 @@ def test_the_map_equals_the_others(changes, title, make, tmp_path):
   assert (weights.title, weights.pixel_mean) == (layout.title, layout.pixel_mean)
   module, params = module_and_params(changes, weights.tensors)
   factor = module.maps.factors[0]  # of a finer map; see `BackboneSpec.map_rms`
-  for size in SIZES:
+  for size in PATCHED if "vit" in changes["backbone"] else SIZES:
     images = np.random.default_rng(0).normal(size=(1, *size, 3)).astype(np.float32)
     ours = np.asarray(jax.jit(module.apply)(params, images))
     with torch.no_grad():

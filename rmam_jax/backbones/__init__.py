@@ -7,11 +7,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rmam_jax.backbones import efficientnet, mobilenet, vgg
+from rmam_jax.backbones import convnext, efficientnet, mobilenet, resnet, vgg, vit
 from rmam_jax.backbones.spec import BackboneSpec
 from rmam_jax.runtime.errors import check_name
 
-SPECS: dict[str, BackboneSpec] = {spec.name: spec for family in (vgg, efficientnet, mobilenet) for spec in family.SPECS}
+SPECS: dict[str, BackboneSpec] = {
+  spec.name: spec for family in (vgg, efficientnet, mobilenet, resnet, convnext, vit) for spec in family.SPECS
+}
 
 
 def register(spec: BackboneSpec) -> None:

@@ -93,6 +93,15 @@ class Normed(nn.Module):
     return self.activation(y + shift.astype(self.dtype))
 
 
+def patches(width: int, side: int, dtype: jnp.dtype, *, name: str) -> nn.Conv:
+  """A convolution of patches of `side` x `side` beside each other; what is left over at the far edges is not seen."""
+  return nn.Conv(width, (side, side), strides=side, padding="VALID", dtype=dtype, name=name)
+
+
+def layer_norm(dtype: jnp.dtype, *, name: str) -> nn.LayerNorm:
+  return nn.LayerNorm(epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
+
+
 class Maps(NamedTuple):
   """Which maps of a network are looked at."""
 

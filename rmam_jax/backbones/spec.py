@@ -1,7 +1,7 @@
 """What a backbone says of itself, and how published files of weights name its tensors."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -36,6 +36,25 @@ def normed_places(ours: str, shape: tuple[int, int, int, int], convolution: str,
   kernel = Place(f"{convolution}.weight", (out, channels, height, width), from_oihw)
   others = {f"{ours}/{our}": Place(f"{norm}.{their}", (out,)) for our, their in statistics.items()}
   return {f"{ours}/kernel": kernel, **others}
+
+
+def convolution_places(ours: str, theirs: str, shape: tuple[int, int, int, int]) -> Iterator[tuple[str, Place]]:
+  """A convolution with a bias of a set published in torch; `shape` is our kernel's, HWIO."""
+  height, width, channels, out = shape
+  yield f"{ours}/kernel", Place(f"{theirs}.weight", (out, channels, height, width), from_oihw)
+  yield f"{ours}/bias", Place(f"{theirs}.bias", (out,))
+
+
+def dense_places(ours: str, theirs: str, channels: int, out: int) -> Iterator[tuple[str, Place]]:
+  """A dense layer of a set published in torch."""
+  yield f"{ours}/kernel", Place(f"{theirs}.weight", (out, channels), np.transpose)
+  yield f"{ours}/bias", Place(f"{theirs}.bias", (out,))
+
+
+def norm_places(ours: str, theirs: str, width: int) -> Iterator[tuple[str, Place]]:
+  """A layer normalisation of a set published in torch."""
+  yield f"{ours}/scale", Place(f"{theirs}.weight", (width,))
+  yield f"{ours}/bias", Place(f"{theirs}.bias", (width,))
 
 
 class Layout(NamedTuple):
