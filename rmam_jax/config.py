@@ -37,7 +37,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.classes = ()  # of "custom": the classes in order; empty: the training labels, sorted
   config.data.difficult = "ignore"  # labels that are neither: left out (VOC's rule), or "negative" or "positive"
   config.data.expected = ()  # pairs (split, its number of annotated images), checked
-  config.data.proposals = ""  # for heads that look at proposals: "jittered" or "selective_search" (data/proposals.py)
+  config.data.proposals = ""  # for heads that look at proposals: one of `KINDS` of data/proposals.py
+  config.data.edge_model = ""  # of "edge_boxes": OpenCV's file of a structured forest (docs/reproduce.md)
   config.data.num_proposals = 5  # as many as model.num_regions
   config.data.corrupt = "error"  # an image that cannot be read; or "skip": listed, replaced in training, not counted
   config.data.image_size = 512  # N: images are resized to N x N

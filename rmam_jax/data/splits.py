@@ -62,14 +62,22 @@ class Split:
     dropped: how many records had no positive label.
   """
 
-  def __init__(self, name: str, source: Source, positions: np.ndarray, difficult: str, propose: Propose | None = None):
+  def __init__(
+    self,
+    name: str,
+    source: Source,
+    positions: np.ndarray,
+    difficult: str,
+    propose: Propose | None = None,
+    proposed_by: str = "",
+  ):
     """The records at some positions of a source; UserError if none has a positive label.
 
-    See `resolve_difficult` and `proposals.make` for the other arguments.
+    See `resolve_difficult`, `proposals.make` and `proposals.made_by` for the other arguments.
     """
     self.name, self.class_names = name, source.class_names
     self.origin, self.notes = source.origin, source.notes
-    self._source, self._difficult, self._propose = source, difficult, propose
+    self._source, self._difficult, self._propose, self._proposed_by = source, difficult, propose, proposed_by
     labels, _ = resolve_difficult(source.index.labels[positions], source.index.ignore[positions], difficult)
     self._positions = positions[labels.any(axis=1)]
     self.dropped = len(positions) - len(self._positions)
@@ -104,9 +112,11 @@ class Split:
     return record._replace(proposals=np.zeros_like(self._propose(record))) if self._propose else record
 
   def digest(self) -> str:
-    """Of all that the records hold but proposals, wherever they lie; images and boxes enter as the source's digest."""
+    """Of all that the records hold, wherever they lie, of proposals the file that they are made by; images and boxes
+    enter as the source's digest."""
     index, positions = self._source.index, self._positions
     digest = hashlib.sha256(f"{self.class_names} {self._difficult} {self._source.digest(positions)}".encode())
+    digest.update(self._proposed_by.encode())
     digest.update("\n".join(index.ids[positions].tolist()).encode())
     for marks in (index.labels, index.ignore):
       digest.update(np.ascontiguousarray(marks[positions]).tobytes())
@@ -143,5 +153,6 @@ def open_split(data: Any, split: str, limit: int = 0) -> Split:
   if part:
     held = held_out(source.index.ids[annotated], int(part["count"]))
     positions = np.flatnonzero(annotated)[held == (part["part"] == "held")]
-  propose = proposals_lib.make(data.proposals, data.num_proposals, source)
-  return Split(f"{data.name} {split}", source, positions[: limit or None], data.difficult, propose)
+  propose = proposals_lib.make(data.proposals, data.num_proposals, source, data.edge_model)
+  by = proposals_lib.made_by(data.proposals, data.edge_model)
+  return Split(f"{data.name} {split}", source, positions[: limit or None], data.difficult, propose, by)

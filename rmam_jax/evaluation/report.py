@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rmam_jax import heads
+from rmam_jax.data import proposals
 from rmam_jax.evaluation import calibration, metrics
 from rmam_jax.evaluation import views as views_lib
 from rmam_jax.evaluation.outputs import Outputs
@@ -154,8 +155,9 @@ def _percent(value: float | None) -> str:
 
 def summary(results: dict[str, Any]) -> str:
   """One screen of the figures, in %."""
+  at = f" at {proposals.KINDS[results['proposals']]}" if results["proposals"] else ""
   lines = [
-    f"{results['data']}: {results['test_images']} test images, head '{results['head']}', seed {results['seed']}",
+    f"{results['data']}: {results['test_images']} test images, head '{results['head']}'{at}, seed {results['seed']}",
     "",
     f"  mAP ({results['AP_method']})       {_percent(results['mAP'])}   network scores, {views_lib.in_words(results)}",
   ]

@@ -87,8 +87,11 @@ class Maker:
     if spec.changes:  # they are stage two's: stage one is that of all rows
       config.stage_one.classification = stages.classification_of(config, "stage_one")
     config.update_from_flattened_dict({**spec.changes, **self._changes})
-    if head.guide == heads.BOXES:
+    if head.guide != heads.BOXES:
+      config.data.edge_model = ""
+    else:
       config.data.num_proposals = config.model.num_regions
+      config.data.proposals = "edge_boxes" if config.data.edge_model else config.data.proposals
     config.seed, config.controls, config.controls_rate, config.evaluation.pictures = seed, (), 0.0, 0
     if rate is not None:
       config.stage_two.learning_rate = rate

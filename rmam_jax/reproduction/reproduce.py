@@ -13,6 +13,7 @@ import numpy as np
 
 import rmam_jax
 from rmam_jax import heads
+from rmam_jax.data import proposals
 from rmam_jax.evaluation import report
 from rmam_jax.reproduction import plan, tables
 from rmam_jax.reproduction.cells import Maker
@@ -53,7 +54,9 @@ def _paper_table(found: Measurements, number: str, table: Table) -> list[str]:
       pairs = zip(ours, printed, strict=True)
       differences = ("-" if theirs is None else f"{100 * np.mean(mine) - theirs:+.1f}" for mine, theirs in pairs)
       rows.append(["", "difference", *differences])
-  return _section(f"Table {number}: {table.title}", "", ["", "", *figures], rows)
+  by = {found.plan.cell(name, 0).config.data.proposals for row in table.rows for name in row.cells} - {""}
+  text = "".join(f"The object proposals are those of {proposals.KINDS[kind]}." for kind in by)
+  return _section(f"Table {number}: {table.title}", text, ["", "", *figures], rows)
 
 
 def _mean_columns(found: Measurements) -> list[str]:

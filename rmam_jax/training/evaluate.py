@@ -107,6 +107,7 @@ def evaluate(
     "seed": config.seed,
     "best_epoch": progress["best_epoch"],
     "dropped_test_records": test.dropped,
+    "proposals": data.proposals,
     "version": rmam_jax.__version__,
     "wall_seconds": sum(seconds.values()) + time.monotonic() - started,
     "config": json.loads(config.to_json()),
