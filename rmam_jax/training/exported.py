@@ -56,7 +56,7 @@ def export(workdir_folder: pathlib.Path, out: pathlib.Path) -> None:
 def _without_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config = config.copy_and_resolve_references()
   config.weights = pathlib.Path(config.weights).name
-  config.data.root = config.data.images = ""
+  config.data.root = config.data.images = config.data.edge_model = ""
   if config.data.name == "custom":  # its splits are files
     config.data.update(train="", validation="", test="", final_train="", expected=())
   if config.rpn.data == "custom":
