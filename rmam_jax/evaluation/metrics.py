@@ -130,7 +130,7 @@ def logit(probability: float) -> float:
   return float(np.log(probability / (1 - probability)))
 
 
-# What each prints. The network's scores are log-odds, of a softmax, too, where others' code has logits. `difficult` occurs
+# What each prints. The network's scores are log-odds, a softmax's too, for others' logits. `difficult` occurs
 # in VOC only: for codes written for COCO it is what their labels would hold.
 PROTOCOLS: dict[str, Protocol] = {
   "paper": Protocol("svm", "", "ignore", "ignore", 3, 0.0, True, "CF1"),
