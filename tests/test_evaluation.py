@@ -314,6 +314,25 @@ def test_an_evaluation_chooses_before_it_sees_the_test_split(workdir, monkeypatc
   assert files.read_npz(workdir / "svm.npz", "")["class_names"].tolist() == list(results["AP"])
 
 
+def test_a_softmax_s_images_are_ranked_by_its_probabilities_everywhere(workdir):
+  config = json.loads((workdir / "config.json").read_text())
+  config["loss"]["classification"] = "euclidean"
+  (workdir / "config.json").write_text(json.dumps(config))
+  found = evaluate.evaluate(workdir, {"views": "five"})
+  chunks = [files.read_npz(path, "") for path in sorted((workdir / "features" / "digits-tiny-test").glob("*.npz"))]
+  scores, labels = (np.concatenate([chunk[name] for chunk in chunks]).astype(float) for name in ("scores", "labels"))
+  odds = np.exp(scores - scores.max(axis=1, keepdims=True))
+  probabilities = odds / odds.sum(axis=1, keepdims=True)
+  by_probability, raw = (metrics.average_precisions(each, labels) for each in (probabilities, scores))
+  np.testing.assert_allclose(list(found["AP"].values()), by_probability, atol=1e-6)
+  assert np.abs(by_probability - raw).max() > 0.01
+  assert evaluate.print_protocols([workdir], ["csra"])[str(workdir)]["csra"]["mAP"] == pytest.approx(found["mAP"])
+  np.testing.assert_allclose(1 / (1 + np.exp(-scores_lib.load(workdir).network)), probabilities, atol=1e-5)
+  thresholds = 1 / (1 + np.exp(-np.array(list(found["thresholded"]["thresholds"].values()))))
+  wanted = metrics.precision_recall_f1(probabilities >= thresholds, labels)
+  assert found["thresholded"]["OF1"] == pytest.approx(wanted["OF1"])
+
+
 def kept_features(workdir, split, normalize):
   """Features and labels that an evaluation has left on disk."""
   chunks = [files.read_npz(path, "") for path in sorted((workdir / "features" / f"digits-tiny-{split}").glob("*.npz"))]

@@ -54,8 +54,9 @@ def best_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def fit_thresholds(scores: np.ndarray, labels: np.ndarray, ignore: np.ndarray, rule: str) -> np.ndarray:
-  """Thresholds [L] on log-odds, the scores given here: by the rule "global" one for all, of highest OF1; by "per_class" each of highest F1.
+  """Thresholds [L] on log-odds, the scores given here.
 
+  By the rule "global" one for all, of highest OF1; by "per_class" each of highest F1.
   A class without positives takes the global one.
   """
   check_name("evaluation.thresholds", rule, RULES)

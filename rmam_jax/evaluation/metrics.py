@@ -120,7 +120,7 @@ class Protocol(NamedTuple):
   ap_difficult: str  # in average precision, ignored labels are left out ("ignore") or count as "negative" or "positive"
   f1_difficult: str  # the same in CP ... OF1
   top_k: int  # labels an image at most; 0: as many as reach the threshold
-  threshold: float  # of a label's score; of the network's, a logit
+  threshold: float  # of a label's score; of the network's, log-odds
   strict: bool  # the score must exceed the threshold, not only reach it
   class_f1: str  # which of `precision_recall_f1`'s is called CF1: "CF1" or "macro_F1"
 
@@ -130,7 +130,7 @@ def logit(probability: float) -> float:
   return float(np.log(probability / (1 - probability)))
 
 
-# What each prints. Others' code takes the network's scores as logits, whatever it was trained with. `difficult` occurs
+# What each prints. The network's scores are log-odds, a softmax's too, for others' logits. `difficult` occurs
 # in VOC only: for codes written for COCO it is what their labels would hold.
 PROTOCOLS: dict[str, Protocol] = {
   "paper": Protocol("svm", "", "ignore", "ignore", 3, 0.0, True, "CF1"),

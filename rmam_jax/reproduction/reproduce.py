@@ -55,7 +55,7 @@ def _paper_table(found: Measurements, number: str, table: Table) -> list[str]:
       differences = ("-" if theirs is None else f"{100 * np.mean(mine) - theirs:+.1f}" for mine, theirs in pairs)
       rows.append(["", "difference", *differences])
   by = {found.plan.cell(name, 0).config.data.proposals for row in table.rows for name in row.cells} - {""}
-  text = "".join(f"The object proposals are those of {proposals.KINDS[kind]}." for kind in by)
+  text = "".join(f"Object proposals: {proposals.KINDS[kind]}." for kind in by)
   return _section(f"Table {number}: {table.title}", text, ["", "", *figures], rows)
 
 

@@ -65,7 +65,7 @@ def _without_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
   config = config.copy_and_resolve_references()
   if not published.is_name(config.weights):
     config.weights = pathlib.Path(config.weights).name
-  config.data.root = config.data.images = ""
+  config.data.root = config.data.images = config.data.edge_model = ""
   if config.data.name == "custom":  # its splits are files
     config.data.update(train="", validation="", test="", final_train="", expected=())
   if config.rpn.data == "custom":
