@@ -156,6 +156,18 @@ def test_a_file_that_is_not_the_published_one_is_refused(home, small):
   assert published.find("imagenet", small) == path
 
 
+def test_without_a_checksum_torch_s_names_tell_it(home, small):
+  named = f"torch:small-{SHA256[:8]}.pth"
+  spec = dataclasses.replace(small, layouts=(layout(checksum="", sources=(named, "torch:small-1.pth")),))
+  other = put(home / ".cache/torch/hub/checkpoints/small-1.pth", BYTES[:-1])
+  assert published.find("imagenet", spec) == other  # not known, not checked
+  path = put(home / ".cache/torch/hub/checkpoints" / named.removeprefix("torch:"))
+  assert published.find("imagenet", spec) == path
+  path.write_bytes(BYTES[:-1])
+  with pytest.raises(UserError, match=f"is not the small set as published, whose sha256 is {SHA256[:8]}:"):
+    published.find("imagenet", spec)
+
+
 def test_where_nothing_is_there_every_way_is_said(home, small, monkeypatch, capsys):
   monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if it were not installed
   with pytest.raises(UserError) as caught:
@@ -299,6 +311,8 @@ def test_a_run_remembers_which_file_the_name_was(home, small, data_root, capsys)
   assert saved["model"]["pixel_mean"] == [1, 2, 3]
   exported.export(home / "run", home / "out")
   assert exported.load(home / "out").config.weights == "imagenet"
+  hub = tiny_config(data_root, weights="hf:someone/small/m.bin")
+  assert exported._without_paths(hub).weights == "hf:someone/small/m.bin"
 
   # Another file is found first now: the run still goes on with its own, wherever that is, and without it as with a path.
   other = safetensors.numpy.save(arrays_of(seed=1))
@@ -392,6 +406,7 @@ def test_a_wrong_tensor_is_named_still():
       r"features\.5\.bias has the shape \(64,\), not \(128,\)",
     ),
     (lambda shapes: shapes.update({"extra": (1,)}), r"extra \(1,\) is not expected there"),
+    (lambda shapes: shapes.update({"features.30.bias": (1,)}), r"features\.30\.bias \(1,\) is not expected there"),
   ):
     shapes = vgg_of(SIXTEEN)
     change(shapes)
@@ -485,6 +500,7 @@ def test_what_torch_saves_around_a_state_dict_is_taken_off(wrap, zipped, small, 
   module(torch.ones(1, 3)).sum().backward()
   optimizer.step()
   wrapped = {"optimizer": optimizer.state_dict(), **wrap(state), "scheduler": {"base_lrs": [0.1], "last_epoch": 3}}
+  wrapped["itself"] = [wrapped]
   torch.save(wrapped, home / "x.pth", _use_new_zipfile_serialization=zipped)
   weights = files.read(home / "x.pth")
   assert weights.title == "the small set"
