@@ -144,7 +144,10 @@ def test_of_several_own_files_the_best_layout_is_taken_whatever_their_names(home
   converted = files.read(home / "own" / "a.safetensors")
   (home / "own" / "a.safetensors").unlink()
   files.write(home / "own" / "c.safetensors", converted)  # its own conversion
+  files.write(home / "own" / "e.safetensors", converted._replace(title=VGG16.layouts[3].title + "; changed"))
   inner(home / "own" / "d.safetensors")  # of a small network
+  assert published.find("imagenet", VGG16).name == "e.safetensors"
+  (home / "own" / "e.safetensors").unlink()
   assert published.find("imagenet", VGG16).name == "c.safetensors"
 
 
@@ -380,6 +383,7 @@ def vgg_of(blocks, norm=False, classes=1000):
 
 SIXTEEN = vgg.BLOCKS["vgg16"]
 NINETEEN = (*SIXTEEN[:2], *(4 * block[:1] for block in SIXTEEN[2:]))
+ROLES = ("kernel", "bias")
 PLACE = pathlib.Path("x.pth")
 
 
@@ -387,6 +391,15 @@ PLACE = pathlib.Path("x.pth")
 @pytest.mark.parametrize(
   ("shapes", "message"),
   [
+    (
+      {
+        f"block{b}_conv{c}/{role}": (1,)
+        for b, n in enumerate((2, 2, 4, 4, 4), 1)
+        for c in range(1, n + 1)
+        for role in ROLES
+      },
+      "this is Keras' VGG-19; ",
+    ),
     (vgg_of(SIXTEEN, norm=True), r"this is VGG-16 with batch normalisation; model\.backbone=vgg16 has none"),
     (vgg_of(NINETEEN), r"this is VGG-19; model\.backbone=vgg16 is VGG-16"),
     (vgg_of(NINETEEN, norm=True, classes=20), "this is VGG-19 with batch normalisation"),
@@ -425,6 +438,14 @@ def without(shapes, *prefixes):
     (
       vgg_of(SIXTEEN, classes=20),
       "torchvision's VGG-16; its own classifier.6.weight (20, 4096) and 1 more are not taken",
+      True,
+    ),
+    (
+      without(vgg_of(SIXTEEN), "classifier")
+      | {"pre_logits.fc1.weight": (4096, 512, 7, 7), "pre_logits.fc1.bias": (4096,)}
+      | {"pre_logits.fc2.weight": (4096, 4096, 1, 1), "pre_logits.fc2.bias": (4096,)}
+      | {"head.fc.weight": (20, 4096), "head.fc.bias": (20,)},
+      "torchvision's VGG-16 as timm names it (vgg16.tv_in1k); its own head.fc.weight (20, 4096) and 1 more are not taken",
       True,
     ),
     (

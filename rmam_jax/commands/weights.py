@@ -1,7 +1,7 @@
 """Finds and fetches published weights, looks into files of weights, converts them, and exports trained models.
 
     rmam-jax weights list                          which published weights are on this machine, and where
-    rmam-jax weights fetch vgg16                   finds those of a backbone, or fetches them; also hf:OWNER/REPO[/FILE]
+    rmam-jax weights fetch BACKBONE                finds those of a backbone, or fetches them; also hf:OWNER/REPO[/FILE]
     rmam-jax weights FILE                          what the file is and every tensor in it
     rmam-jax weights FILE --out=NEW.safetensors    converts it
     rmam-jax weights export WORKDIR OUT            a trained model as a folder to publish
@@ -19,12 +19,8 @@ from rmam_jax.training import exported
 from rmam_jax.weights import files as weight_files
 from rmam_jax.weights import published
 
-_VERBS = {
-  "": 2,
-  "list": 2,
-  "fetch": 3,
-  "export": 4,
-}  # and how many arguments there then are, the command's name included
+# How many arguments there are with each verb, the command's name included.
+_VERBS = {"": 2, "list": 2, "fetch": 3, "export": 4}
 _OUT = flags.DEFINE_string("out", None, "Where to write the converted weights, as safetensors.")
 
 
@@ -58,11 +54,10 @@ def describe(path: pathlib.Path) -> None:
 
 def show_places() -> None:
   """Prints every published file of every backbone, and where it lies."""
+  width = max(map(len, backbones.SPECS))
   for spec in backbones.SPECS.values():
     for place in published.places(spec):
-      print(
-        f"{spec.name:<{max(map(len, backbones.SPECS))}}  {place.source}  {place.path if place.is_there else 'not here'}"
-      )
+      print(f"{spec.name:<{width}}  {place.source}  {place.path if place.is_there else 'not here'}")
 
 
 def main(argv: list[str]) -> None:

@@ -147,10 +147,10 @@ def _rank(path: pathlib.Path, spec: BackboneSpec) -> int:
     if metadata.get("format") != files.FORMAT:
       return spec.layouts.index(files.identify(entries, path, [spec]).layout)
     title = metadata.get("title", "")
-  found = [number for number, layout in enumerate(spec.layouts) if title.startswith(layout.title)]
-  if not found:
-    raise UserError(f"{path} holds {title}, not weights of {spec.name}")
-  return found[0]
+  fitting = [layout for layout in spec.layouts if title.startswith(layout.title)]
+  if not fitting:
+    raise UserError(f"{path} holds {title}, no weights of {spec.name}")
+  return spec.layouts.index(max(fitting, key=lambda layout: len(layout.title)))
 
 
 def _checked(path: pathlib.Path, source: str, layout: Layout) -> pathlib.Path:
