@@ -198,9 +198,7 @@ def _nearest(
   _, named, _, layout = alike[0]
   if 2 * len(named.keys() & layout.shapes.keys()) < len(layout.shapes):
     known = ", ".join(spec.name for spec in specs if spec.layouts)
-    raise UserError(
-      f"{path} is of no network that is known here ({known}): its first tensors are {', '.join([*entries][:3])}"
-    )
+    raise UserError(f"{path} holds no published weights of {known}: its first tensors are {', '.join([*entries][:3])}")
   return alike[0]
 
 
