@@ -290,10 +290,10 @@ def test_the_command_lists_and_fetches(home, small, capsys, monkeypatch):
 
   path = put(home / ".cache/torch/hub/checkpoints/small.pth")
   weights.show_places()
-  lines = capsys.readouterr().out.splitlines()
-  assert f"vgg_thin  torch:small.pth  {path}" in lines
-  assert "vgg_thin  hf:someone/small/m.bin  not here" in lines
-  assert "vgg16     torch:vgg16-397923af.pth  not here" in lines
+  rows = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
+  assert ["vgg_thin", "torch:small.pth", str(path)] in rows
+  assert ["vgg_thin", "hf:someone/small/m.bin", "not here"] in rows
+  assert ["vgg16", "torch:vgg16-397923af.pth", "not here"] in rows
   monkeypatch.setattr(weights, "_OUT", argparse.Namespace(value=None))
   weights.main(["weights", "fetch", "vgg_thin"])
   assert capsys.readouterr().out == f"{path}\n"
