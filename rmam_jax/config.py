@@ -19,8 +19,8 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.seed = 0
 
-  # What the backbone begins with: a file or folder (docs/weights.md); "none": random weights; "": to be given. The run
-  # sets model.pixel_mean and model.pixel_std to the preprocessing that belongs to it.
+  # What the backbone begins with: "imagenet", "hf:OWNER/REPO[/FILE]", a file or folder (docs/weights.md); "none": random
+  # weights; "": to be given. The run sets model.pixel_mean and model.pixel_std to the preprocessing that belongs to it.
   config.weights = "none"
   config.weights_digest = ""  # which file it was; filled in by the run
 

@@ -144,7 +144,10 @@ def test_of_several_own_files_the_best_layout_is_taken_whatever_their_names(home
   converted = files.read(home / "own" / "a.safetensors")
   (home / "own" / "a.safetensors").unlink()
   files.write(home / "own" / "c.safetensors", converted)  # its own conversion
+  files.write(home / "own" / "e.safetensors", converted._replace(title=VGG16.layouts[3].title + "; changed"))
   inner(home / "own" / "d.safetensors")  # of a small network
+  assert published.find("imagenet", VGG16).name == "e.safetensors"
+  (home / "own" / "e.safetensors").unlink()
   assert published.find("imagenet", VGG16).name == "c.safetensors"
 
 
@@ -154,6 +157,18 @@ def test_a_file_that_is_not_the_published_one_is_refused(home, small):
     published.find("imagenet", small)
   path.write_bytes(BYTES)
   assert published.find("imagenet", small) == path
+
+
+def test_without_a_checksum_torch_s_names_tell_it(home, small):
+  named = f"torch:small-{SHA256[:8]}.pth"
+  spec = dataclasses.replace(small, layouts=(layout(checksum="", sources=(named, "torch:small-1.pth")),))
+  other = put(home / ".cache/torch/hub/checkpoints/small-1.pth", BYTES[:-1])
+  assert published.find("imagenet", spec) == other  # not known, not checked
+  path = put(home / ".cache/torch/hub/checkpoints" / named.removeprefix("torch:"))
+  assert published.find("imagenet", spec) == path
+  path.write_bytes(BYTES[:-1])
+  with pytest.raises(UserError, match=f"is not the small set as published, whose sha256 is {SHA256[:8]}:"):
+    published.find("imagenet", spec)
 
 
 def test_where_nothing_is_there_every_way_is_said(home, small, monkeypatch, capsys):
@@ -275,10 +290,10 @@ def test_the_command_lists_and_fetches(home, small, capsys, monkeypatch):
 
   path = put(home / ".cache/torch/hub/checkpoints/small.pth")
   weights.show_places()
-  lines = capsys.readouterr().out.splitlines()
-  assert f"vgg_thin  torch:small.pth  {path}" in lines
-  assert "vgg_thin  hf:someone/small/m.bin  not here" in lines
-  assert "vgg16     torch:vgg16-397923af.pth  not here" in lines
+  rows = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
+  assert ["vgg_thin", "torch:small.pth", str(path)] in rows
+  assert ["vgg_thin", "hf:someone/small/m.bin", "not here"] in rows
+  assert ["vgg16", "torch:vgg16-397923af.pth", "not here"] in rows
   monkeypatch.setattr(weights, "_OUT", argparse.Namespace(value=None))
   weights.main(["weights", "fetch", "vgg_thin"])
   assert capsys.readouterr().out == f"{path}\n"
@@ -299,6 +314,8 @@ def test_a_run_remembers_which_file_the_name_was(home, small, data_root, capsys)
   assert saved["model"]["pixel_mean"] == [1, 2, 3]
   exported.export(home / "run", home / "out")
   assert exported.load(home / "out").config.weights == "imagenet"
+  hub = tiny_config(data_root, weights="hf:someone/small/m.bin")
+  assert exported._without_paths(hub).weights == "hf:someone/small/m.bin"
 
   # Another file is found first now: the run still goes on with its own, wherever that is, and without it as with a path.
   other = safetensors.numpy.save(arrays_of(seed=1))
@@ -335,9 +352,7 @@ def test_weights_of_another_backbone_say_whose_they_are(home, small):
   ):
     initial_weights.resolve(config)
   put(home / "other.bin", safetensors.numpy.save({f"blocks.{n}.w": np.zeros(3, np.float32) for n in range(9)}))
-  with pytest.raises(
-    UserError, match=r"other\.bin is of no network that is known here \(vgg16, vgg_thin\): .* blocks\.0\.w"
-  ):
+  with pytest.raises(UserError, match=r"other\.bin holds no published weights of vgg16, vgg_thin.*: .* blocks\.0\.w"):
     files.read(home / "other.bin")
 
 
@@ -366,6 +381,7 @@ def vgg_of(blocks, norm=False, classes=1000):
 
 SIXTEEN = vgg.BLOCKS["vgg16"]
 NINETEEN = (*SIXTEEN[:2], *(4 * block[:1] for block in SIXTEEN[2:]))
+ROLES = ("kernel", "bias")
 PLACE = pathlib.Path("x.pth")
 
 
@@ -373,6 +389,15 @@ PLACE = pathlib.Path("x.pth")
 @pytest.mark.parametrize(
   ("shapes", "message"),
   [
+    (
+      {
+        f"block{b}_conv{c}/{role}": (1,)
+        for b, n in enumerate((2, 2, 4, 4, 4), 1)
+        for c in range(1, n + 1)
+        for role in ROLES
+      },
+      "this is Keras' VGG-19; ",
+    ),
     (vgg_of(SIXTEEN, norm=True), r"this is VGG-16 with batch normalisation; model\.backbone=vgg16 has none"),
     (vgg_of(NINETEEN), r"this is VGG-19; model\.backbone=vgg16 is VGG-16"),
     (vgg_of(NINETEEN, norm=True, classes=20), "this is VGG-19 with batch normalisation"),
@@ -392,6 +417,7 @@ def test_a_wrong_tensor_is_named_still():
       r"features\.5\.bias has the shape \(64,\), not \(128,\)",
     ),
     (lambda shapes: shapes.update({"extra": (1,)}), r"extra \(1,\) is not expected there"),
+    (lambda shapes: shapes.update({"features.30.bias": (1,)}), r"features\.30\.bias \(1,\) is not expected there"),
   ):
     shapes = vgg_of(SIXTEEN)
     change(shapes)
@@ -410,6 +436,14 @@ def without(shapes, *prefixes):
     (
       vgg_of(SIXTEEN, classes=20),
       "torchvision's VGG-16; its own classifier.6.weight (20, 4096) and 1 more are not taken",
+      True,
+    ),
+    (
+      without(vgg_of(SIXTEEN), "classifier")
+      | {"pre_logits.fc1.weight": (4096, 512, 7, 7), "pre_logits.fc1.bias": (4096,)}
+      | {"pre_logits.fc2.weight": (4096, 4096, 1, 1), "pre_logits.fc2.bias": (4096,)}
+      | {"head.fc.weight": (20, 4096), "head.fc.bias": (20,)},
+      "torchvision's VGG-16 as timm names it (vgg16.tv_in1k); its own head.fc.weight (20, 4096) and 1 more are not taken",
       True,
     ),
     (
@@ -485,6 +519,7 @@ def test_what_torch_saves_around_a_state_dict_is_taken_off(wrap, zipped, small, 
   module(torch.ones(1, 3)).sum().backward()
   optimizer.step()
   wrapped = {"optimizer": optimizer.state_dict(), **wrap(state), "scheduler": {"base_lrs": [0.1], "last_epoch": 3}}
+  wrapped["itself"] = [wrapped]
   torch.save(wrapped, home / "x.pth", _use_new_zipfile_serialization=zipped)
   weights = files.read(home / "x.pth")
   assert weights.title == "the small set"

@@ -364,7 +364,7 @@ def test_conversions_are_cached_by_digest_and_verified_when_read(tmp_path, convo
   (kept,) = cache.iterdir()
   assert kept.name == f"{weight_files.checksum(path)}.safetensors"
   with monkeypatch.context() as patched:
-    patched.setattr(weight_files, "recognize", None)  # a second conversion would call it
+    patched.setattr(weight_files, "identify", None)  # a second conversion would call it
     again = weight_files.read(path)
   assert again._replace(tensors={}) == first._replace(tensors={})
   assert all((again.tensors[name] == array).all() for name, array in first.tensors.items())
@@ -454,7 +454,7 @@ def test_weights_that_do_not_fit_leave_no_workdir(tmp_path, data_root):
     UserError, match=r"Give a safetensors file or .*: --config\.weights=FILE .* --config\.weights=none"
   ):
     loop.train(config, tmp_path / "run")
-  with pytest.raises(UserError, match=r"is empty and voc/2007 .* Give vgg16_weights_tf_dim_ordering_tf_kernels\.h5"):
+  with pytest.raises(UserError, match=r"is empty and voc/2007 .* Give --config\.weights=imagenet, which finds vgg16_w"):
     initial_weights.resolve(voc.get_config())
   assert not (tmp_path / "run").exists()
   assert voc.get_config().weights == ""

@@ -19,12 +19,8 @@ from rmam_jax.training import exported
 from rmam_jax.weights import files as weight_files
 from rmam_jax.weights import published
 
-_VERBS = {
-  "": 2,
-  "list": 2,
-  "fetch": 3,
-  "export": 4,
-}  # and how many arguments there then are, the command's name included
+# How many arguments there are with each verb, the command's name included.
+_VERBS = {"": 2, "list": 2, "fetch": 3, "export": 4}
 _OUT = flags.DEFINE_string("out", None, "Where to write the converted weights, as safetensors.")
 _HALF = flags.DEFINE_bool("half", False, "Export matrices and kernels as float16: half the size.")
 
@@ -59,11 +55,10 @@ def describe(path: pathlib.Path) -> None:
 
 def show_places() -> None:
   """Prints every published file of every backbone, and where it lies."""
+  width = max(map(len, backbones.SPECS))
   for spec in backbones.SPECS.values():
     for place in published.places(spec):
-      print(
-        f"{spec.name:<{max(map(len, backbones.SPECS))}}  {place.source}  {place.path if place.is_there else 'not here'}"
-      )
+      print(f"{spec.name:<{width}}  {place.source}  {place.path if place.is_there else 'not here'}")
 
 
 def main(argv: list[str]) -> None:

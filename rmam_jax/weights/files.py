@@ -5,7 +5,7 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -145,7 +145,7 @@ def is_published(path: pathlib.Path, layout: Layout) -> bool:
 
 
 def identify(
-  entries: Mapping[str, Entry], path: pathlib.Path, specs: Iterable[BackboneSpec] | None = None
+  entries: Mapping[str, Entry], path: pathlib.Path, specs: Collection[BackboneSpec] | None = None
 ) -> Identified:
   """The published set, of all backbones or of `specs`, whose names and shapes are nearest to those of a file.
 
@@ -177,7 +177,7 @@ def identify(
 
 
 def _nearest(
-  entries: Mapping[str, Entry], path: pathlib.Path, specs: Iterable[BackboneSpec]
+  entries: Mapping[str, Entry], path: pathlib.Path, specs: Collection[BackboneSpec]
 ) -> tuple[str, dict[str, Entry], BackboneSpec, Layout]:
   """The prefix that the file has before its names, its tensors without it, and the backbone and layout they are of."""
   found, others = [], []
@@ -198,13 +198,11 @@ def _nearest(
   _, named, _, layout = alike[0]
   if 2 * len(named.keys() & layout.shapes.keys()) < len(layout.shapes):
     known = ", ".join(spec.name for spec in specs if spec.layouts)
-    raise UserError(
-      f"{path} is of no network that is known here ({known}): its first tensors are {', '.join([*entries][:3])}"
-    )
+    raise UserError(f"{path} holds no published weights of {known}: its first tensors are {', '.join([*entries][:3])}")
   return alike[0]
 
 
-def _prefixes(names: Iterable[str]) -> list[str]:
+def _prefixes(names: Collection[str]) -> list[str]:
   """What may stand before a network's own names: at each level the wrapping that most have, e.g. "", "module."."""
   found = [""]
   while len(found) <= len(_WRAPPINGS):

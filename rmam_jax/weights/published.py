@@ -18,6 +18,7 @@ from rmam_jax.weights import files
 IMAGENET = "imagenet"
 FOLDER = "RMAM_WEIGHTS"  # in the environment: a folder of weights
 _HUB_NAME = re.compile(r"(hf:[\w.-]+/[\w.-]+)(?:/(.+))?")
+_TORCH_NAME = re.compile(r"torch:.*-([0-9a-f]{8,})\.\w+")  # e.g. vgg16-397923af.pth: how its sha256 begins
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository where none is named, the better one first
 
 
@@ -83,7 +84,7 @@ def imagenet(spec: BackboneSpec) -> pathlib.Path:
     return min(fitting)[1]
   for place in places(spec):
     if place.is_there:
-      return _checked(place.path, place.layout)
+      return _checked(place.path, place.source, place.layout)
   for error in refused:
     print(f"not taken from {FOLDER}: {error}")
   reason = "none is on the Hugging Face hub"
@@ -91,7 +92,7 @@ def imagenet(spec: BackboneSpec) -> pathlib.Path:
     if place.source.startswith("hf:"):
       try:
         if fetched := _fetch(place.source):
-          return _checked(fetched, place.layout)
+          return _checked(fetched, place.source, place.layout)
         reason = f"the hub has no {place.source}"
       except UserError as error:
         reason = str(error)
@@ -146,15 +147,19 @@ def _rank(path: pathlib.Path, spec: BackboneSpec) -> int:
     if metadata.get("format") != files.FORMAT:
       return spec.layouts.index(files.identify(entries, path, [spec]).layout)
     title = metadata.get("title", "")
-  found = [number for number, layout in enumerate(spec.layouts) if title.startswith(layout.title)]
-  if not found:
-    raise UserError(f"{path} holds {title}, not weights of {spec.name}")
-  return found[0]
+  fitting = [layout for layout in spec.layouts if title.startswith(layout.title)]
+  if not fitting:
+    raise UserError(f"{path} holds {title}, no weights of {spec.name}")
+  return spec.layouts.index(max(fitting, key=lambda layout: len(layout.title)))
 
 
-def _checked(path: pathlib.Path, layout: Layout) -> pathlib.Path:
-  if layout.checksum and not files.is_published(path, layout):
-    kind, _, digits = layout.checksum.partition(":")
+def _checked(path: pathlib.Path, source: str, layout: Layout) -> pathlib.Path:
+  """The file, if it has the checksum of its layout or, where none is known, the one that torch puts into names."""
+  checksum, in_name = layout.checksum, _TORCH_NAME.fullmatch(source)
+  if not checksum and in_name:
+    checksum = f"sha256:{in_name[1]}"
+  kind, _, digits = checksum.partition(":")
+  if digits and not files.checksum(path, kind).startswith(digits):
     raise UserError(
       f"{path} is not {layout.title} as published, whose {kind} is {digits}: it is damaged, cut short or another file."
       f" Remove it and fetch it again, or take it as it is: --config.weights={path}"
