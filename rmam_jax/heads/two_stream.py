@@ -42,9 +42,9 @@ SPEC = HeadSpec(
       "sizes": (0.3, 0.5, 0.7, 0.85, 1.0),
       "step": 0.2,
       "most_oblong": 2.6,
-      # How a class's region is read off the weights; see `ops.two_stream.extents`.
-      "power": 0.25,
-      "threshold": 0.3,
+      # How a class's region is read off their weights; see `ops.two_stream.recognize`.
+      "power": 0.15,
+      "threshold": 0.4,
     }
   },
 )

@@ -29,6 +29,7 @@ from rmam_jax.ops.attention import Attention, Params
 
 SURE = 1e-6  # the regions' probability stays so far from 1, that it has log-odds
 MARGIN = 1.0  # in log-odds; see `recognize`
+FINE_CELLS = 40  # along a side of the map, about, that regions are read off
 
 
 class Branches(NamedTuple):
@@ -134,34 +135,24 @@ def mean_probability(*scores: jax.Array) -> jax.Array:
   return present - absent
 
 
-def greatest_sum(values: jax.Array) -> jax.Array:
-  """The rectangle of cells whose values have the greatest sum, the first of equals.
+def extents(evidence: jax.Array, threshold: float) -> jax.Array:
+  """The boxes that hold the evidence for a class: [..., H, W] -> [..., 4] of (top, left, bottom, right), as shares.
 
-  [..., H, W] -> int [..., 4] of (top, left, bottom, right), in cells, the last two exclusive; it is never empty.
+  A box reaches as far as the evidence, interpolated between the centres of the cells, is above `threshold` on the way
+  from its lowest to its highest value. Where it is the same everywhere, that is all of the map.
   """
-  width = values.shape[-1]
-  tops, bottoms = np.triu_indices(values.shape[-2])  # of every strip of whole rows
-  sums = jnp.pad(jnp.cumsum(values, axis=-2), [(0, 0)] * (values.ndim - 2) + [(1, 0), (0, 0)])
-  ends = jnp.cumsum(sums[..., bottoms + 1, :] - sums[..., tops, :], axis=-1)  # of a strip, up to each column
-  starts = jnp.pad(ends[..., :-1], [(0, 0)] * (values.ndim - 1) + [(1, 0)])
-  gains = ends - jax.lax.cummin(starts, axis=starts.ndim - 1)
-  strip, last = jnp.divmod(gains.reshape(*gains.shape[:-2], len(tops) * width).argmax(axis=-1), width)
-  before = jnp.take_along_axis(starts, strip[..., None, None], axis=-2)[..., 0, :]
-  left = jnp.where(jnp.arange(width) <= last[..., None], before, jnp.inf).argmin(axis=-1)
-  return jnp.stack([jnp.asarray(tops)[strip], left, jnp.asarray(bottoms)[strip] + 1, last + 1], axis=-1)
+  *lead, height, width = evidence.shape
+  finer = max(FINE_CELLS // max(height, width), 1)
+  fine = jax.image.resize(evidence, (*lead, height * finer, width * finer), "bilinear")
+  low, high = fine.min(axis=(-2, -1), keepdims=True), fine.max(axis=(-2, -1), keepdims=True)
+  above = fine >= low + threshold * (high - low)
 
+  def ends(line):  # bool [..., length] -> the first and behind the last that is true, as shares
+    length = line.shape[-1]
+    return line.argmax(axis=-1) / length, 1 - line[..., ::-1].argmax(axis=-1) / length
 
-def extents(evidence: jax.Array, *, power: float, threshold: float) -> jax.Array:
-  """The regions that hold the evidence for a class: [..., H, W] -> [..., 4] of (top, left, bottom, right), as shares.
-
-  The evidence to the power `power`, which evens out a class's most telling part and the rest of it, is scaled to [0, 1];
-  the region is the rectangle with the greatest sum of what is left of that above `threshold`.
-  """
-  *_, height, width = evidence.shape
-  values = evidence**power
-  low, high = values.min(axis=(-2, -1), keepdims=True), values.max(axis=(-2, -1), keepdims=True)
-  share = jnp.where(high > low, (values - low) / jnp.where(high > low, high - low, 1), 1)  # even: all of the map
-  return greatest_sum(share - threshold) / jnp.asarray((height, width, height, width), evidence.dtype)
+  (top, bottom), (left, right) = ends(above.any(axis=-1)), ends(above.any(axis=-2))
+  return jnp.stack([top, left, bottom, right], axis=-1)
 
 
 def recognize(
@@ -179,8 +170,8 @@ def recognize(
   """The recognizer: an image's scores, and regions that show where its likeliest classes are.
 
   A class's score is the log-odds of the mean of both branches' probabilities. The k-th region is that of the k-th
-  likeliest class, from `extents` of the evidence for it: at each cell the sum of the weights of the fixed regions that
-  cover it. With fewer regions than classes the last one is the whole image and belongs to all classes that are left. A
+  likeliest class, from `extents` of the evidence for it: at each cell the sum over the fixed regions that cover it of
+  their weights to the power `power`, which is below 1, or a class's most telling part would be all of it. With fewer regions than classes the last one is the whole image and belongs to all classes that are left. A
   class has its score in the region that it belongs to; in another one `MARGIN` less than the lower of its score and of
   the likeliest class there. So Eq. 6 gives the image's scores and every class's own region, and each region by itself
   says the class that it was chosen for.
@@ -189,7 +180,8 @@ def recognize(
     params, feature_map: as in `branches`.
     num_regions: K >= 1.
     sizes, step, most_oblong: of the fixed regions; see `fixed_regions`.
-    power, threshold: see `extents`.
+    power: of the weights, where a region is read off them.
+    threshold: see `extents`.
     align_corners: as in `rmam_jax.ops.spatial_transformer`.
 
   Returns:
@@ -212,9 +204,9 @@ def recognize(
   order = jnp.argsort(jax.lax.stop_gradient(scores_BL), axis=1, descending=True)
   located = num_classes if num_classes <= num_regions else num_regions - 1
   weights_BNk = jnp.take_along_axis(jax.lax.stop_gradient(found.weights), order[:, None, :located], axis=2)
-  evidence = jnp.einsum("bnk,nhw->kbhw", weights_BNk, coverage(regions, height, width), precision="highest")
+  evidence = jnp.einsum("bnk,nhw->kbhw", weights_BNk**power, coverage(regions, height, width), precision="highest")
   whole_image = jnp.broadcast_to(jnp.asarray(boxes_lib.WHOLE_IMAGE), (num_regions - located, batch, 4))
-  boxes_KB4 = jnp.concatenate([extents(evidence, power=power, threshold=threshold), whole_image])
+  boxes_KB4 = jnp.concatenate([extents(evidence, threshold), whole_image])
 
   places = jnp.arange(num_regions)[:, None, None]
   owner_BL = jnp.minimum(jnp.argsort(order, axis=1), num_regions - 1)
