@@ -95,6 +95,7 @@ def photograph_config(backbone: str, recipe: str, size: int, head: str) -> ml_co
   data.image_size = data.crop_size = size
   model.backbone, model.head, model.map_rms = backbone, head, backbones.get(backbone).map_rms
   model.region_size, model.x_width, model.lstm_width, model.z_width = (3, 3), 512, 512, 512
+  model.prior = 0.05
   config.loss.classification = "sigmoid"
   config.batch_size = config.evaluation.batch_size = 32
   for stage in (one, two):

@@ -64,6 +64,7 @@ def get_config() -> ml_collections.ConfigDict:
   model.z_width = 4096
   model.squash_cell = False  # h = o * tanh(c) instead of the printed h = o * c
   model.forget_bias = 0.0
+  model.prior = 0.0  # the probability of a class that score layers begin with, their weights at 0; 0: Xavier, no bias
   model.xavier = "fan_avg"  # by which fan new layers' weights are scaled: Glorot's mean of both; or "fan_in", Caffe's
 
   loss = config.loss = ml_collections.ConfigDict()

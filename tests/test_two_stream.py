@@ -274,3 +274,14 @@ def test_a_run_from_end_to_end_with_ten_views_and_what_it_exports(data_root, tmp
   likeliest = np.argsort(-here.probabilities)[:2]
   assert [region.probability for region in here.regions[:2]] == here.probabilities[likeliest].tolist()
   assert here.regions[2].box == pytest.approx((4 / 72 * 64, 4 / 72 * 64, 68 / 72 * 64, 68 / 72 * 64))
+
+
+def test_with_a_prior_every_class_begins_unlikely_and_everywhere_alike():
+  params = two_stream.init(jax.random.key(0), channels=4, num_classes=5, prior=0.05)
+  feature_map = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 6, 4)), jnp.float32)
+  regions = two_stream.fixed_regions(6, 6, (0.5, 1.0), 0.5, 2.0)
+  found = two_stream.branches(params, feature_map, regions)
+  odds = 0.05 / 0.95  # of each class against nothing
+  np.testing.assert_allclose(jax.nn.sigmoid(found.regions), odds / (1 + 5 * odds), rtol=1e-5)
+  np.testing.assert_allclose(jax.nn.sigmoid(found.dense), 0.05, rtol=1e-5)
+  np.testing.assert_allclose(found.weights, np.broadcast_to(found.weights[:, :1], found.weights.shape), rtol=1e-5)

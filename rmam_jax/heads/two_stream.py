@@ -21,7 +21,8 @@ def _build(model: Any, num_classes: int) -> attending.Attending:
     if not allowed:
       raise UserError(f"model.two_stream.{field} must be {wanted}, got {section[field]}")
   options = {"num_regions": model.num_regions, "align_corners": model.align_corners, **section}
-  init_params = functools.partial(two_stream.init, num_classes=num_classes)
+  attending.check_prior(model)
+  init_params = functools.partial(two_stream.init, num_classes=num_classes, prior=model.prior)
   return attending.Attending(init_params, functools.partial(two_stream.recognize, **options))
 
 

@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rmam_jax.ops import attention, losses, spatial_transformer
 from rmam_jax.ops import boxes as boxes_lib
-from rmam_jax.ops import losses, spatial_transformer
 from rmam_jax.ops.attention import Attention, Params
 
 SURE = 1e-6  # the regions' probability stays so far from 1, that it has log-odds
@@ -79,8 +79,16 @@ def coverage(regions: jax.Array, height: int, width: int) -> jax.Array:
   return along(top, bottom, height)[..., :, None] * along(left, right, width)[..., None, :]
 
 
-def init(key: jax.Array, *, channels: int, num_classes: int) -> Params:
-  """Parameters: Xavier uniform weights, zero biases."""
+def init(key: jax.Array, *, channels: int, num_classes: int, prior: float = 0.0) -> Params:
+  """Parameters: Xavier uniform weights, zero biases; or as `attention.init_scores` has them, where there is a prior."""
+  if prior:
+    zeros = jnp.zeros((channels, num_classes))
+    bias = attention.init_scores(channels, num_classes, prior)["bias"]
+    return {
+      "what": {"region": zeros, "image": zeros, "bias": bias},
+      "where": {"region": zeros},
+      "dense": {"image": zeros, "bias": bias},
+    }
   xavier = jax.nn.initializers.glorot_uniform()
   what, where, dense = jax.random.split(key, 3)
   region, image = jnp.split(xavier(what, (2 * channels, num_classes)), 2)
