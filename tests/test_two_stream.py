@@ -154,10 +154,15 @@ def test_the_regions_are_those_of_the_likeliest_classes():
   regions = two_stream.fixed_regions(6, 5, **SET)
   order = np.argsort(-np.asarray(attention.max_pool_scores(found.scores)), axis=1)
   for example, place in itertools.product(range(3), range(2)):
-    evidence = np.zeros((6, 5), np.float32)
+    label = order[example, place]
+    covered = np.zeros((6, 5), np.float32)
     for (top, left, bottom, right), weight in zip(regions, found.memory.weights[example], strict=True):
-      evidence[top:bottom, left:right] += weight[order[example, place]] ** 0.15
-    top, left, bottom, right = 2 * np.float64(two_stream.extents(jnp.asarray(evidence), 0.4)) - 1
+      covered[top:bottom, left:right] += weight[label] ** 0.15
+    cells = feature_map[example] @ params["what"]["region"][:, label]
+    evidence = sum((each - each.min()) / (each.max() - each.min()) for each in (covered, cells))
+    ours = two_stream.evidence(found.memory.weights[example, :, label], cells, regions, 0.15)
+    np.testing.assert_allclose(ours, evidence, atol=1e-4)
+    top, left, bottom, right = 2 * np.float64(two_stream.extents(evidence, 0.4)) - 1
     # Edges of cells, where -1 and 1 are the centres of the first and the last.
     theta = [
       (right - left) / 2 * 5 / 4,

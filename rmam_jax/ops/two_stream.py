@@ -27,7 +27,7 @@ from rmam_jax.ops import attention, losses, spatial_transformer
 from rmam_jax.ops import boxes as boxes_lib
 from rmam_jax.ops.attention import Attention, Params
 
-SURE = 1e-6  # the regions' probability stays so far from 1, that it has log-odds
+SURE = 1e-6  # the regions' probability stays that far below 1, so that it has log-odds
 MARGIN = 1.0  # in log-odds; see `recognize`
 FINE_CELLS = 40  # along a side of the map, about, that regions are read off
 
@@ -38,6 +38,7 @@ class Branches(NamedTuple):
   regions: jax.Array  # [B, L]
   dense: jax.Array  # [B, L]
   weights: jax.Array  # [B, N, L]; their sum over N is the probability that the regions' branch gives
+  cells: jax.Array  # [B, H, W, L], what a cell shows, without what all cells have in common
 
 
 @functools.lru_cache
@@ -120,11 +121,10 @@ def branches(params: Params, feature_map: jax.Array, regions: np.ndarray) -> Bra
     kernel = params[name]["region"].astype(feature_map.dtype)
     return jnp.matmul(feature_map, kernel, preferred_element_type=wide)
 
-  cells = coverage(regions, height, width)
-  averaging = jnp.asarray(cells / cells.sum(axis=(1, 2), keepdims=True), wide)
-  what, where = jnp.einsum(
-    "nhw,sbhwl->sbnl", averaging, jnp.stack([layer("what"), layer("where")]), precision="highest"
-  )
+  covered = coverage(regions, height, width)
+  averaging = jnp.asarray(covered / covered.sum(axis=(1, 2), keepdims=True), wide)
+  cells = jnp.stack([layer("what"), layer("where")])
+  what, where = jnp.einsum("nhw,sbhwl->sbnl", averaging, cells, precision="highest")
   what += (mean @ params["what"]["image"] + params["what"]["bias"])[:, None]
   log_what = what - jax.nn.logsumexp(jnp.pad(what, ((0, 0), (0, 0), (0, 1))), axis=-1, keepdims=True)
   log_weights = jax.nn.log_softmax(where, axis=1) + log_what
@@ -133,6 +133,7 @@ def branches(params: Params, feature_map: jax.Array, regions: np.ndarray) -> Bra
     regions=log_probability - jnp.log1p(-jnp.minimum(jnp.exp(log_probability), 1 - SURE)),
     dense=mean @ params["dense"]["image"] + params["dense"]["bias"],
     weights=jnp.exp(log_weights),
+    cells=cells[0],
   )
 
 
@@ -143,17 +144,36 @@ def mean_probability(*scores: jax.Array) -> jax.Array:
   return present - absent
 
 
+def _scaled(maps: jax.Array) -> jax.Array:
+  """[..., H, W], each map from its lowest value to its highest scaled to [0, 1]; all 1 where they are the same."""
+  low, high = maps.min(axis=(-2, -1), keepdims=True), maps.max(axis=(-2, -1), keepdims=True)
+  return jnp.where(high > low, (maps - low) / jnp.where(high > low, high - low, 1), 1)
+
+
+def evidence(weights: jax.Array, cells: jax.Array, regions: np.ndarray, power: float) -> jax.Array:
+  """Where the evidence for classes is: [..., H, W], in [0, 2].
+
+  The sum of two maps, each scaled to [0, 1]: of the weights of the regions that cover a cell, and what the cell shows.
+
+  Args:
+    weights: [..., N], as in `Branches`.
+    cells: [..., H, W], as there.
+    regions: int [N, 4], those of the weights.
+    power: that the weights are raised to; below 1, or a class's most telling part would be all of it.
+  """
+  covering = jnp.asarray(coverage(regions, *cells.shape[-2:]), weights.dtype)
+  return _scaled(jnp.einsum("...n,nhw->...hw", weights**power, covering, precision="highest")) + _scaled(cells)
+
+
 def extents(evidence: jax.Array, threshold: float) -> jax.Array:
-  """The boxes that hold the evidence for a class: [..., H, W] -> [..., 4] of (top, left, bottom, right), as shares.
+  """The boxes that hold the evidence for classes: [..., H, W] -> [..., 4] of (top, left, bottom, right), as shares.
 
   A box reaches as far as the evidence, interpolated between the centres of the cells, is above `threshold` on the way
   from its lowest to its highest value. Where it is the same everywhere, that is all of the map.
   """
   *lead, height, width = evidence.shape
   finer = max(FINE_CELLS // max(height, width), 1)
-  fine = jax.image.resize(evidence, (*lead, height * finer, width * finer), "bilinear")
-  low, high = fine.min(axis=(-2, -1), keepdims=True), fine.max(axis=(-2, -1), keepdims=True)
-  above = fine >= low + threshold * (high - low)
+  above = _scaled(jax.image.resize(evidence, (*lead, height * finer, width * finer), "bilinear")) >= threshold
 
   def ends(line):  # bool [..., length] -> the first and behind the last that is true, as shares
     length = line.shape[-1]
@@ -178,9 +198,10 @@ def recognize(
   """The recognizer: an image's scores, and regions that show where its likeliest classes are.
 
   A class's score is the log-odds of the mean of both branches' probabilities. The k-th region is that of the k-th
-  likeliest class, from `extents` of the evidence for it: at each cell the sum over the fixed regions that cover it of
-  their weights to the power `power`, which is below 1, or a class's most telling part would be all of it. With fewer regions than classes the last one is the whole image and belongs to all classes that are left. A
-  class has its score in the region that it belongs to; in another one `MARGIN` less than the lower of its score and of
+  likeliest class, the extent of the `evidence` for it. With fewer regions than classes the last one is the whole image
+  and belongs to all classes that are left.
+
+  A class has its score in the region that it belongs to; in another one `MARGIN` less than the lower of its score and of
   the likeliest class there. So Eq. 6 gives the image's scores and every class's own region, and each region by itself
   says the class that it was chosen for.
 
@@ -188,8 +209,7 @@ def recognize(
     params, feature_map: as in `branches`.
     num_regions: K >= 1.
     sizes, step, most_oblong: of the fixed regions; see `fixed_regions`.
-    power: of the weights, where a region is read off them.
-    threshold: see `extents`.
+    power, threshold: see `evidence` and `extents`.
     align_corners: as in `rmam_jax.ops.spatial_transformer`.
 
   Returns:
@@ -211,10 +231,13 @@ def recognize(
   num_classes = scores_BL.shape[1]
   order = jnp.argsort(jax.lax.stop_gradient(scores_BL), axis=1, descending=True)
   located = num_classes if num_classes <= num_regions else num_regions - 1
-  weights_BNk = jnp.take_along_axis(jax.lax.stop_gradient(found.weights), order[:, None, :located], axis=2)
-  evidence = jnp.einsum("bnk,nhw->kbhw", weights_BNk**power, coverage(regions, height, width), precision="highest")
+  weights, cells = (
+    jnp.moveaxis(jnp.take_along_axis(each, jnp.expand_dims(order[:, :located], axes), axis=-1), -1, 0)
+    for each, axes in ((found.weights, 1), (found.cells, (1, 2)))
+  )
+  where = jax.lax.stop_gradient(evidence(weights, cells, regions, power))
   whole_image = jnp.broadcast_to(jnp.asarray(boxes_lib.WHOLE_IMAGE), (num_regions - located, batch, 4))
-  boxes_KB4 = jnp.concatenate([extents(evidence, threshold), whole_image])
+  boxes_KB4 = jnp.concatenate([extents(where, threshold), whole_image])
 
   places = jnp.arange(num_regions)[:, None, None]
   owner_BL = jnp.minimum(jnp.argsort(order, axis=1), num_regions - 1)
