@@ -183,7 +183,9 @@ def test_compiled_programs_are_kept_and_a_damaged_one_is_compiled_again(tmp_path
 
   first, kept = predict()
   assert kept
-  assert predict() == (first, kept)
+  again, more = predict()
+  assert again == first
+  assert kept.items() <= more.items()  # a loaded machine finds more of them slow enough to be kept
   for path in kept:
     path.write_bytes(b"damaged")
   assert predict()[0] == first
