@@ -50,6 +50,7 @@ def get_config() -> ml_collections.ConfigDict:
   model = config.model = ml_collections.ConfigDict()
   model.backbone = "vgg16"  # or another of `backbones.SPECS`
   model.maps = ""  # which of its maps: "" the last, "8", "16", "32" that of this stride, "fused" the last two as one
+  model.freeze_norm = True  # keeps batch normalisation's mean and variance; or they are the batch's (of 16 and more)
   model.dtype = "float32"  # of the backbone; or "bfloat16"
   model.map_rms = 1.0  # what the feature map is divided by before the heads see it; the paper does not scale it
   model.pixel_mean = (123.68, 116.779, 103.939)  # red, green, blue in 0..255

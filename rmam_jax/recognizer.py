@@ -41,18 +41,19 @@ class Recognizer(nn.Module):
   pixel_std: Sequence[float] = (1.0, 1.0, 1.0)
   map_rms: float = 1.0
 
-  def __call__(self, images: jax.Array, boxes: jax.Array | None = None) -> Recognition:
+  def __call__(self, images: jax.Array, boxes: jax.Array | None = None, *, train: bool = False) -> Recognition:
     """Images to scores.
 
     Args:
       images: [B, height, width, 3] of 0..255, red green blue, uint8 or float.
       boxes: [B, K, 4] of (top, left, bottom, right) as shares of the image, for a head that is guided by boxes.
+      train: whether the backbone trains; see `backbones.BackboneSpec`.
     """
-    return self.recognize(self.feature_map(images), boxes)
+    return self.recognize(self.feature_map(images, train=train), boxes)
 
-  def feature_map(self, images: jax.Array) -> jax.Array:
+  def feature_map(self, images: jax.Array, *, train: bool = False) -> jax.Array:
     """Images as above -> f_I [B, H, W, C]; with a region proposal network [B, H, W, 2C], its own map after f_I."""
-    feature_map = self.backbone(backbones.normalize(images, self.pixel_mean, self.pixel_std))
+    feature_map = self.backbone(backbones.normalize(images, self.pixel_mean, self.pixel_std), train=train)
     if self.rpn is None:
       return feature_map
     return jnp.concatenate([feature_map, jax.lax.stop_gradient(self.rpn.feature_map(images))], axis=-1)

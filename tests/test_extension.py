@@ -20,7 +20,7 @@ class Patches(nn.Module):
   width: int
 
   @nn.compact
-  def __call__(self, images):
+  def __call__(self, images, train=False):
     return nn.relu(nn.Conv(self.width, (8, 8), strides=(8, 8), name="embed")(images))
 
 

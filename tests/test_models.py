@@ -110,7 +110,7 @@ def test_controls_by_hand():
 def test_pixels_are_normalised_as_configured():
   class Mean(nn.Module):
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, train=False):
       return x
 
   model = recognizer.Recognizer(

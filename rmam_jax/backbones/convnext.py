@@ -66,7 +66,7 @@ class ConvNeXt(nn.Module):
   remat: bool = False  # whether the backward pass computes each block again from its input, which saves memory
 
   @nn.compact
-  def __call__(self, images: jax.Array) -> jax.Array:
+  def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
     """[B, height, width, 3], normalised -> f_I [B, H, W, C]; pixels beyond the last whole cell are not seen."""
     net, found = self.network, {}
     norm = functools.partial(layers.layer_norm, self.dtype)

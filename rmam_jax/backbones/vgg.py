@@ -39,7 +39,7 @@ class VGG(nn.Module):
   maps: layers.Maps | None = None  # those that are taken; None: the last
 
   @nn.compact
-  def __call__(self, images: jax.Array) -> jax.Array:
+  def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
     """[B, height, width, 3], normalised -> f_I [B, H, W, C], not negative."""
     x, found, maps = images.astype(self.dtype), {}, self.maps or layers.Maps((2 ** (len(self.blocks) - 1),))
     for number in range(1, len(self.blocks) + 1):

@@ -66,7 +66,7 @@ class VisionTransformer(nn.Module):
   remat: bool = False  # whether the backward pass computes each block again from its input, which saves memory
 
   @nn.compact
-  def __call__(self, images: jax.Array) -> jax.Array:
+  def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
     """[B, height, width, 3], normalised -> f_I [B, H, W, C]; raises UserError for a side that is not of whole patches."""
     net = self.network
     if any(side % net.patch for side in images.shape[1:3]):

@@ -43,15 +43,18 @@ class RegionProposalNetwork(nn.Module):
     self.scores = convolution(2 * len(self.anchor_sizes), (1, 1))
     self.offsets = convolution(4 * len(self.anchor_sizes), (1, 1), kernel_init=nn.initializers.zeros)
 
-  def __call__(self, images: jax.Array, boxes: jax.Array | None = None) -> Proposed:
-    """For training: images [B, height, width, 3] of 0..255, and boxes [B, n, 4] as in `ops.rpn`."""
-    scores, offsets, anchors = self._layer(self.feature_map(images))
+  def __call__(self, images: jax.Array, boxes: jax.Array | None = None, *, train: bool = False) -> Proposed:
+    """For training: images [B, height, width, 3] of 0..255, and boxes [B, n, 4] as in `ops.rpn`.
+
+    `train` is whether its backbone trains; see `backbones.BackboneSpec`.
+    """
+    scores, offsets, anchors = self._layer(self.feature_map(images, train=train))
     noise = jax.random.uniform(self.make_rng("look"), scores.shape[:2]) if self.has_rng("look") else None
     return Proposed(scores, offsets, anchors, boxes, noise)
 
-  def feature_map(self, images: jax.Array) -> jax.Array:
+  def feature_map(self, images: jax.Array, *, train: bool = False) -> jax.Array:
     """Images as above -> [B, H, W, C]."""
-    return self.backbone(backbones.normalize(images, self.pixel_mean, self.pixel_std))
+    return self.backbone(backbones.normalize(images, self.pixel_mean, self.pixel_std), train=train)
 
   def propose(self, feature_map: jax.Array) -> jax.Array:
     """The map, or a window of it, [B, H, W, C] -> regions [B, K, 4] as shares of what it shows, the surest first."""

@@ -90,10 +90,14 @@ def make_train_step(
       batches must be equally large. Leave it out under `jit`, where the batch is one array whatever its sharding.
       Not for `jax.shard_map`, which sums the gradients of replicated parameters by itself.
     accumulate: equal parts of the batch that are computed in turn, in the memory of one. Their gradients are weighted
-      by their real examples: the result is the whole batch's, but for the noise of a head that samples.
+      by their real examples: the result is the whole batch's, but for the noise of a head that samples. Batch
+      normalisation that is not frozen normalises each part by itself; the running statistics go towards their mean.
     seed: of that noise, Flax's generator "look", which depends on `state.step` too, but not on the devices under `jit`;
       under `pmap` each device has its own.
   """
+
+  if axis_name is not None and hasattr(model.backbone, "axis_name"):
+    model = model.clone(backbone=model.backbone.clone(axis_name=axis_name))
 
   def train_step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -103,26 +107,35 @@ def make_train_step(
     def loss_fn(params, batch, key):
       stored = "feature_map" in batch
       inputs = batch["feature_map" if stored else "image"], batch.get("proposals")
-      method = "recognize" if stored else None
-      recognition = model.apply({"params": params}, *inputs, rngs={"look": key}, method=method)
-      return objective(recognition, batch["labels"], batch["ignore"], batch["mask"])
+      options = {"rngs": {"look": key}, "mutable": ["statistics"]}
+      options |= {"method": "recognize"} if stored else {"train": True}
+      recognition, learned = model.apply({"params": params}, *inputs, **options)
+      loss, metrics = objective(recognition, batch["labels"], batch["ignore"], batch["mask"])
+      return loss, (metrics, learned.get("statistics", {}))
 
     part_gradients = jax.grad(loss_fn, has_aux=True)
     if accumulate == 1:
-      gradients, metrics = part_gradients(state.params, batch, key)
+      gradients, (metrics, statistics) = part_gradients(state.params, batch, key)
     else:
       of_part = functools.partial(part_gradients, state.params)
-      gradients, metrics = _weighted_sum(of_part, batch, jax.random.split(key, accumulate))
+      gradients, (metrics, statistics) = _weighted_sum(of_part, batch, jax.random.split(key, accumulate))
     if axis_name is not None:
-      gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
+      gradients, metrics, statistics = jax.lax.pmean((gradients, metrics, statistics), axis_name)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = _overlaid(optax.apply_updates(state.params, updates), statistics)
     metrics["gradient_norm"] = optax.tree.norm(gradients)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
     after = TrainState(state.step + 1, params, opt_state)
     return jax.tree.map(functools.partial(jnp.where, finite), after, state), metrics
 
   return train_step
+
+
+def _overlaid(params: Params, statistics: Params) -> Params:
+  """`params` with the leaves of `statistics`, a part of the tree, in place of its own."""
+  if not isinstance(statistics, Mapping):
+    return statistics
+  return {**params, **{name: _overlaid(params[name], tree) for name, tree in statistics.items()}}
 
 
 def _weighted_sum(function: Callable[[Any, jax.Array], Any], batch: Mapping[str, jax.Array], keys: jax.Array) -> Any:
