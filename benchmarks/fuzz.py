@@ -127,9 +127,9 @@ def _manifest(name: str, make: Callable[[pathlib.Path], None]) -> Target:
   def read(folder: pathlib.Path) -> str:
     data = common.get_config().data
     data.train = f"{folder / name}"
-    found = manifests.Manifest(data.train, data)
-    for entry in manifests.parse(data.train)[0]:
-      if not entry.image.is_relative_to(folder.resolve()):
+    found = manifests.open_manifest(data.train, data, "fuzz")
+    for entry in manifests.parse(data.train, data).entries:
+      if not pathlib.Path(entry.image).is_relative_to(folder.resolve()):
         raise AssertionError(f"an image outside the folder: {entry.image}")
     return repr((found.class_names, found.index))
 

@@ -31,7 +31,8 @@ class Entry(NamedTuple):
   boxes: tuple[tuple[float, ...], ...] = ()  # (top, left, bottom, right) as shares of the image
   box_labels: tuple[str, ...] = ()
   size: tuple[float, float] = (0, 0)  # (width, height) in pixels as stated; (0, 0) where none is
-  image: pathlib.Path = pathlib.Path()  # where the image lies
+  classes: tuple[str, ...] = ()  # all that the file asks about in this image, where it says so: columns of 0 and 1
+  image: str = ""  # where the image lies
 
 
 Found = Iterator[Entry | str]  # a str is a problem, unless it is a Note
@@ -83,7 +84,7 @@ def _numbers(edges: Sequence[float]) -> str:
   return f"({', '.join(f'{edge:g}' for edge in edges)})"
 
 
-def _parse_xml(path: pathlib.Path) -> Any:
+def parse_xml(path: pathlib.Path) -> Any:
   """The root of an XML file, in whatever encoding it declares or, where that fails, in Windows-1252."""
   from defusedxml import ElementTree
 
@@ -103,8 +104,8 @@ def _parse_xml(path: pathlib.Path) -> Any:
     raise UserError(f"{path}: no XML that can be read ({error or type(error).__name__})") from error
 
 
-def _number(text: str | None) -> float:
-  """A number in an XML element; NaN where there is none."""
+def to_number(text: str | None) -> float:
+  """A number in XML; NaN where there is none."""
   try:
     return float(text or "nan")
   except ValueError:
@@ -114,7 +115,7 @@ def _number(text: str | None) -> float:
 def read_voc(path: pathlib.Path, image: str = "") -> Found:
   """The one image of an XML file as VOC has it; its name is `image`, or what the file says, or that of the file."""
   try:
-    root = _parse_xml(path)
+    root = parse_xml(path)
   except FileNotFoundError:
     yield f"{path}: missing"
     return
@@ -131,10 +132,10 @@ def read_voc(path: pathlib.Path, image: str = "") -> Found:
       continue
     edges = None
     if thing.find("bndbox") is not None:
-      edges = tuple(_number(thing.findtext(f"bndbox/{edge}")) for edge in ("ymin", "xmin", "ymax", "xmax"))
+      edges = tuple(to_number(thing.findtext(f"bndbox/{edge}")) for edge in ("ymin", "xmin", "ymax", "xmax"))
     difficult = (thing.findtext("difficult") or "0").strip().lower() in ("1", "true")
     objects.append(Object(name, edges, not difficult))
-  size = tuple(_number(root.findtext(f"size/{side}")) for side in ("width", "height"))
+  size = tuple(to_number(root.findtext(f"size/{side}")) for side in ("width", "height"))
   yield from describe(str(path), image or (root.findtext("filename") or "").strip() or path.stem, size, objects)
 
 

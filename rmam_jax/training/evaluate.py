@@ -75,13 +75,14 @@ def evaluate(
   data, section, mesh = config.data, config.evaluation, mesh_lib.make_mesh()
   if section.batch_size % mesh.size:
     raise UserError(f"evaluation.batch_size {section.batch_size} must be a multiple of the {mesh.size} devices")
-  test = open_split(data, data.test or data.validation)
-  names, head, kind = test.class_names, config.model.head, stages.classification_of(config, "stage_two")
+  names = workdir.read_class_names(folder)
+  test = open_split(data, data.test or data.validation, class_names=names)
+  head, kind = config.model.head, stages.classification_of(config, "stage_two")
   model, params, progress = checkpoints.load_best(config, folder, len(names), mesh)
   outputs = _make_outputs(config, folder, model, params, mesh)
   train = None
   if section.svm_solver:
-    train = outputs(open_split(data, data.train, section.svm_images), "images for the SVMs")
+    train = outputs(open_split(data, data.train, section.svm_images, names), "images for the SVMs")
   selection = _select(config, folder, names, train, outputs)
   found = outputs(test, "test images")
   about = scores_lib.made_by(config, checkpoints.best_digest(folder))  # all processes open checkpoints together
@@ -150,7 +151,7 @@ def _select(
     if first and (note := selection_lib.differing(selection, config)):
       print(note)
     return selection
-  split = open_split(data, data.validation)
+  split = open_split(data, data.validation, class_names=names)
   validation = one_view = outputs(split, "validation images")
   if views_lib.from_config(config) != views_lib.CENTRE:  # what prediction sees
     one_view = outputs(split, "validation images, one view", views_lib.CENTRE, " one view")
