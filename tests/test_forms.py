@@ -462,29 +462,29 @@ def test_json_that_is_cut_short(folder):
   refused(folder / "short.json", "short.json: not valid JSON, or cut short")
 
 
-def test_coco_with_a_folder_for_each_split(tmp_path):
+@pytest.mark.parametrize("named", ["{}2017", "images/{}2017", "my {}"])
+def test_coco_with_a_folder_for_each_split(tmp_path, named):
   (tmp_path / "annotations").mkdir()
   paths = []
   for split in ("train", "val", "test"):
     paths.append(tmp_path / f"annotations/instances_{split}2017.json")
     paths[-1].write_text(json.dumps(coco()))
-    write_images(tmp_path / f"{split}2017", LABELS)
+    write_images(tmp_path / named.format(split), LABELS)
   data = section(paths[0], validation=str(paths[1]), test=str(paths[2]))
+  if named == "my {}":
+    refused(paths[0], "there is no image")
+    data.images = ",".join(str(tmp_path / named.format(split)) for split in ("train", "val", "test"))
   for field, split in (("train", "train"), ("validation", "val"), ("test", "test")):
-    assert splits.open_split(data, data[field])[0].path == str(tmp_path / f"{split}2017/0.png")
-  for split in ("train", "val", "test"):
-    (tmp_path / f"{split}2017").rename(tmp_path / f"my {split}")
-  refused(paths[0], "there is no image")
-  data.images = ",".join(str(tmp_path / f"my {split}") for split in ("train", "val", "test"))
-  for field, split in (("train", "train"), ("validation", "val"), ("test", "test")):
-    assert splits.open_split(data, data[field])[0].path == str(tmp_path / f"my {split}/0.png")
+    assert splits.open_split(data, data[field])[0].path == str(tmp_path / named.format(split) / "0.png")
   data.images = "a,b"
   with pytest.raises(UserError, match=r"data\.images must be a folder, or three with commas"):
     splits.open_split(data, data.train)
 
 
 def voc_xml(filename, labels, size="<size><width>80</width><height>60</height></size>", box=(8, 6, 24, 18)):
-  edges = "".join(f"<{name}>{edge}</{name}>" for name, edge in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+  edges = "".join(
+    f"<{name}>{edge}</{name}>" for name, edge in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=bool(box))
+  )
   boxes = f"<bndbox>{edges}</bndbox>" if box else ""
   objects = "".join(f"<object><name>{label}</name>{boxes}</object>" for label in sorted(labels))
   return f"<annotation><folder>x</folder><filename>{filename}</filename>{size}{objects}</annotation>"
@@ -722,8 +722,14 @@ def test_parts_share_out_every_label_alike():
 def test_shares_that_are_none(shares):
   with pytest.raises(UserError, match=r"data\.split must be two or three shares whose sum is 1"):
     partition([["a"]] * 9, list("abcdefghi"), shares)
-  with pytest.raises(UserError, match="leaves nothing for test: 2 images are too few"):
+  with pytest.raises(UserError, match="leaves nothing for validation: 2 images are too few"):
     partition([["a"]] * 2, list("ab"), (0.8, 0.1, 0.1))
+
+
+def test_a_run_knows_its_classes_by_name_and_not_by_a_file(tmp_path):
+  (tmp_path / "mine.txt").write_text("red\nblue\n")
+  assert splits.resolved(section("a.csv", classes=(str(tmp_path / "mine.txt"),))) == {"classes": ("red", "blue")}
+  assert splits.resolved(section("a.csv")) == {}
 
 
 def test_one_list_becomes_three_splits(tmp_path):
@@ -743,8 +749,8 @@ def test_one_list_becomes_three_splits(tmp_path):
   assert evaluate.evaluate(tmp_path / "run")["AP"] == results["AP"]
   assert pipeline.train_and_evaluate(config, tmp_path / "run")["AP"] == results["AP"]
   with pytest.raises(UserError, match=r"leave data\.validation, data\.test and data\.final_train empty"):
-    splits.parts(thin_config((path, path, ""), split=(0.6, 0.4)).data)
-  with pytest.raises(UserError, match="data.split makes train, validation of .*, not 'test'"):
+    splits.resolved(thin_config((path, path, ""), split=(0.6, 0.4)).data)
+  with pytest.raises(UserError, match=r"data\.split makes train, validation of .*, not 'test'"):
     splits.open_split(section(f"{path}:test", split=(0.5, 0.5)), f"{path}:test")
 
 

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
   commands.no_arguments(argv)
   with commands.reported_errors():
     data = _CONFIG.value.data
-    data.update(splits.parts(data))
+    data.update(splits.resolved(data))
     report = validate(data)
   _print(report.notes, "note: ")
   _print(report.problems, "")

@@ -4,6 +4,7 @@ A reader yields an `Entry` for each image, a `Note` for what is worth knowing, a
 need neither boxes nor sizes: what has no usable box keeps its label.
 """
 
+import functools
 import json
 import math
 import pathlib
@@ -46,7 +47,8 @@ class Object(NamedTuple):
   counts: bool = True  # or it is difficult
 
 
-def clean_name(text: Any) -> str:
+@functools.lru_cache(maxsize=65_536)
+def clean_name(text: str | float) -> str:
   """A label without blanks around it, with single blanks in it, in Unicode's composed form (NFC)."""
   return unicodedata.normalize("NFC", " ".join(str(text).split()))
 
@@ -136,7 +138,10 @@ def read_voc(path: pathlib.Path, image: str = "") -> Found:
     difficult = (thing.findtext("difficult") or "0").strip().lower() in ("1", "true")
     objects.append(Object(name, edges, not difficult))
   size = tuple(to_number(root.findtext(f"size/{side}")) for side in ("width", "height"))
-  yield from describe(str(path), image or (root.findtext("filename") or "").strip() or path.stem, size, objects)
+  name = re.sub(
+    r"^(/|[A-Za-z]:[\\/]).*[\\/]", "", (root.findtext("filename") or "").strip()
+  )  # a path of another machine
+  yield from describe(str(path), image or name or path.stem, size, objects)
 
 
 def _keyed(path: pathlib.Path, content: Any, field: str) -> tuple[dict[str, Any], list[str]]:

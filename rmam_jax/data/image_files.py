@@ -30,9 +30,10 @@ def tabulate(entries: Sequence[Entry], class_names: Sequence[str]) -> Table:
   """Entries, all of whose labels are among the L classes, as arrays."""
   numbers = {name: number for number, name in enumerate(class_names)}
   labels, ignore = (np.zeros((len(entries), len(numbers)), kind) for kind in (np.float32, bool))
-  for place, entry in enumerate(entries):
-    labels[place, [numbers[name] for name in entry.labels]] = 1
-    ignore[place, [numbers[name] for name in entry.ignore]] = True
+  for array, field in ((labels, "labels"), (ignore, "ignore")):
+    named = [getattr(entry, field) for entry in entries]
+    rows = np.repeat(np.arange(len(entries)), [len(names) for names in named])
+    array[rows, [numbers[name] for names in named for name in names]] = 1
   return Table(
     np.array([entry.id for entry in entries]),
     labels,

@@ -27,6 +27,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from rmam_jax.data import annotations, tables
 from rmam_jax.data.annotations import Entry, Found, Note
 from rmam_jax.data.image_files import ImageFiles, tabulate
@@ -246,35 +248,38 @@ def _image_folder(path: pathlib.Path, images: str, names: Sequence[str]) -> str:
     own, above = path.parent, path.absolute().parent.parent
     tried = [own, own / "images", own / stem, above / stem, above / "images" / stem, above / "images", above]
   there = [os.path.abspath(each) for each in tried if each.is_dir()]
-  counts = [sum(_find(each, _plain_path(name)) is not None for name in names) for each in there]
+  counts = [sum(folders.find(_plain_path(name)) is not None for name in names) for folders in map(_Folders, there)]
   return there[counts.index(max(counts))]
 
 
-@functools.lru_cache(maxsize=4096)
-def _listing(folder: str, changed: int) -> tuple[frozenset[str], dict[str, list[str]]]:
-  """The names in a folder, and the same by what they are without capitals and, of images, without ending."""
-  del changed
-  names = os.listdir(folder)
-  plain: dict[str, list[str]] = {}
-  for name in names:
-    whole = unicodedata.normalize("NFC", name).casefold()
-    stem, ending = os.path.splitext(whole)
-    for each in (whole, stem) if ending in _IMAGE_SUFFIXES else (whole,):
-      plain.setdefault(each, []).append(name)
-  return frozenset(names), plain
+class _Folders:
+  """The names of files below a folder, each of whose folders is listed once."""
+
+  def __init__(self, base: str):
+    self._base = os.path.join(base, "")
+    self._names: dict[str, frozenset[str]] = {}
+    self._plain: dict[str, dict[str, list[str]]] = {}  # without capitals and, of images, without ending
+
+  def find(self, name: str) -> str | None:
+    """The path of the file of this name, or of the one that differs in capitals or has an ending; None if none does."""
+    folder, _, wanted = f"{self._base}{name}".rpartition("/")
+    if folder not in self._names:
+      self._names[folder] = frozenset(os.listdir(folder) if os.path.isdir(folder) else ())
+    if wanted in self._names[folder]:
+      return f"{folder}/{wanted}"
+    if folder not in self._plain:
+      self._plain[folder] = {}
+      for each in self._names[folder]:
+        whole = _folded(each)
+        stem, ending = os.path.splitext(whole)
+        for plain in (whole, stem) if ending in _IMAGE_SUFFIXES else (whole,):
+          self._plain[folder].setdefault(plain, []).append(each)
+    found = self._plain[folder].get(_folded(wanted), ())
+    return f"{folder}/{found[0]}" if len(found) == 1 else None
 
 
-def _find(base: str, name: str) -> str | None:
-  """The file of this name below a folder, or the one that differs in capitals or lacks its ending; None if none does."""
-  folder, wanted = os.path.split(os.path.join(base, name))
-  try:
-    names, plain = _listing(folder, os.stat(folder).st_mtime_ns)
-  except OSError:
-    return None
-  if wanted in names:
-    return os.path.join(folder, wanted)
-  found = plain.get(unicodedata.normalize("NFC", wanted).casefold(), ())
-  return os.path.join(folder, found[0]) if len(found) == 1 else None
+def _folded(name: str) -> str:
+  return unicodedata.normalize("NFC", name).casefold()
 
 
 def _plain_path(name: str) -> str:
@@ -288,7 +293,7 @@ def _candidates(entry: Entry, name: str, base: str) -> Iterator[str]:
     stem, beside = os.path.splitext(own)[0], os.path.relpath(folder, base)
     yield stem
     if not beside.startswith(os.pardir):
-      yield from (os.path.join(beside, name), os.path.join(beside, stem))
+      yield from (f"{beside}/{name}", f"{beside}/{stem}")
   if name.startswith(UPLOADED):
     uploaded = name.rsplit("/", 1)[-1]
     yield from (uploaded, uploaded.partition("-")[2])
@@ -296,25 +301,26 @@ def _candidates(entry: Entry, name: str, base: str) -> Iterator[str]:
 
 def _locate(entries: Iterable[Entry], base: str, problems: list[str], notes: list[str]) -> Iterator[Entry]:
   """Where each entry's image lies; those that lie nowhere below the folder are named among the problems."""
-  below = os.path.join(base, "")
+  below, folders = os.path.join(base, ""), _Folders(base)
   for entry in entries:
     name = _plain_path(entry.id)
-    if re.match(r"[a-z]+://", name):
+    if "://" in name:
       problems.append(f"{entry.place}: {name} is an address: download the images first, and name their files")
       continue
-    image = os.path.normpath(below + name.removeprefix("/") if name.startswith(UPLOADED) else os.path.join(base, name))
+    own = name.removeprefix("/") if name.startswith(UPLOADED) else name
+    image = os.path.normpath(os.path.join(below, own))
     if not image.startswith(below):  # links are not resolved: below the folder they may lead anywhere
       remedy = "name that folder with --config.data.images=DIR"
       problems.append(f"{entry.place}: image {entry.id!r} lies outside {base}: {remedy}")
       continue
-    tried = (image[len(below) :], *_candidates(entry, name, base))
-    found = next(filter(None, (_find(base, each) for each in tried if each)), None)
+    relative = image[len(below) :]
+    found = folders.find(relative) or next(filter(None, map(folders.find, _candidates(entry, name, base))), None)
     if found is None:
       problems.append(Missing(f"{entry.place}: there is no image {image}"))
-    elif os.path.basename(found) not in (os.path.basename(image), os.path.basename(image) + os.path.splitext(found)[1]):
+      found = image
+    elif found != image and os.path.splitext(found)[0] != image:
       notes.append(f"{entry.place}: {os.path.basename(found)} is taken for {os.path.basename(image)}")
-    found = os.path.normpath(found or image)
-    yield entry._replace(id=found[len(below) :].replace(os.sep, "/"), image=found)
+    yield entry._replace(id=found[len(below) :], image=found)
 
 
 def _join(path: pathlib.Path, entries: Iterable[Entry], notes: list[str]) -> list[Entry]:
@@ -462,7 +468,9 @@ def open_manifest(manifest: str, data: Any, name: str, class_names: Sequence[str
     more = f" and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
     remedy = "`rmam-jax validate` with the same --config flags lists all."
     raise UserError(f"{'; '.join(problems[:SHOWN])}{more}. {remedy}")
-  made_by = hashlib.sha256(repr((entries, classes.names)).encode()).hexdigest()
-  table, paths = tabulate(entries, classes.names), [str(entry.image) for entry in entries]
+  table, paths = tabulate(entries, classes.names), [entry.image for entry in entries]
+  made_by = hashlib.sha256(repr(classes.names).encode())
+  for array in table:
+    made_by.update(np.ascontiguousarray(array).tobytes())
   origin = f"{manifest}, images in {parsed.folder}"
-  return ImageFiles(name, origin, classes.names, table, paths, made_by, (*parsed.notes, *notes))
+  return ImageFiles(name, origin, classes.names, table, paths, made_by.hexdigest(), (*parsed.notes, *notes))

@@ -134,21 +134,20 @@ def _some(names: Sequence[str]) -> str:
   return f"{len(names)}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
 
 
-def parts(data: Any) -> dict[str, str]:
-  """The fields that name the parts of `data.train` where `data.split` makes them; none without it, or where they do so.
+def resolved(data: Any) -> dict[str, Any]:
+  """The fields of a `data` section that a run takes other values of: classes that a file names, parts of `data.train`.
 
-  Raises UserError: something else names the other parts too, or the data are not one's own.
+  Raises UserError: `data.split` makes the parts, and something else names them too, or the data are not one's own.
   """
-  names = PARTS[: len(data.split)]
-  found = {name: f"{data.train}:{name}" for name in names}
+  classes = {"classes": manifests.chosen_classes(data)} if data.classes else {}
   if not data.split or data.validation == f"{data.train.removesuffix(f':{PARTS[0]}')}:{PARTS[1]}":
-    return {}
+    return classes
   if data.name != "custom" or data.validation or data.test or data.final_train:
     raise UserError(
       "data.split makes validation and test of data.train, a manifest of your own images: leave data.validation, data.test"
       " and data.final_train empty, or data.split"
     )
-  return found
+  return classes | {name: f"{data.train}:{name}" for name in PARTS[: len(data.split)]}
 
 
 def check_disjoint(opened: Mapping[str, Split]) -> None:

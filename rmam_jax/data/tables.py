@@ -56,28 +56,34 @@ def _plain(name: str) -> str:
 def labels_of(value: Any, separator: str) -> tuple[str, ...]:
   """The labels in a field: a list, an object with `choices`, or a text that holds a list or names with separators.
 
-  Raises ValueError: it is none of these.
+  Raises ValueError: it is none of these, or a label holds what cannot be printed.
   """
-  if isinstance(value, str):
-    text = value.strip()
-    if text.startswith(("[", "{", "(")):
-      try:
-        value = json.loads(text)
-      except ValueError:
-        value = ast.literal_eval(text)  # only literals: nothing in it runs
-    else:
-      value = [] if text.casefold() in _NOTHING else text.split(separator) if separator.strip() else text.split()
+  return _labels_in(value, separator) if isinstance(value, str) else _listed_labels(value)
+
+
+@functools.lru_cache(maxsize=65_536)
+def _labels_in(text: str, separator: str) -> tuple[str, ...]:
+  text = text.strip()
+  if text.startswith(("[", "{", "(")):
+    try:
+      return _listed_labels(json.loads(text))
+    except json.JSONDecodeError:
+      return _listed_labels(ast.literal_eval(text))  # only literals: nothing in it runs
+  if text.casefold() in _NOTHING:
+    return ()
+  return _listed_labels(text.split(separator) if separator.strip() else text.split())
+
+
+def _listed_labels(value: Any) -> tuple[str, ...]:
   if isinstance(value, Mapping):
     value = value.get("choices")
-  if value is None:
-    value = []
-  if isinstance(value, (int, float)) and not isinstance(value, bool):
-    value = [value]
-  if not isinstance(value, (list, tuple)) or not all(
-    isinstance(each, (str, int, float)) and not isinstance(each, bool) for each in value
-  ):
-    raise ValueError(f"{value!r} is no list of names")
-  return tuple(dict.fromkeys(filter(None, map(clean_name, value))))
+  values = [] if value is None else value if isinstance(value, (list, tuple)) else [value]
+  if not all(isinstance(each, (str, int, float)) and not isinstance(each, bool) for each in values):
+    raise ValueError("no list of names")
+  names = tuple(dict.fromkeys(filter(None, map(clean_name, values))))
+  if not all(map(str.isprintable, names)):
+    raise ValueError("a name holds characters that cannot be printed")
+  return names
 
 
 class _Columns(NamedTuple):
@@ -223,10 +229,8 @@ def _entry(place: str, image: str, fields: Mapping[str, Any], options: Options) 
     try:
       found[name] = labels_of(value, options.separator or BAR)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
-      yield f"{place}: {name} must be names separated by {options.separator or BAR!r}, or a list of names, got {value!r}"
-      return
-    if strange := [label for label in found[name] if not label.isprintable()]:
-      yield f"{place}: the label {strange[0]!r} holds characters that cannot be printed"
+      wanted = f"names that can be printed, separated by {options.separator or BAR!r}, or a list of them"
+      yield f"{place}: {name} must be {wanted}, got {_short(value)}"
       return
   yield Entry(place, image, **found)
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from rmam_jax import heads
-from rmam_jax.data.splits import Split, check_disjoint, open_split, parts
+from rmam_jax.data.splits import Split, check_disjoint, open_split, resolved
 from rmam_jax.evaluation import selection as selection_lib
 from rmam_jax.runtime import files, processes
 from rmam_jax.runtime.errors import UserError, check_name
@@ -172,10 +172,8 @@ def train_and_evaluate(
   trains there.
   """
   with workdir.locked(folder) if processes.is_first() else contextlib.nullcontext():
-    made = parts(config.data)
-    if made:
-      config = config.copy_and_resolve_references()
-      config.data.update(made)
+    config = config.copy_and_resolve_references()
+    config.data.update(resolved(config.data))
     todo = phases(config, folder)
     opened = check(config, todo)
     if config.data.split and processes.is_first():
