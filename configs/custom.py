@@ -1,12 +1,11 @@
-"""Your own images, with labels in a CSV, JSONL or COCO-style JSON file, or a VOC-style folder of XML files.
+"""Your own images, with labels in a table, JSON lines, COCO's, VOC's, Label Studio's or CVAT's files.
 
-    FLAGS="--config=configs/custom.py --config.data.train=train.csv --config.data.validation=val.csv
-           --config.data.test=test.csv"
-    rmam-jax validate $FLAGS                                                    checks every line and every image
-    python train.py $FLAGS --config.weights=FILE --workdir=runs/mine
-    python train.py $FLAGS --config.weights=runs/voc-512 --workdir=runs/mine    begins with a model trained here
+    rmam-jax validate --config=configs/custom.py --config.data.train=all.csv --config.data.split=0.8,0.1,0.1
+    python train.py --config=configs/custom.py --config.data.train=all.csv --config.data.split=0.8,0.1,0.1
+        --config.weights=FILE --workdir=runs/mine
 
-FILE holds ImageNet weights (docs/weights.md). docs/data.md says how manifests look. `configs/custom.py:640` takes
+Three lists are named by `data.train`, `data.validation` and `data.test`. FILE holds ImageNet weights (docs/weights.md),
+or is the workdir of an earlier run. docs/data.md says what manifests may look like. `configs/custom.py:640` takes
 larger images, `configs/custom.py:512:recurrent` the paper's rule; a head after the scale chooses it, the default being
 the saliency rule. Nothing is known of the score on your images. The time is that of configs/voc.py, by the number of
 images; --config.stage_one.epochs and --config.stage_two.epochs shorten it. `configs/custom.py:thin` is a small network

@@ -444,7 +444,10 @@ COCO_REFUSED = {
     r"annotations\[0\]: category_id 99 is the id of no cat",
   ),
   "an unknown image": (first_of("annotations", image_id=99), r"annotations\[0\]: image_id 99 is the id of no image"),
-  "a category without a name": (first_of("categories", name=None), r"the category with id 0 has no name"),
+  "a category without a name": (
+    first_of("categories", name=None),
+    r"the category with id 0 has no name that can be printed",
+  ),
   "an address": (first_of("images", file_name="https://x.example/0.png"), "is an address: download the images first"),
   "no annotations": ({"annotations": None}, "an object with the lists images, annotations, categories"),
 }

@@ -47,10 +47,14 @@ class Object(NamedTuple):
   counts: bool = True  # or it is difficult
 
 
-@functools.lru_cache(maxsize=65_536)
-def clean_name(text: str | float) -> str:
+def clean_name(text: Any) -> str:
   """A label without blanks around it, with single blanks in it, in Unicode's composed form (NFC)."""
-  return unicodedata.normalize("NFC", " ".join(str(text).split()))
+  return _clean(str(text))
+
+
+@functools.lru_cache(maxsize=65_536)
+def _clean(text: str) -> str:
+  return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
 def describe(place: str, image: str, size: Sequence[float], objects: Sequence[Object]) -> Iterator[Entry | Note]:
@@ -163,7 +167,7 @@ def read_json(path: pathlib.Path) -> Any:
   content = path.read_bytes()
   try:
     return json.loads(content.decode(json.detect_encoding(content)))
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(f"{path}: not valid JSON, or cut short ({error})") from error
 
 
@@ -192,8 +196,8 @@ def read_coco(path: pathlib.Path, content: Any) -> Found:
     return
   names: dict[str, str] = {}
   for key, each in categories.items():
-    if each.get("name") is None or not clean_name(each["name"]):
-      yield f"{path} categories: the category with id {key} has no name"
+    if each.get("name") is None or not clean_name(each["name"]) or not clean_name(each["name"]).isprintable():
+      yield f"{path} categories: the category with id {key} has no name that can be printed"
       continue
     names[key] = clean_name(each["name"])
     if list(names.values()).count(names[key]) > 1:
@@ -227,7 +231,7 @@ def _edges(bbox: Any) -> tuple[float, ...] | None:
     return None
   try:
     left, top, width, height = map(float, bbox)
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):
     return (math.nan,) * 4
   return top, left, top + height, left + width
 
@@ -235,5 +239,5 @@ def _edges(bbox: Any) -> tuple[float, ...] | None:
 def _size(image: Mapping[str, Any]) -> tuple[float, float]:
   try:
     return float(image["width"]), float(image["height"])
-  except (KeyError, TypeError, ValueError):
+  except (KeyError, TypeError, ValueError, OverflowError):
     return 0, 0

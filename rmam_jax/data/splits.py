@@ -116,9 +116,8 @@ class Split:
 
   def images(self) -> set[str]:
     """What tells its images from those of other splits of the same data: the paths of their files, or their ids."""
-    ids = self._source.index.ids[self._positions].tolist()
-    paths = getattr(self._source, "paths", None)
-    return {paths[position] for position in self._positions} if paths else set(ids)
+    paths = self._source.paths
+    return {paths[position] for position in self._positions} if paths else set(self._source.index.ids[self._positions])
 
   def digest(self) -> str:
     """Of all that the records hold but proposals, wherever they lie; images and boxes enter as the source's digest."""

@@ -38,10 +38,16 @@ class Options(NamedTuple):
 
 
 def decode(path: pathlib.Path) -> tuple[str, list[Note]]:
-  """A file's text: UTF-8 or UTF-16 with a mark, else UTF-8, else Windows-1252, which is noted."""
+  """A file's text: UTF-8 or UTF-16 with a mark, else UTF-8, else Windows-1252, which is noted.
+
+  Raises UserError: it begins as UTF-16 and is not.
+  """
   content = path.read_bytes()
   if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-    return content.decode("utf-16"), []
+    try:
+      return content.decode("utf-16"), []
+    except UnicodeDecodeError as error:
+      raise UserError(f"{path}: begins as a text in UTF-16, and is none ({error})") from error
   try:
     return content.decode("utf-8-sig"), []
   except UnicodeDecodeError:
@@ -228,7 +234,7 @@ def _entry(place: str, image: str, fields: Mapping[str, Any], options: Options) 
   for name, value in fields.items():
     try:
       found[name] = labels_of(value, options.separator or BAR)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
       wanted = f"names that can be printed, separated by {options.separator or BAR!r}, or a list of them"
       yield f"{place}: {name} must be {wanted}, got {_short(value)}"
       return
@@ -252,7 +258,7 @@ def read_lines(path: pathlib.Path, text: str, options: Options, part: str = "") 
     place = f"{path}:{number}"
     try:
       rows.append((place, json.loads(line, object_pairs_hook=_unique)))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
       yield f"{place}: not valid JSON ({error})"
   yield from read_rows(path, rows, options, part)
 
@@ -265,7 +271,10 @@ def read_rows(path: pathlib.Path, rows: Sequence[tuple[str, Any]], options: Opti
     if not isinstance(row, Mapping):
       yield f'{place}: must be an object with "image" and "labels", got {_short(row)}'
     elif _is_task(row):
-      yield from _read_task(place, row)
+      try:
+        yield from list(_read_task(place, row))
+      except (AttributeError, KeyError, TypeError) as error:
+        yield f"{place}: not as Label Studio exports a task ({error!r})"
     else:
       try:
         columns = _find_columns(tuple(row), options)
