@@ -12,7 +12,7 @@ from PIL import Image
 from test_files import ROOT, draw, png, thin_config
 
 from configs import custom
-from rmam_jax.data import images, manifests, splits, tables
+from rmam_jax.data import classes, images, splits, tables
 from rmam_jax.data.partition import partition
 from rmam_jax.data.validation import validate
 from rmam_jax.ops import losses
@@ -123,8 +123,13 @@ def test_labels_that_look_joined_are_refused_until_a_field_says_what_they_are(fo
 
 
 def test_a_name_with_a_blank_is_one_name(folder):
-  assert manifests.look_joined(["traffic light", "traffic"]) == []
-  assert manifests.look_joined(["traffic light", "traffic", "light"]) == [("traffic light", " ")]
+  assert classes.look_joined(["traffic light", "traffic"]) == []
+  assert classes.look_joined(["traffic light", "traffic", "light"]) == [("traffic light", " ")]
+
+
+def test_names_that_stand_by_themselves_are_not_looked_into(folder):
+  (folder / "whole.csv").write_text("image,traffic,light,traffic light\n0.png,1,0,1\n")
+  assert read(folder / "whole.csv")[0] == {"0.png": {"traffic", "traffic light"}}
 
 
 def test_names_of_columns_may_be_given(folder):
@@ -311,13 +316,19 @@ def test_names_that_look_alike_are_refused_until_classes_are_named(folder, one, 
 @pytest.mark.parametrize("given", [("cat", "bird"), ("cat,bird",), "file"])
 def test_some_of_the_classes(folder, given):
   (folder / "chosen.txt").write_text("cat\nbird\n")
-  classes = (str(folder / "chosen.txt"),) if given == "file" else given
+  given = (str(folder / "chosen.txt"),) if given == "file" else given
   (folder / "plain.csv").write_text(table())
-  data = section(folder / "plain.csv", classes=classes)
+  data = section(folder / "plain.csv", classes=given)
   split = splits.open_split(data, data.train)
   assert split.class_names == ("cat", "bird")
   assert [set(labels) for _, labels in split.listed()] == [labels & {"cat", "bird"} for labels in LABELS.values()]
   assert "left out: dog (2 images), traffic light (1 images)" in split.notes[-1]
+
+
+def test_a_class_that_is_misspelt_is_noted(folder):
+  (folder / "plain.csv").write_text(table())
+  _, notes = read(folder / "plain.csv", classes=("dogg", "cat"))
+  assert "data.classes names 'dogg', which no image has; is 'dog' meant, which is left out?" in notes
 
 
 LINES = {

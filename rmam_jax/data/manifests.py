@@ -15,27 +15,26 @@ neither present nor absent (`data.difficult`): the column or field `ignore`, -1,
 difficult, COCO's annotations with `"ignore": 1`. Images without any label are negatives. Boxes are never trained on.
 """
 
-import difflib
 import functools
 import hashlib
-import itertools
 import os
 import pathlib
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from rmam_jax.data import annotations, tables
+from rmam_jax.data import classes as class_lib
 from rmam_jax.data.annotations import Entry, Found, Note
+from rmam_jax.data.classes import Classes
 from rmam_jax.data.image_files import ImageFiles, tabulate
 from rmam_jax.data.partition import PARTS, partition
 from rmam_jax.runtime.errors import UserError, os_errors
 
-SHOWN = 5  # problems in an error, and names in a message
+SHOWN = 5  # problems in an error
 # In a folder that is named as a manifest: Roboflow's and Hugging Face's.
 KNOWN_FILES = ("_classes.csv", "_annotations.coco.json", "metadata.csv", "metadata.jsonl")
 _SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".xml")
@@ -67,18 +66,6 @@ class _Reading(NamedTuple):
   options: tables.Options
 
 
-def chosen_classes(data: Any) -> tuple[str, ...]:
-  """`data.classes`: names, or the file that holds one in each line; UserError if one is named twice."""
-  names = tuple(data.classes)
-  if len(names) == 1:  # as a flag gives them
-    path = pathlib.Path(names[0]).expanduser()
-    names = tables.decode(path)[0].splitlines() if path.suffix == ".txt" and path.is_file() else names[0].split(",")
-  names = tuple(filter(None, map(annotations.clean_name, names)))
-  if doubled := sorted({name for name in names if names.count(name) > 1}):
-    raise UserError(f"data.classes names {', '.join(doubled)} more than once")
-  return names
-
-
 def parse(manifest: str, data: Any) -> Parsed:
   """Everything that a manifest says, read as a `data` section tells. A file that has not changed is read once a process.
 
@@ -96,7 +83,7 @@ def parse(manifest: str, data: Any) -> Parsed:
     if not whole or not path.exists():
       raise UserError(f"there is no manifest {manifest}")
   columns = tuple(annotations.clean_name(name) for name in data.columns.split(",") if name.strip())
-  options = tables.Options(columns, data.separator, chosen_classes(data))
+  options = tables.Options(columns, data.separator, class_lib.chosen(data.classes))
   field = next((field for field in ("train", "validation", "test") if data[field] == manifest), "train")
   images = _images_of(data, field)
   with os_errors(f"cannot read {path}"):
@@ -344,113 +331,16 @@ def _join(path: pathlib.Path, entries: Iterable[Entry], notes: list[str]) -> lis
   return list(by_image.values())
 
 
-# Classes.
-
-
-def _alike(name: str) -> str:
-  """A name without capitals, blanks, dashes and forms of letters: names that agree in it look alike."""
-  return re.sub(r"[\s_\-]+", "", unicodedata.normalize("NFKC", name).casefold())
-
-
-def look_alike(names: Iterable[str]) -> list[list[str]]:
-  """The groups of different names that look alike."""
-  groups: dict[str, list[str]] = {}
-  for name in sorted(set(names)):
-    groups.setdefault(_alike(name), []).append(name)
-  return [group for group in groups.values() if len(group) > 1]
-
-
-def look_joined(names: Iterable[str]) -> list[tuple[str, str]]:
-  """Names that look like several with a separator between them, and the separator."""
-  known = set(names)
-  found = []
-  for separator in ("|", ",", ";", "/", " "):
-    split = {name: [part.strip() for part in name.split(separator)] for name in known if separator in name}
-    counts = Counter(part for parts in split.values() for part in parts)
-    for name, parts in sorted(split.items()):
-      shared = all(part in known for part in parts) or (separator in "|,;" and any(counts[part] > 1 for part in parts))
-      if len(parts) > 1 and all(parts) and shared:
-        found.append((name, separator))
-  return found
-
-
-class _Classes(NamedTuple):
-  """The classes of a run, and how the names in a manifest become them."""
-
-  names: tuple[str, ...]
-  others: bool = False  # whether labels that are no class are left out, or a problem
-  folded: bool = False  # whether a name that looks like a class is taken for it
-
-
-def classes_of(data: Any, fixed: Sequence[str] = ()) -> _Classes:
+def classes_of(data: Any, fixed: Sequence[str] = ()) -> Classes:
   """The classes: `fixed` ones, or `data.classes`, or the labels of the training manifest, sorted.
 
   Raises UserError: the training labels look as if they were read wrongly.
   """
-  chosen = chosen_classes(data)
+  if chosen := class_lib.chosen(data.classes):
+    return Classes(tuple(fixed) or chosen, others=True)
   if fixed:
-    return _Classes(tuple(fixed), bool(chosen), bool(chosen))
-  if chosen:
-    return _Classes(chosen, True, True)
-  names = {name for entry in parse(data.train, data).entries for name in (*entry.labels, *entry.ignore, *entry.classes)}
-  if groups := look_alike(names):
-    raise UserError(
-      f"the labels {' and '.join(map(repr, groups[0]))} of {data.train} differ in capitals, blanks or dashes alone"
-      f"{_more(len(groups), 'such groups')}: write them alike, or name the classes as which all are read, one a line in a"
-      " file: --config.data.classes=FILE.txt"
-    )
-  if (joined := look_joined(names)) and not data.separator:
-    name, separator = joined[0]
-    raise UserError(
-      f"the label {name!r} of {data.train} looks like several{_more(len(joined), 'such labels')}: name what separates them,"
-      f" --config.data.separator={separator!r}, or, if it is one name, --config.data.separator='|'"
-    )
-  return _Classes(tuple(sorted(names)))
-
-
-def _more(count: int, what: str) -> str:
-  return f" (one of {count:,} {what})" if count > 1 else ""
-
-
-def with_classes(entries: Iterable[Entry], classes: _Classes) -> tuple[list[Entry], list[str], list[str]]:
-  """Entries whose labels are all among the classes, with the problems and notes of labels that are not."""
-  known, alike = set(classes.names), {_alike(name): name for name in classes.names} if classes.folded else {}
-  left_out: Counter[str] = Counter()
-  taken: Counter[tuple[str, str]] = Counter()
-  found, problems = [], []
-
-  @functools.cache
-  def resolve(name: str) -> str | None:
-    return name if name in known else alike.get(_alike(name))
-
-  for entry in entries:
-    names = {*entry.labels, *entry.ignore}
-    if not names <= known:
-      strange = sorted(name for name in names if resolve(name) is None)
-      taken.update((name, resolve(name)) for name in names - known if resolve(name) is not None)
-      left_out.update(strange)
-      if strange and not classes.others:
-        near = difflib.get_close_matches(strange[0], classes.names, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; the classes are {_some(classes.names)}"
-        problems.append(f"{entry.place}: unknown label {_some(strange)}{hint}")
-      labels, ignore = (tuple(dict.fromkeys(filter(None, map(resolve, each)))) for each in (entry.labels, entry.ignore))
-      kept = [(box, resolve(name)) for box, name in zip(entry.boxes, entry.box_labels, strict=True) if resolve(name)]
-      boxes, box_labels = zip(*kept, strict=True) if kept else ((), ())
-      entry = entry._replace(labels=labels, ignore=ignore, boxes=boxes, box_labels=box_labels)
-    if both := sorted({*entry.labels} & {*entry.ignore}):
-      problems.append(f"{entry.place}: {', '.join(both)} is both a label and to be ignored")
-    found.append(entry)
-  notes = [f"{count:,} images: the label {one!r} is taken for {other!r}" for (one, other), count in taken.items()]
-  if left_out and classes.others:
-    counts = (f"{name} ({count:,} images)" for name, count in left_out.most_common(SHOWN))
-    more = f" and {len(left_out) - SHOWN:,} more" if len(left_out) > SHOWN else ""
-    notes.append(f"labels that data.classes does not name are left out: {', '.join(counts)}{more}")
-  return found, problems, notes
-
-
-def _some(names: Sequence[str]) -> str:
-  more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-  return f"{', '.join(itertools.islice(names, SHOWN))}{more}"
+    return Classes(tuple(fixed))
+  return class_lib.of_labels(parse(data.train, data).entries, data.train, separator=data.separator)
 
 
 def open_manifest(manifest: str, data: Any, name: str, class_names: Sequence[str] = ()) -> ImageFiles:
@@ -460,7 +350,7 @@ def open_manifest(manifest: str, data: Any, name: str, class_names: Sequence[str
   """
   parsed = parse(manifest, data)
   classes = classes_of(data, class_names)
-  entries, unknown, notes = with_classes(parsed.entries, classes)
+  entries, unknown, notes = class_lib.apply(parsed.entries, classes)
   missing = [each for each in parsed.problems if isinstance(each, Missing)]
   problems = [each for each in parsed.problems if not isinstance(each, Missing)] + unknown
   problems += missing if data.corrupt == "error" else []

@@ -10,6 +10,7 @@ import numpy as np
 
 from rmam_jax.data import folders, manifests, stored
 from rmam_jax.data import proposals as proposals_lib
+from rmam_jax.data.classes import chosen
 from rmam_jax.data.partition import PARTS
 from rmam_jax.data.prepare import ARCHIVES
 from rmam_jax.data.proposals import Propose
@@ -138,7 +139,7 @@ def resolved(data: Any) -> dict[str, Any]:
 
   Raises UserError: `data.split` makes the parts, and something else names them too, or the data are not one's own.
   """
-  classes = {"classes": manifests.chosen_classes(data)} if data.classes else {}
+  classes = {"classes": chosen(data.classes)} if data.classes else {}
   if not data.split or data.validation == f"{data.train.removesuffix(f':{PARTS[0]}')}:{PARTS[1]}":
     return classes
   if data.name != "custom" or data.validation or data.test or data.final_train:

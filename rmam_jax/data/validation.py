@@ -11,6 +11,7 @@ import tqdm
 
 from rmam_jax.data import manifests
 from rmam_jax.data.annotations import Entry
+from rmam_jax.data.classes import apply
 from rmam_jax.data.images import decode_image, header, upright_boxes
 from rmam_jax.data.manifests import Missing
 from rmam_jax.runtime.errors import UserError
@@ -48,10 +49,10 @@ def validate(data: Any) -> Report:
     return Report([*problems, str(error)], notes, "")
   found: dict[str, list[Entry]] = {}
   for field, manifest in named.items():
-    found[field], wrong, said = manifests.with_classes(parsed[manifest].entries, classes)
+    found[field], wrong, said = apply(parsed[manifest].entries, classes)
     if manifest not in list(named.values())[: list(named).index(field)]:
       problems += wrong
-      notes += said
+      notes += [f"{manifest}: {each}" for each in said]
   problems += _shared(found)
   counts = {field: Counter(name for entry in entries for name in entry.labels) for field, entries in found.items()}
   notes += [
