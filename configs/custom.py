@@ -1,13 +1,13 @@
-"""Your own images, with labels in a CSV, JSONL or COCO-style JSON file, or a VOC-style folder of XML files.
+"""Your own images, with labels in a table, JSON lines, COCO's, VOC's, Label Studio's or CVAT's files.
 
-    FLAGS="--config=configs/custom.py --config.data.train=train.csv --config.data.validation=val.csv
-           --config.data.test=test.csv"
-    rmam-jax validate $FLAGS                                                    checks every line and every image
+    FLAGS="--config=configs/custom.py --config.data.train=all.csv --config.data.split=0.8,0.1,0.1"
+    rmam-jax validate $FLAGS                                                         checks every line and every image
     python train.py $FLAGS --workdir=runs/mine
     python train.py $FLAGS --config.weights=runs/photographs --workdir=runs/mine     begins with a model trained here
 
-docs/data.md says how manifests look, docs/weights.md where the weights come from. The default trains heads on the maps
-of EfficientNet-Lite0, which are computed once, on a laptop in minutes. Other recipes, backbones, heads and sizes:
+Three lists are named by `data.train`, `data.validation` and `data.test`. docs/data.md says what manifests may look like,
+docs/weights.md where the weights come from. The default trains heads on the maps of EfficientNet-Lite0, which are
+computed once, on a laptop in minutes. Other recipes, backbones, heads and sizes:
 
     configs/custom.py:tuned                   then trains the backbone, too: for thousands of images, or a GPU
     configs/custom.py:resnet50:448            another backbone, larger images

@@ -33,8 +33,14 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.validation = "validation"  # for every choice; empty: nothing is chosen
   config.data.test = "test"
   config.data.final_train = ""  # if given, a second phase trains on it what the first has chosen; training/pipeline.py
-  config.data.images = ""  # of "custom": the folder that images are named relative to; empty: the manifest's
-  config.data.classes = ()  # of "custom": the classes in order; empty: the training labels, sorted
+  # Of "custom" alone, your own images (rmam_jax/data/manifests.py):
+  config.data.images = (
+    ""  # the folder that images are named relative to, or three with commas; empty: near the manifest
+  )
+  config.data.columns = ""  # names of a table's columns: "IMAGE,LABELS", or "IMAGE" beside columns of 0 and 1
+  config.data.separator = ""  # of labels in a table; empty: |
+  config.data.classes = ()  # the classes in order, or a file that names them; empty: the training labels, sorted
+  config.data.split = ()  # shares, as (0.8, 0.1, 0.1), that make train, validation and test of data.train
   config.data.difficult = "ignore"  # labels that are neither: left out (VOC's rule), or "negative" or "positive"
   config.data.expected = ()  # pairs (split, its number of annotated images), checked
   config.data.proposals = ""  # for heads that look at proposals: one of `KINDS` of data/proposals.py

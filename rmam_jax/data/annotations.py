@@ -4,6 +4,7 @@ A reader yields an `Entry` for each image, a `Note` for what is worth knowing, a
 need neither boxes nor sizes: what has no usable box keeps its label.
 """
 
+import functools
 import json
 import math
 import pathlib
@@ -31,7 +32,8 @@ class Entry(NamedTuple):
   boxes: tuple[tuple[float, ...], ...] = ()  # (top, left, bottom, right) as shares of the image
   box_labels: tuple[str, ...] = ()
   size: tuple[float, float] = (0, 0)  # (width, height) in pixels as stated; (0, 0) where none is
-  image: pathlib.Path = pathlib.Path()  # where the image lies
+  classes: tuple[str, ...] = ()  # all that the file asks about in this image, where it says so: columns of 0 and 1
+  image: str = ""  # where the image lies
 
 
 Found = Iterator[Entry | str]  # a str is a problem, unless it is a Note
@@ -47,7 +49,12 @@ class Object(NamedTuple):
 
 def clean_name(text: Any) -> str:
   """A label without blanks around it, with single blanks in it, in Unicode's composed form (NFC)."""
-  return unicodedata.normalize("NFC", " ".join(str(text).split()))
+  return _clean(str(text))
+
+
+@functools.lru_cache(maxsize=65_536)
+def _clean(text: str) -> str:
+  return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
 def describe(place: str, image: str, size: Sequence[float], objects: Sequence[Object]) -> Iterator[Entry | Note]:
@@ -83,7 +90,7 @@ def _numbers(edges: Sequence[float]) -> str:
   return f"({', '.join(f'{edge:g}' for edge in edges)})"
 
 
-def _parse_xml(path: pathlib.Path) -> Any:
+def parse_xml(path: pathlib.Path) -> Any:
   """The root of an XML file, in whatever encoding it declares or, where that fails, in Windows-1252."""
   from defusedxml import ElementTree
 
@@ -103,8 +110,8 @@ def _parse_xml(path: pathlib.Path) -> Any:
     raise UserError(f"{path}: no XML that can be read ({error or type(error).__name__})") from error
 
 
-def _number(text: str | None) -> float:
-  """A number in an XML element; NaN where there is none."""
+def to_number(text: str | None) -> float:
+  """A number in XML; NaN where there is none."""
   try:
     return float(text or "nan")
   except ValueError:
@@ -114,7 +121,7 @@ def _number(text: str | None) -> float:
 def read_voc(path: pathlib.Path, image: str = "") -> Found:
   """The one image of an XML file as VOC has it; its name is `image`, or what the file says, or that of the file."""
   try:
-    root = _parse_xml(path)
+    root = parse_xml(path)
   except FileNotFoundError:
     yield f"{path}: missing"
     return
@@ -131,11 +138,14 @@ def read_voc(path: pathlib.Path, image: str = "") -> Found:
       continue
     edges = None
     if thing.find("bndbox") is not None:
-      edges = tuple(_number(thing.findtext(f"bndbox/{edge}")) for edge in ("ymin", "xmin", "ymax", "xmax"))
+      edges = tuple(to_number(thing.findtext(f"bndbox/{edge}")) for edge in ("ymin", "xmin", "ymax", "xmax"))
     difficult = (thing.findtext("difficult") or "0").strip().lower() in ("1", "true")
     objects.append(Object(name, edges, not difficult))
-  size = tuple(_number(root.findtext(f"size/{side}")) for side in ("width", "height"))
-  yield from describe(str(path), image or (root.findtext("filename") or "").strip() or path.stem, size, objects)
+  size = tuple(to_number(root.findtext(f"size/{side}")) for side in ("width", "height"))
+  name = re.sub(
+    r"^(/|[A-Za-z]:[\\/]).*[\\/]", "", (root.findtext("filename") or "").strip()
+  )  # a path of another machine
+  yield from describe(str(path), image or name or path.stem, size, objects)
 
 
 def _keyed(path: pathlib.Path, content: Any, field: str) -> tuple[dict[str, Any], list[str]]:
@@ -157,7 +167,7 @@ def read_json(path: pathlib.Path) -> Any:
   content = path.read_bytes()
   try:
     return json.loads(content.decode(json.detect_encoding(content)))
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(f"{path}: not valid JSON, or cut short ({error})") from error
 
 
@@ -186,8 +196,8 @@ def read_coco(path: pathlib.Path, content: Any) -> Found:
     return
   names: dict[str, str] = {}
   for key, each in categories.items():
-    if each.get("name") is None or not clean_name(each["name"]):
-      yield f"{path} categories: the category with id {key} has no name"
+    if each.get("name") is None or not clean_name(each["name"]) or not clean_name(each["name"]).isprintable():
+      yield f"{path} categories: the category with id {key} has no name that can be printed"
       continue
     names[key] = clean_name(each["name"])
     if list(names.values()).count(names[key]) > 1:
@@ -221,7 +231,7 @@ def _edges(bbox: Any) -> tuple[float, ...] | None:
     return None
   try:
     left, top, width, height = map(float, bbox)
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):
     return (math.nan,) * 4
   return top, left, top + height, left + width
 
@@ -229,5 +239,5 @@ def _edges(bbox: Any) -> tuple[float, ...] | None:
 def _size(image: Mapping[str, Any]) -> tuple[float, float]:
   try:
     return float(image["width"]), float(image["height"])
-  except (KeyError, TypeError, ValueError):
+  except (KeyError, TypeError, ValueError, OverflowError):
     return 0, 0

@@ -30,9 +30,10 @@ def tabulate(entries: Sequence[Entry], class_names: Sequence[str]) -> Table:
   """Entries, all of whose labels are among the L classes, as arrays."""
   numbers = {name: number for number, name in enumerate(class_names)}
   labels, ignore = (np.zeros((len(entries), len(numbers)), kind) for kind in (np.float32, bool))
-  for place, entry in enumerate(entries):
-    labels[place, [numbers[name] for name in entry.labels]] = 1
-    ignore[place, [numbers[name] for name in entry.ignore]] = True
+  for array, field in ((labels, "labels"), (ignore, "ignore")):
+    named = [getattr(entry, field) for entry in entries]
+    rows = np.repeat(np.arange(len(entries)), [len(names) for names in named])
+    array[rows, [numbers[name] for names in named for name in names]] = 1
   return Table(
     np.array([entry.id for entry in entries]),
     labels,
@@ -58,6 +59,7 @@ class ImageFiles:
     name: of the data set and its split, for messages.
     origin: where they were read from.
     class_names, index: see `record.Source`.
+    paths: of the images' files, [N].
     made_by: a digest of what the table was made from.
     notes: what is worth knowing of the annotations.
   """
@@ -80,7 +82,7 @@ class ImageFiles:
       made_by,
       tuple(notes),
     )
-    self._table, self._paths = table, paths
+    self._table, self.paths = table, paths
     self.index = Index(table.ids, table.labels, table.ignore, table.labels.any(axis=1) | table.ignore.any(axis=1))
 
   @property
@@ -88,14 +90,14 @@ class ImageFiles:
     return kept_folder() / f"proposals-{self.made_by[:16]}.npz"
 
   def __len__(self) -> int:
-    return len(self._paths)
+    return len(self.paths)
 
   def _boxes(self, position: int) -> slice:
     return slice(self._table.ends[position - 1] if position else 0, self._table.ends[position])
 
   def __getitem__(self, position: int) -> Record:
     """Raises OSError if the image's file cannot be read."""
-    table, where, path = self._table, self._boxes(position), self._paths[position]
+    table, where, path = self._table, self._boxes(position), self.paths[position]
     image = pathlib.Path(path).read_bytes()
     return Record(
       str(table.ids[position]),
@@ -112,7 +114,7 @@ class ImageFiles:
     digest = hashlib.sha256()
     for position in map(int, positions):
       try:
-        size = os.stat(self._paths[position]).st_size
+        size = os.stat(self.paths[position]).st_size
       except OSError:
         size = "missing"
       where = self._boxes(position)

@@ -40,6 +40,7 @@ class Source(Protocol):
   index: Index
   made_by: str  # a digest that changes with what the records are made from
   notes: Sequence[str]  # what is worth knowing of them
+  paths: Sequence[str]  # of the images' files, by position; none where many are stored in one file
   proposals_path: pathlib.Path  # where proposals of all of them may be kept
 
   def __len__(self) -> int: ...

@@ -3,13 +3,15 @@
 import hashlib
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from rmam_jax.data import folders, manifests, stored
 from rmam_jax.data import proposals as proposals_lib
+from rmam_jax.data.classes import chosen
+from rmam_jax.data.partition import PARTS
 from rmam_jax.data.prepare import ARCHIVES
 from rmam_jax.data.proposals import Propose
 from rmam_jax.data.record import Record, Source, resolve_difficult
@@ -52,7 +54,7 @@ def held_out(ids: Sequence[str], count: int) -> np.ndarray:
 
 
 class Split:
-  """Records of one split, by position. Those without a positive label are left out and counted.
+  """Records of one split, by position. Those without a positive label are left out and counted, but of own images.
 
   Attributes:
     name: "voc/2007 train"; of own images "custom train", by the field of `data` that names the manifest.
@@ -70,18 +72,22 @@ class Split:
     difficult: str,
     propose: Propose | None = None,
     proposed_by: str = "",
+    *,
+    negatives: bool = False,
   ):
     """The records at some positions of a source; UserError if none has a positive label.
 
-    See `resolve_difficult`, `proposals.make` and `proposals.made_by` for the other arguments.
+    `negatives` keeps those without one: images of none of the classes. See `resolve_difficult`, `proposals.make` and
+    `proposals.made_by` for the other arguments.
     """
     self.name, self.class_names = name, source.class_names
     self.origin, self.notes = source.origin, source.notes
     self._source, self._difficult, self._propose, self._proposed_by = source, difficult, propose, proposed_by
     labels, _ = resolve_difficult(source.index.labels[positions], source.index.ignore[positions], difficult)
-    self._positions = positions[labels.any(axis=1)]
+    positive = labels.any(axis=1)
+    self._positions = positions if negatives else positions[positive]
     self.dropped = len(positions) - len(self._positions)
-    if not len(self._positions):
+    if not positive.any():
       raise UserError(f"{name}: no record has a positive label")
 
   def __len__(self) -> int:
@@ -111,6 +117,18 @@ class Split:
     record = Record(str(name), b"", labels, labels == 0, np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
     return record._replace(proposals=np.zeros_like(self._propose(record))) if self._propose else record
 
+  def listed(self) -> list[tuple[str, list[str]]]:
+    """The id of each record and the names of its labels, without reading images."""
+    ids, labels = (array[self._positions] for array in (self._source.index.ids, self._source.index.labels))
+    return [
+      (str(name), [self.class_names[c] for c in np.flatnonzero(row)]) for name, row in zip(ids, labels, strict=True)
+    ]
+
+  def images(self) -> set[str]:
+    """What tells its images from those of other splits of the same data: the paths of their files, or their ids."""
+    paths = self._source.paths
+    return {paths[position] for position in self._positions} if paths else set(self._source.index.ids[self._positions])
+
   def digest(self) -> str:
     """Of all that the records hold, wherever they lie, of proposals the file that they are made by; images and boxes
     enter as the source's digest."""
@@ -123,25 +141,62 @@ class Split:
     return digest.hexdigest()
 
 
-def open_split(data: Any, split: str, limit: int = 0) -> Split:
+def _some(names: Sequence[str]) -> str:
+  return f"{len(names)}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+
+
+def resolved(data: Any) -> dict[str, Any]:
+  """The fields of a `data` section that a run takes other values of: classes that a file names, parts of `data.train`.
+
+  Raises UserError: `data.split` makes the parts, and something else names them too, or the data are not one's own.
+  """
+  classes = {"classes": chosen(data.classes)} if data.classes else {}
+  if not data.split or data.validation == f"{data.train.removesuffix(f':{PARTS[0]}')}:{PARTS[1]}":
+    return classes
+  if data.name != "custom" or data.validation or data.test or data.final_train:
+    raise UserError(
+      "data.split makes validation and test of data.train, a manifest of your own images: leave data.validation, data.test"
+      " and data.final_train empty, or data.split"
+    )
+  return classes | {name: f"{data.train}:{name}" for name in PARTS[: len(data.split)]}
+
+
+def check_disjoint(opened: Mapping[str, Split]) -> None:
+  """Raises UserError if two of the splits, by the fields of `data` that name them, share an image.
+
+  What is trained on tells nothing about other images, and neither does what was chosen on.
+  """
+  for one, other in (("train", "validation"), ("train", "test"), ("validation", "test"), ("final_train", "test")):
+    if one in opened and other in opened and (shared := opened[one].images() & opened[other].images()):
+      raise UserError(
+        f"{opened[one].name} and {opened[other].name} share {len(shared):,} of {len(opened[other]):,} images, the first"
+        f" {min(shared)}: an image may be in one alone. Without a test split of its own leave data.test empty: the figures"
+        " are then those of validation; one list is divided by data.split=0.8,0.1,0.1"
+      )
+
+
+def open_split(data: Any, split: str, limit: int = 0, class_names: Sequence[str] = ()) -> Split:
   """A split as the `data` section of a configuration describes it, or the first `limit` records of it.
 
   For `custom` data the split is a manifest; for all other data a split such as "train" or "train+validation", or a part of
   one: "train:held-4000" is the 4,000 records whose ids have the smallest hash, "train:rest-4000" all others.
+  `class_names`, if given, are those that a model was trained with: the split's must be these.
 
   Raises:
     UserError: the data set or split is unknown, has to be prepared first, is damaged, or has another number of annotated
-      images than `data.expected` says; or a manifest that has problems.
+      images than `data.expected` says; other classes; or a manifest that has problems.
   """
   if data.name == "custom":
     if data.proposals:
       raise UserError("data.proposals is there for prepared data sets, not for custom images")
     field = next((field for field in _FIELDS if data[field] == split), pathlib.Path(split).name)
-    source = manifests.open_manifest(split, data, f"custom {field}")
-    return Split(source.name, source, np.arange(len(source))[: limit or None], data.difficult)
+    source = manifests.open_manifest(split, data, f"custom {field}", class_names)
+    return Split(source.name, source, np.arange(len(source))[: limit or None], data.difficult, negatives=True)
   part = _PART.fullmatch(split)
   whole = part["whole"] if part else split
   source = open_source(data.name, whole, data.root)
+  if class_names and tuple(class_names) != source.class_names:
+    raise UserError(f"{source.name} has the classes {_some(source.class_names)}; the model has {_some(class_names)}")
   annotated = source.index.annotated
   expected, found = dict(data.expected).get(whole, 0), int(annotated.sum())
   if expected and found != expected:

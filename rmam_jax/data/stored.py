@@ -124,6 +124,7 @@ class Stored:
     import tensorflow_datasets as tfds
 
     self.name, self.origin, self.notes = f"{name} {split}", f"{folder}, prepared by TFDS", ()
+    self.paths = ()
     self._remedy = _remedy(name, folder)
     builder = _open_builder(folder, self._remedy)
     self.class_names = tuple(builder.info.features["objects"].feature["label"].names)

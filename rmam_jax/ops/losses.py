@@ -43,7 +43,7 @@ def classification_loss(
 
   Args:
     scores: [B, L], of Eq. 6.
-    labels: [B, L] of 0 and 1; at least one 1 that is not ignored in each real row, or its target is all zero.
+    labels: [B, L] of 0 and 1. A row without a 1 that is not ignored has no target: its loss is 0.
     ignore: [B, L]; classes left out of the softmax, the target and the sum.
     example_mask: [B].
 
@@ -59,7 +59,8 @@ def classification_loss(
   labels = labels if kept is None else labels * kept
   target = labels / jnp.maximum(labels.sum(axis=-1, keepdims=True), 1)
   probability = jax.nn.softmax(scores, axis=-1, where=kept)
-  return batch_mean(((probability - target) ** 2).sum(axis=-1), example_mask)
+  has_target = labels.any(axis=-1)
+  return batch_mean(jnp.where(has_target, ((probability - target) ** 2).sum(axis=-1), 0), example_mask)
 
 
 def sigmoid_loss(

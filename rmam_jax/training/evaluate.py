@@ -76,14 +76,17 @@ def evaluate(
   data, section, mesh = config.data, config.evaluation, mesh_lib.make_mesh()
   if section.batch_size % mesh.size:
     raise UserError(f"evaluation.batch_size {section.batch_size} must be a multiple of the {mesh.size} devices")
-  test = open_split(data, data.test or data.validation)
-  names, head, kind = test.class_names, config.model.head, stages.classification_of(config, "stage_two")
+  names = workdir.read_class_names(folder)
+  test = open_split(data, data.test or data.validation, class_names=names)
+  head, kind = config.model.head, stages.classification_of(config, "stage_two")
   model, params, progress = checkpoints.load_best(config, folder, len(names), mesh)
   outputs = _make_outputs(config, folder, model, params, mesh)
   train = None
   if section.svm_solver:
-    train = outputs(open_split(data, data.train, section.svm_images), "images for the SVMs")
-  validation = outputs(open_split(data, data.validation), "validation images") if data.validation else None
+    train = outputs(open_split(data, data.train, section.svm_images, names), "images for the SVMs")
+  validation = None
+  if data.validation:
+    validation = outputs(open_split(data, data.validation, class_names=names), "validation images")
   selection = _select(config, folder, names, train, validation, outputs)
   found = outputs(test, "test images")
   about = scores_lib.made_by(config, checkpoints.best_digest(folder))  # all processes open checkpoints together
@@ -163,7 +166,7 @@ def _select(
     if first and (note := selection_lib.differing(selection, config)):
       print(note)
     return selection
-  split, one_view = open_split(data, data.validation), validation
+  split, one_view = open_split(data, data.validation, class_names=names), validation
   if views_lib.from_config(config) != views_lib.CENTRE:  # what prediction sees
     one_view = outputs(split, "validation images, one view", views_lib.CENTRE, " one view")
   if not first:  # what follows from outputs takes the devices of one process
