@@ -82,6 +82,7 @@ def softmax_log_odds(scores: jax.Array) -> jax.Array:
   Eq. 7 fixes an image's scores only up to a constant, which these lack: they rank images as p does, without its ties
   at 0 and 1.
   """
+  scores = jnp.asarray(scores)
   highest = jax.nn.one_hot(scores.argmax(axis=-1), scores.shape[-1], dtype=bool)
   others = jax.nn.logsumexp(jnp.where(highest, -jnp.inf, scores), axis=-1, keepdims=True)
   log_p = jax.nn.log_softmax(scores)
