@@ -129,6 +129,7 @@ def test_log_odds_of_a_softmax_by_hand():
   # Of (log 1, log 3, log 4) the shares are 1/8, 3/8, 4/8.
   found = losses.softmax_log_odds(jnp.log(jnp.array([1.0, 3, 4])))
   np.testing.assert_allclose(found, LOG([1 / 7, 3 / 5, 1]), atol=1e-6)
+  np.testing.assert_array_equal(found, losses.softmax_log_odds(np.log(np.array([1.0, 3, 4]))))  # of numpy's float64
   assert losses.softmax_log_odds(jnp.array([[5.0]])) == jnp.finfo(jnp.float32).max  # one class is always sure
 
 

@@ -198,9 +198,10 @@ def test_thresholds_by_hand():
   softmax = make_thresholds({})
   np.testing.assert_allclose(softmax.probabilities(scores).sum(), 1, rtol=1e-6)
   assert chosen(softmax) == [0, 1, 1, 1]  # the top three
-  calibrated = {"thresholds": [-4.0, -1.0, 0.0, -2.0]}  # they are .04, .23, .62, .10: log-odds -3.2, -1.2, .5, -2.2
-  assert chosen(make_thresholds(calibrated)) == [1, 0, 1, 0]
-  assert chosen(make_thresholds({}, threshold=0.5)) == [0, 0, 1, 0]
+  # The odds are 1/4, 3/2, 4, 2/3 of 77/12; the softmax's log-odds log(3/74), log(18/59), log(48/29), log(8/69).
+  assert chosen(make_thresholds({"thresholds": [-3.3, -1.1, 0.6, -2.1]})) == [1, 0, 0, 0]
+  assert chosen(make_thresholds({"thresholds": [-3.1, -1.3, 0.4, -2.2]})) == [0, 1, 1, 1]
+  assert chosen(make_thresholds({}, threshold=0.5)) == [0, 0, 1, 0]  # they are .04, .23, .62, .10
   with pytest.raises(UserError, match=r"between 0 and 1, got 1\.5"):
     make_thresholds({}, threshold=1.5)
   with pytest.raises(UserError, match="top must be 0"):

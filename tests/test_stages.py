@@ -1,5 +1,7 @@
 """What a stage is trained by and chosen by: its optimizer as the configuration describes it, its validation loss."""
 
+import functools
+import inspect
 import types
 
 import jax
@@ -11,9 +13,10 @@ from test_training import tiny_config
 
 from configs import voc
 from rmam_jax import heads
+from rmam_jax.config import get_config
 from rmam_jax.data.splits import open_split
 from rmam_jax.evaluation import outputs as outputs_lib
-from rmam_jax.ops import losses
+from rmam_jax.ops import attention, losses, next_region
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import stages
@@ -170,3 +173,25 @@ def test_by_eq_7_validation_ranks_images_by_probabilities(monkeypatch):
   probabilities = np.asarray(losses.PROBABILITIES["euclidean"](scores))
   assert validate("euclidean", scores) == validate("sigmoid", probabilities) != validate("sigmoid", scores)
   assert validate("sigmoid", shifted) != validate("sigmoid", scores)
+
+
+@pytest.mark.parametrize(
+  ("function", "section"),
+  [
+    (next_region.saliency, "model.saliency"),
+    (next_region.fixed_grid, "model.fixed_grid"),
+    (next_region.init_recurrent, "model.recurrent"),
+    (losses.localization_loss, "loss"),
+    (attention.init_attention, "model"),
+  ],
+)
+def test_a_function_s_defaults_are_those_of_its_fields(function, section):
+  """A number that stands twice is the same in both places."""
+  fields = functools.reduce(getattr, section.split("."), get_config())
+  defaults = {
+    name: parameter.default
+    for name, parameter in inspect.signature(function).parameters.items()
+    if parameter.default is not parameter.empty and name in fields
+  }
+  assert defaults
+  assert defaults == {name: fields[name] for name in defaults}
