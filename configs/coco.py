@@ -7,9 +7,9 @@
     python train.py --config=configs/coco.py:512:rlsd ...                                   its boxes from VOC
 
 coco is the folder that holds annotations/, train2014/ and val2014/, as the official archives are extracted; what
-`rmam-jax prepare coco/2014` has prepared can stand in its place. FILE holds ImageNet weights; docs/weights.md says where to get them. Trains on the 82,081 labelled images of `train2014`
-less 4,000, the smallest by a hash of their names, on which epoch, C and thresholds are chosen; evaluated on the 40,137
-of `val2014`.
+`rmam-jax prepare coco/2014` has prepared can stand in its place. FILE holds ImageNet weights; docs/weights.md says where
+to get them. Trains on the 82,081 labelled images of `train2014` less 4,000, the smallest by a hash of their names, on
+which epoch, C and thresholds are chosen; evaluated on the 40,137 of `val2014`.
 
 The paper, ten views and SVMs: mAP 72.2 at 512, 72.3 at 640, 73.4 for both; top 3, both scales: CF1 67.4, OF1 72.0. None
 of these has been reproduced: neither the data nor the weights could be had.
