@@ -239,7 +239,7 @@ def test_an_image_in_two_splits_is_refused_before_training(tmp_path):
   for paths, match in (
     ((train, val, train), "custom train and custom train share 6 of 6 images"),
     ((train, train, test), "share 6 of 6 images"),
-    ((train, val, val), "custom validation and custom validation share 6"),
+    ((train, val, val), "nothing may be chosen on the test split"),
   ):
     with pytest.raises(UserError, match=match):
       pipeline.train_and_evaluate(thin_config(paths), tmp_path / "run")

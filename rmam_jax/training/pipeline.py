@@ -104,7 +104,6 @@ def check(config: ml_collections.ConfigDict, todo: Sequence[Phase]) -> dict[str,
       print(f"  note: {note}")
     if len(split.notes) > NOTES:
       print(f"  and {len(split.notes) - NOTES:,} notes more, which `rmam-jax validate` lists")
-  check_disjoint(opened)
   by_name = {data[field]: split for field, split in opened.items()}
   for phase in todo:
     try:
@@ -113,6 +112,7 @@ def check(config: ml_collections.ConfigDict, todo: Sequence[Phase]) -> dict[str,
       if phase.control:
         raise UserError(f"the control {phase.control} cannot be trained: {error}") from error
       raise
+  check_disjoint(opened)
   return opened
 
 
