@@ -21,7 +21,6 @@ from rmam_jax.training import step as step_lib
 from rmam_jax.weights import tensors
 
 THIN = tuple(name for name in backbones.SPECS if name.endswith("_thin"))
-NORMED = ("efficientnet_thin", "mobilenet_thin", "resnet_thin")
 
 
 def thin_config(backbone, **changes):
@@ -42,9 +41,8 @@ def initialized(backbone, **changes):
   module = backbones.build(thin_config(backbone, **changes).model)
   params = tensors.flatten(jax.jit(module.init)(jax.random.key(0), images_of((32, 32)))["params"])
   rng = np.random.default_rng(0)
-  for name in params:
-    if name.endswith(("mean", "var")):
-      params[name] = rng.uniform(0.5, 1.5, params[name].shape).astype(np.float32)
+  for name, shape in ((name, leaf.shape) for name, leaf in params.items() if name.endswith(("mean", "var"))):
+    params[name] = rng.uniform(0.5, 1.5, shape).astype(np.float32) - name.endswith("mean")
   like = jax.eval_shape(module.init, jax.random.key(0), images_of((32, 32)))["params"]
   return module, tensors.unflatten(like, params)
 
@@ -142,7 +140,7 @@ def test_sides_of_broken_patches_are_refused():
 
 
 @pytest.mark.parametrize("backbone", THIN)
-@pytest.mark.parametrize("head", heads.SPECS)
+@pytest.mark.parametrize("head", ["recurrent", "rarl", "rlsd"])
 def test_a_step_with_every_head_has_the_shapes_that_it_had(backbone, head):
   config = thin_config(backbone, **{"model.freeze_norm": False})
   model = recognizer.build(config.model, 4, head=head, auxiliary="score_map")
@@ -210,8 +208,8 @@ def test_batch_normalisation_in_training_equals_torch(momentum):
     np.testing.assert_allclose(gradients[name], names[name].grad, atol=1e-4)
 
 
-def normed_step(backbone="mobilenet_thin", **options):
-  config = thin_config(backbone, **{"model.freeze_norm": options.pop("freeze_norm", False)})
+def normed_step(**options):
+  config = thin_config("mobilenet_thin", **{"model.freeze_norm": options.pop("freeze_norm", False)})
   model, optimizer = (
     recognizer.build(config.model, 4, head="mean_pool", remat=options.pop("remat", False)),
     optax.sgd(0.1),
@@ -232,26 +230,25 @@ def statistics_of(state):
   return {name: leaf for name, leaf in tensors.flatten(state.params).items() if name.endswith(("/mean", "/var"))}
 
 
-@pytest.mark.parametrize("backbone", NORMED)
-def test_statistics_are_those_of_all_devices(backbone):
-  train_step, state, batch = normed_step(backbone)
+def test_statistics_are_those_of_all_devices():
+  train_step, state, batch = normed_step()
   wanted, _ = jax.jit(train_step)(state, batch)
   before, after = statistics_of(state), statistics_of(wanted)
-  assert min(float(np.abs(after[name] - before[name]).max()) for name in before) > 1e-6
+  assert min(float(np.abs(after[name] - before[name]).max()) for name in before if name.endswith("var")) > 1e-4
 
   two = mesh_lib.make_mesh()
   sharded = jax.device_put(batch, mesh_lib.by_example(two))
   by_jit, _ = jax.jit(train_step)(jax.device_put(state, mesh_lib.replicated(two)), sharded)
   assert_trees_close(by_jit, wanted, 1e-5)
 
-  pmapped, _, _ = normed_step(backbone, axis_name="data")
+  pmapped, _, _ = normed_step(axis_name="data")
   halves = jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), batch)
   twice = jax.tree.map(lambda x: jnp.stack([x, x]), state)
   by_pmap, _ = jax.pmap(pmapped, axis_name="data")(twice, halves)
   for device in range(2):
     assert_trees_close(jax.tree.map(lambda x, d=device: x[d], by_pmap), wanted, 1e-5)
 
-  again, _, _ = normed_step(backbone, remat=True)
+  again, _, _ = normed_step(remat=True)
   assert_trees_close(jax.jit(again)(state, batch)[0], wanted, 1e-5)
 
 
@@ -269,7 +266,11 @@ def test_frozen_statistics_stay_and_parts_of_a_batch_give_their_mean():
   assert_trees_close(statistics_of(jax.jit(accumulated)(state, batch)[0]), wanted, 1e-6)
 
 
-@pytest.mark.parametrize("backbone", [name for name in THIN if name != "vgg_thin"])
+# Other tests run the VGG; one family more is enough where time counts.
+@pytest.mark.parametrize(
+  "backbone",
+  [pytest.param(name, marks=[pytest.mark.slow] * (name != "mobilenet_thin")) for name in THIN if name != "vgg_thin"],
+)
 def test_a_run_trains_evaluates_and_travels(backbone, data_root, tmp_path):
   stride = backbones.stride(thin_config(backbone).model)
   fields = {"model.backbone": backbone, "model.freeze_norm": False, "controls": (), "evaluation.views": "ten"}
