@@ -174,12 +174,20 @@ def test_the_regions_are_those_of_the_likeliest_classes():
   np.testing.assert_allclose(found.thetas[2], np.tile([5 / 4, 6 / 5, 0, 0], (3, 1)), atol=1e-6)
 
 
-def test_features_by_hand():
-  params, _ = small_case(batch=1, size=(2, 2), channels=1, num_classes=2)
-  feature_map = jnp.array([1.0, 2.0, 3.0, 6.0]).reshape(1, 2, 2, 1)
-  found = two_stream.recognize(params, feature_map, **OPTIONS | {"num_regions": 1})  # the whole image
-  np.testing.assert_allclose(found.x, [[[3]]])
-  np.testing.assert_allclose(found.z, [[[3, 3]]])
+def test_features_are_means_inside_a_region_and_of_all_of_the_map():
+  params, feature_map = small_case()
+  found = two_stream.recognize(params, feature_map, **OPTIONS)
+  mean = feature_map.mean(axis=(1, 2))
+  for features in (found.x[2], *found.h, *found.z):  # the last region is the whole image
+    np.testing.assert_allclose(features, mean, atol=1e-5)
+  for example in range(3):
+    s_x, s_y, t_x, t_y = np.float64(found.thetas[0, example])
+    left, right = ((t_x + sign * s_x + 1) * 2 + 0.5 for sign in (-1, 1))  # in cells, of 5
+    top, bottom = ((t_y + sign * s_y + 1) * 2.5 + 0.5 for sign in (-1, 1))  # of 6
+    rows = [max(min(bottom, cell + 1) - max(top, cell), 0) for cell in range(6)]
+    columns = [max(min(right, cell + 1) - max(left, cell), 0) for cell in range(5)]
+    inside = np.einsum("h,w,hwc->c", rows, columns, feature_map[example]) / (sum(rows) * sum(columns))
+    np.testing.assert_allclose(found.x[0, example], inside, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4), (5, 2), (14, 14)])

@@ -213,8 +213,8 @@ def recognize(
     align_corners: as in `rmam_jax.ops.spatial_transformer`.
 
   Returns:
-    The K regions, without gradient to the thetas: x and h are the mean of the map inside [K, B, C] and over all of it, z
-    both side by side. The memory is `Branches`, which `loss` needs.
+    The K regions, without gradient to the thetas. x is the mean of the map inside a region, h and z that of all of it,
+    all [K, B, C]; SVMs are no better with both. The memory is `Branches`, which `loss` needs.
 
   Raises:
     ValueError: K < 1, or a map that is not [B, H, W, C].
@@ -252,7 +252,7 @@ def recognize(
     thetas=spatial_transformer.boxes_to_thetas(boxes_KB4, (height, width), align_corners=align_corners),
     x=inside,
     h=image,
-    z=jnp.concatenate([inside, image], axis=-1),
+    z=image,
     memory=found,
   )
 
