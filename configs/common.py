@@ -30,7 +30,10 @@ THIN_RATES = {
 }
 
 
-BACKBONES = ("efficientnet_lite0", "vgg16", "mobilenet_v2", "resnet50", "convnext_tiny")  # with published weights
+# Those with published weights, the first of them first.
+BACKBONES = tuple(
+  dict.fromkeys(["efficientnet_lite0", *(spec.name for spec in backbones.SPECS.values() if spec.layouts)])
+)
 RECIPES = ("frozen", "tuned")  # of `photograph_config`
 PHOTOGRAPH_RATES = {"two_stream": 2e-3, "mean_pool": 2e-3, "max_pool": 2e-3, "score_map": 2e-3}  # 5e-4 for the others
 
