@@ -20,6 +20,7 @@ done
 for scale in 512 640; do
   show "ten_view-$scale" ten_view --scale=$scale --batch=4
 done
+show efficiency efficiency --repeats=5
 show sampler sampler
 show scan scan --map=28x28x512 --width=4096
 show memory memory
