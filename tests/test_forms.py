@@ -608,6 +608,8 @@ BAD_BOXES = {
   (10, 10, 900, 800): "leaves the image",
   ("nan", "nan", "nan", "nan"): "is no box",
   (10, 10, 10, 10): "is no box",
+  (10, 50, 60, 10): "is no box",
+  (60, 10, 10, 50): "is no box",
   ("1e400", 0, 5, 5): "is no box",
   (90, 70, 95, 75): "lies outside the image",
 }
