@@ -1,15 +1,15 @@
 """MS-COCO 2014 as the paper trains on it: VGG-16, its own update rule (Eq. 5) and loss (Eq. 7-14).
 
-    rmam-jax prepare coco/2014
-    python train.py --config=configs/coco.py --config.weights=FILE --workdir=runs/coco-512        N = 512
-    python train.py --config=configs/coco.py:640 --config.weights=FILE --workdir=runs/coco-640    N = 640
-    python eval.py --workdir=runs/coco-512,runs/coco-640 --protocol=paper                         both scales
-    python train.py --config=configs/coco.py:512:saliency --config.weights=FILE                   another head
-    python train.py --config=configs/coco.py:512:rlsd --config.weights=FILE                       its boxes from VOC
+    python train.py --config=configs/coco.py --config.data.root=coco --config.weights=FILE --workdir=runs/coco-512
+    python train.py --config=configs/coco.py:640 ... --workdir=runs/coco-640                N = 640
+    python eval.py --workdir=runs/coco-512,runs/coco-640 --protocol=paper                   both scales
+    python train.py --config=configs/coco.py:512:saliency ...                               another head
+    python train.py --config=configs/coco.py:512:rlsd ...                                   its boxes from VOC
 
-FILE holds ImageNet weights; docs/weights.md says where to get them. Trains on the 82,081 labelled images of `train2014`
-less 4,000, the smallest by a hash of their names, on which epoch, C and thresholds are chosen; evaluated on the 40,137
-of `val2014`.
+coco is the folder that holds annotations/, train2014/ and val2014/, as the official archives are extracted; what
+`rmam-jax prepare coco/2014` has prepared can stand in its place. FILE holds ImageNet weights; docs/weights.md says where
+to get them. Trains on the 82,081 labelled images of `train2014` less 4,000, the smallest by a hash of their names, on
+which epoch, C and thresholds are chosen; the SVMs are then fitted to all of them. Evaluated on the 40,137 of `val2014`.
 
 The paper, ten views and SVMs: mAP 72.2 at 512, 72.3 at 640, 73.4 for both; top 3, both scales: CF1 67.4, OF1 72.0. None
 of these has been reproduced: neither the data nor the weights could be had.
@@ -31,7 +31,9 @@ def get_config(variant: str = ""):
   config.data.train, config.data.validation, config.data.test = "train:rest-4000", "train:held-4000", "validation"
   config.data.expected = (("train", 82_081), ("validation", 40_137))
   config.data.workers = 8
+  config.model.xavier = "fan_in"  # the paper's Caffe
   config.evaluation.svm_images = 0
+  config.evaluation.svm_refit = True  # on all 82,081 images, as the paper's
   if config.model.head == "rlsd":  # VOC's boxes teach where, reconstructed; those of COCO are not looked at
     config.rpn.data, config.rpn.train, config.rpn.validation = "voc/2007", "train+validation", "test"
   return config

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import ml_collections
 
-from rmam_jax import heads
+from rmam_jax import backbones, heads
 from rmam_jax.config import get_config
 from rmam_jax.heads.rlsd import ANCHOR_SIZES
 from rmam_jax.runtime.errors import UserError
@@ -28,6 +28,11 @@ THIN_RATES = {
   "mean_pool": 1.8e-2,
   "whole_image": 6e-3,
 }
+
+
+BACKBONES = ("efficientnet_lite0", "vgg16", "mobilenet_v2", "resnet50", "convnext_tiny")  # with published weights
+RECIPES = ("frozen", "tuned")  # of `photograph_config`
+PHOTOGRAPH_RATES = {"two_stream": 2e-3, "mean_pool": 2e-3, "max_pool": 2e-3, "score_map": 2e-3}  # 5e-4 for the others
 
 
 def parse(variant: str, file: str, *choices: Sequence[str]) -> list[str]:
@@ -67,12 +72,49 @@ def paper_config(scale: str, head: str) -> ml_collections.ConfigDict:
     config.stage_one.head = "score_map"
     config.stage_two.auxiliary_weight = 1.0
     config.model.score_map.places = 9
+  if head == "two_stream":  # its scores are log-odds
+    config.loss.classification = "sigmoid"
   if head in RLSD:  # its scores are log-odds; the number of regions is reconstructed
     config.loss.classification = "sigmoid"
     config.model.num_regions = 20
     config.model.rpn.anchor_sizes = tuple(
       tuple(round(side * config.data.image_size / ANCHOR_IMAGE, 1) for side in anchor) for anchor in ANCHOR_SIZES
     )
+  return config
+
+
+def photograph_config(backbone: str, recipe: str, size: int, head: str) -> ml_collections.ConfigDict:
+  """Photographs by the recipe that was found on them (docs/results/photographs.md), which is not the paper's.
+
+  "frozen": heads on the maps of published weights, which are computed once and kept. "tuned": first the same, then the
+  backbone too, at a tenth of the head's rate. Every head has the sigmoid loss.
+  """
+  config = get_config()
+  config.weights = "imagenet"
+  data, model, one, two = config.data, config.model, config.stage_one, config.stage_two
+  data.image_size = data.crop_size = size
+  model.backbone, model.head, model.map_rms = backbone, head, backbones.get(backbone).map_rms
+  model.region_size, model.x_width, model.lstm_width, model.z_width = (3, 3), 512, 512, 512
+  model.prior = 0.05
+  config.loss.classification = "sigmoid"
+  config.batch_size = config.evaluation.batch_size = 32
+  for stage in (one, two):
+    stage.schedule, stage.warmup_steps, stage.clip_norm, stage.backbone_rate = "cosine", 50, 1.0, 0.0
+  one.head = "score_map" if heads.get(head).guide == heads.DENSE_SCORES else "mean_pool"
+  one.epochs, one.learning_rate = 3, PHOTOGRAPH_RATES[one.head]
+  two.epochs, two.learning_rate, two.auxiliary_weight = 10, PHOTOGRAPH_RATES.get(head, 5e-4), 1.0
+  if head in (*POOLS, "two_stream"):  # nothing goes before it, and its dense score is its own
+    one.head, one.epochs, two.auxiliary_weight = head, 0, 0.0
+  if head == "saliency":
+    config.loss.anchor_weight = 0.0
+  if recipe == "tuned":
+    data.image_size = size + 32  # of which crops are cut
+    if heads.get(head).guide != heads.DENSE_SCORES:  # else it begins beside the head that guides it
+      one.head, one.epochs, one.learning_rate, two.auxiliary_weight = head, two.epochs, two.learning_rate, 0.0
+    two.epochs, two.learning_rate, two.backbone_rate = 6, two.learning_rate / 2, 0.1
+  config.evaluation.views = "two"
+  config.evaluation.thresholds = "global"  # a class of a few validation images allows no threshold of its own
+  config.evaluation.svm_c = (0.001, 0.01, 0.1)
   return config
 
 

@@ -19,23 +19,32 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.seed = 0
 
-  # What the backbone begins with: a file or folder (docs/weights.md); "none": random weights; "": to be given. The run
-  # sets model.pixel_mean and model.pixel_std to the preprocessing that belongs to it.
+  # What the backbone begins with: "imagenet", "hf:OWNER/REPO[/FILE]", a file or folder (docs/weights.md); "none": random
+  # weights; "": to be given. The run sets model.pixel_mean and model.pixel_std to the preprocessing that belongs to it.
   config.weights = "none"
   config.weights_digest = ""  # which file it was; filled in by the run
 
   config.data = ml_collections.ConfigDict()
   config.data.name = "voc/2007"  # see rmam_jax/data/splits.py; or "custom", your own images
-  config.data.root = ""  # folder of prepared data; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
-  config.data.train = "train"  # TFDS splits, or parts of them (rmam_jax/data/splits.py); of "custom", manifests
+  config.data.root = (
+    ""  # folder of VOC2007 and so on, or of prepared data; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
+  )
+  config.data.train = "train"  # splits, or parts of them (rmam_jax/data/splits.py); of "custom", manifests
   config.data.validation = "validation"  # for every choice; empty: nothing is chosen
   config.data.test = "test"
   config.data.final_train = ""  # if given, a second phase trains on it what the first has chosen; training/pipeline.py
-  config.data.images = ""  # of "custom": the folder that images are named relative to; empty: the manifest's
-  config.data.classes = ()  # of "custom": the classes in order; empty: the training labels, sorted
+  # Of "custom" alone, your own images (rmam_jax/data/manifests.py):
+  config.data.images = (
+    ""  # the folder that images are named relative to, or three with commas; empty: near the manifest
+  )
+  config.data.columns = ""  # names of a table's columns: "IMAGE,LABELS", or "IMAGE" beside columns of 0 and 1
+  config.data.separator = ""  # of labels in a table; empty: |
+  config.data.classes = ()  # the classes in order, or a file that names them; empty: the training labels, sorted
+  config.data.split = ()  # shares, as (0.8, 0.1, 0.1), that make train, validation and test of data.train
   config.data.difficult = "ignore"  # labels that are neither: left out (VOC's rule), or "negative" or "positive"
   config.data.expected = ()  # pairs (split, its number of annotated images), checked
-  config.data.proposals = ""  # for heads that look at proposals: "jittered" or "selective_search" (data/proposals.py)
+  config.data.proposals = ""  # for heads that look at proposals: one of `KINDS` of data/proposals.py
+  config.data.edge_model = ""  # of "edge_boxes": OpenCV's file of a structured forest (docs/reproduce.md)
   config.data.num_proposals = 5  # as many as model.num_regions
   config.data.corrupt = "error"  # an image that cannot be read; or "skip": listed, replaced in training, not counted
   config.data.image_size = 512  # N: images are resized to N x N
@@ -49,6 +58,7 @@ def get_config() -> ml_collections.ConfigDict:
   model.maps = ""  # which of its maps: "" the last, "8", "16", "32" that of this stride, "fused" the last two as one
   model.freeze_norm = True  # keeps batch normalisation's mean and variance; or they are the batch's (of 16 and more)
   model.dtype = "float32"  # of the backbone; or "bfloat16"
+  model.map_rms = 1.0  # what the feature map is divided by before the heads see it; the paper does not scale it
   model.pixel_mean = (123.68, 116.779, 103.939)  # red, green, blue in 0..255
   model.pixel_std = (1.0, 1.0, 1.0)
   model.head = "recurrent"  # or another of `heads.SPECS`
@@ -61,10 +71,13 @@ def get_config() -> ml_collections.ConfigDict:
   model.z_width = 4096
   model.squash_cell = False  # h = o * tanh(c) instead of the printed h = o * c
   model.forget_bias = 0.0
+  model.prior = 0.0  # the probability of a class that score layers begin with, their weights at 0; 0: Xavier, no bias
+  model.xavier = "fan_avg"  # by which fan new layers' weights are scaled: Glorot's mean of both; or "fan_in", Caffe's
 
   loss = config.loss = ml_collections.ConfigDict()
   loss.classification = "euclidean"  # Eq. 7-8; or "sigmoid"
   loss.localization_weight = 0.1  # gamma
+  loss.constrain_first = True  # whether l_S and l_P hold for region 1, which has no anchor
   loss.scale_weight = 1.0
   loss.anchor_weight = 0.01  # lambda_1
   loss.positive_weight = 0.1  # lambda_2
@@ -92,8 +105,12 @@ def get_config() -> ml_collections.ConfigDict:
   # These may be changed after training: python eval.py --workdir=DIR --evaluation.FIELD=VALUE
   evaluation = config.evaluation = ml_collections.ConfigDict()
   evaluation.batch_size = 16  # images; a multiple of the usual numbers of devices
-  evaluation.views = "ten"  # the paper's, cut from the feature map; or "five", or "centre", cropped from the image
-  evaluation.mirror = "image"  # of the ten: "image" runs the backbone on the mirrored image too, "map" mirrors the map
+  # The paper's "ten", cut from the feature map; or "five"; or "centre", cropped from the image, or "two", that and its
+  # mirror.
+  evaluation.views = "ten"
+  evaluation.mirror = (
+    "image"  # of ten and two: "image" runs the backbone on the mirrored image too, "map" mirrors the map
+  )
   evaluation.feature = "z"  # what feeds the SVMs; or "h", "x"
   evaluation.ap_method = "all_point"  # or "interpolated", "eleven_point"
   evaluation.top_k = 3  # labels an image for CP ... OF1
@@ -101,6 +118,7 @@ def get_config() -> ml_collections.ConfigDict:
   evaluation.svm_images = 0  # training images for the SVMs; 0: all of them
   evaluation.svm_normalize = True  # features scaled to length 1
   evaluation.svm_c = (0.01, 0.1, 1.0, 10.0)  # the one of highest mAP on the validation split is taken
+  evaluation.svm_refit = False  # once C is chosen, fit to the validation images too, where data.test is another split
   evaluation.thresholds = "per_class"  # chosen on the validation split; or "global"
   evaluation.pictures = 24
 
@@ -147,6 +165,9 @@ def _schedule() -> ml_collections.ConfigDict:
   stage.schedule = "step"  # or "cosine"
   stage.warmup_steps = 0
   stage.stop_epoch = 0  # ends the stage after so many epochs of its schedule; 0: after all
-  stage.drop_epoch = 30  # of "step": from here on the rate is divided by ten
+  stage.drop_share = 2 / 3  # of "step": after this share of the epochs the rate is divided by ten
+  stage.backbone_rate = 1.0  # the backbone's rate is the learning rate times this; 0: frozen, its maps computed once
   stage.beta_1, stage.beta_2 = 0.9, 0.999  # of Adam
+  stage.weight_decay = 0.0  # of AdamW, of tensors of two and more dimensions; 0: Adam
+  stage.clip_norm = 0.0  # the greatest global norm of a gradient, which is scaled down to it; 0: any
   return stage

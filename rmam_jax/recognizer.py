@@ -29,6 +29,7 @@ class Recognizer(nn.Module):
     guide: what the head is given beside the map; see `heads.spec.HeadSpec`.
     rpn: proposes regions to the head, from a feature map of its own. It is trained before, and no gradient reaches it.
     pixel_mean, pixel_std: of red, green and blue in 0..255.
+    map_rms: what the backbone's map is divided by before the heads see it.
   """
 
   backbone: nn.Module
@@ -38,6 +39,7 @@ class Recognizer(nn.Module):
   rpn: rpn_lib.RegionProposalNetwork | None = None
   pixel_mean: Sequence[float] = (0.0, 0.0, 0.0)
   pixel_std: Sequence[float] = (1.0, 1.0, 1.0)
+  map_rms: float = 1.0
 
   def __call__(self, images: jax.Array, boxes: jax.Array | None = None, *, train: bool = False) -> Recognition:
     """Images to scores.
@@ -57,11 +59,15 @@ class Recognizer(nn.Module):
     return jnp.concatenate([feature_map, jax.lax.stop_gradient(self.rpn.feature_map(images))], axis=-1)
 
   def recognize(self, feature_map: jax.Array, boxes: jax.Array | None = None) -> Recognition:
-    """The map that `feature_map` returns, or a window of it, and boxes as above -> scores."""
+    """The map that `feature_map` returns, a window of it or a stored one, and boxes as above -> scores."""
     guide = {}
+    if feature_map.dtype == jnp.float16:  # as maps are stored
+      feature_map = feature_map.astype(jnp.float32)
     if self.guide == heads.RPN:
       feature_map, rpn_map = jnp.split(feature_map, 2, axis=-1)
       guide["boxes"] = jax.lax.stop_gradient(self.rpn.propose(rpn_map))
+    if self.map_rms != 1:
+      feature_map /= self.map_rms
     auxiliary = None if self.auxiliary is None else self.auxiliary(feature_map)
     if self.guide == heads.DENSE_SCORES:
       guide["dense_scores"] = auxiliary.memory
@@ -101,4 +107,5 @@ def build(model: Any, num_classes: int, *, head: str, auxiliary: str = "", remat
     rpn=rpn_lib.build(model) if main.guide == heads.RPN else None,
     pixel_mean=tuple(model.pixel_mean),
     pixel_std=tuple(model.pixel_std),
+    map_rms=model.map_rms,
   )

@@ -17,17 +17,26 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
+  # Only a bounded cache is locked: without a bound one of the processes that share it may read a program of which
+  # another has written half, and JAX's warning, an error here, fails whatever test that was.
+  os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(10**10)
   atexit.register(shutil.rmtree, folder, ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+  """What the package keeps for its user is kept elsewhere."""
+  os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory):
   """A folder with digits/tiny prepared by the real builder."""
-  from rmam_jax.data import splits
+  from rmam_jax.data import stored
 
   root = tmp_path_factory.mktemp("data")
-  splits.prepare("digits/tiny", str(root))
+  stored.find("digits/tiny", str(root))
   return root

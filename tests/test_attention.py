@@ -46,6 +46,28 @@ def case(rule, seed=0, size=12, **options):
   return params, feature_map, attend
 
 
+@pytest.mark.parametrize(("fan", "of"), [("fan_avg", lambda rows, columns: (rows + columns) / 2), ("fan_in", min)])
+def test_xavier_weights_are_uniform_by_their_fan(fan, of):
+  widths = {"x_width": 600, "lstm_width": 700, "z_width": 800, "region_size": (3, 3)}  # each layer has fewer inputs
+  init = functools.partial(next_region.init_recurrent, fan=fan, weight_scale=0.01)
+  params = rmam.init_attention(
+    jax.random.key(0), channels=60, num_classes=900, init_next_region=init, fan=fan, **widths
+  )
+  found = {
+    "fx": (params["fx"]["kernel"], 540, 600),
+    "gates of x": (params["lstm"]["w_x"], 600, 700),
+    "gates of h": (params["lstm"]["w_h"], 700, 700),
+    "hz": (params["hz"]["kernel"], 700, 800),
+    "zs": (params["zs"]["kernel"], 800, 900),
+  }
+  for name, (kernel, rows, columns) in found.items():
+    limit = np.sqrt(3 / of(rows, columns))
+    assert 0.999 * limit < float(jnp.abs(kernel).max()) <= limit, name
+    np.testing.assert_allclose(kernel.std(), limit / np.sqrt(3), rtol=0.01, err_msg=name)
+  kernel = params["next_region"]["kernel"]  # 800 x 4, a tenth of Xavier's width
+  np.testing.assert_allclose(kernel.std(), 0.1 / np.sqrt({"fan_avg": 402, "fan_in": 800}[fan]), rtol=0.05)
+
+
 def sigmoid(x):
   return 1 / (1 + np.exp(-x))
 

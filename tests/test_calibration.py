@@ -67,6 +67,28 @@ def test_a_class_without_positives_takes_the_global_threshold():
     calibration.fit_thresholds(scores, labels, ignore, "best")
 
 
+def test_what_a_softmax_leaves_open_decides_nothing():
+  """Eq. 7 is the same for scores with a constant added for each image: so are thresholds and the labels they give."""
+  rng = np.random.default_rng(5)
+  scores = rng.normal(0, 2, (300, 4)).astype(np.float32)
+  labels = (rng.random(scores.shape) < calibration.probabilities(scores, "euclidean")).astype(np.float32)
+  shifted, ignore = scores + rng.normal(0, 5, (300, 1)).astype(np.float32), np.zeros(labels.shape, bool)
+  fitted, raw = [], []
+  for each in (scores, shifted):
+    log_odds = calibration.log_odds(each, "euclidean")
+    thresholds = calibration.fit_thresholds(log_odds, labels, ignore, "per_class")
+    rule = calibration.make_thresholds("euclidean", {"thresholds": thresholds}, top_k=3)
+    fitted.append(rule.chosen(each))
+    np.testing.assert_array_equal(fitted[-1], calibration.probabilities(each, "euclidean") >= sigmoid(thresholds))
+    raw.append(calibration.fit_thresholds(calibration.log_odds(each, "sigmoid"), labels, ignore, "per_class"))
+  np.testing.assert_array_equal(*fitted)
+  assert np.abs(raw[0] - raw[1]).max() > 0.1  # a sigmoid's scores are log-odds as they are
+
+
+def sigmoid(log_odds):
+  return 1 / (1 + np.exp(-np.asarray(log_odds)))
+
+
 def test_reliability_by_hand():
   probability = np.array([[0.1, 0.2], [0.9, 1.0]])
   labels = np.array([[0, 1], [1, 1]])

@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from configs import common, digits, voc
+from configs import common, custom, digits, photographs, voc
 from rmam_jax import commands
 from rmam_jax.runtime.errors import UserError
+from rmam_jax.training import stages
 
 ROOT = pathlib.Path(__file__).parent.parent
 COMMANDS = ("train.py", "eval.py", "predict.py", "reproduce.py")
@@ -152,7 +153,7 @@ def test_the_paper_s_values_are_the_default():
   assert (loss.localization_weight, loss.anchor_weight, loss.positive_weight) == (0.1, 0.01, 0.1)
   assert (loss.max_scale, loss.min_scale) == (0.5, 0.1)
   stage = config.stage_two
-  assert (stage.epochs, stage.drop_epoch, stage.learning_rate, stage.schedule) == (45, 30, 1e-5, "step")
+  assert (stage.epochs * stage.drop_share, stage.learning_rate, stage.schedule) == (30, 1e-5, "step")
   assert (stage.beta_1, stage.beta_2, config.batch_size) == (0.9, 0.999, 16)
   assert stage.auxiliary_weight == 0
   with pytest.raises(UserError, match="'500' is none of 512, 640, recurrent"):
@@ -182,7 +183,9 @@ def test_compiled_programs_are_kept_and_a_damaged_one_is_compiled_again(tmp_path
 
   first, kept = predict()
   assert kept
-  assert predict() == (first, kept)
+  again, more = predict()
+  assert again == first
+  assert kept.items() <= more.items()  # a loaded machine finds more of them slow enough to be kept
   for path in kept:
     path.write_bytes(b"damaged")
   assert predict()[0] == first
@@ -195,3 +198,16 @@ def test_a_cache_folder_of_the_user_s_own_stands(tmp_path):
   mine = str(tmp_path / "mine")
   assert call("-c", code, JAX_COMPILATION_CACHE_DIR=mine).stdout.strip() == mine
   assert call("-c", code, XDG_CACHE_HOME=mine, JAX_COMPILATION_CACHE_DIR=None).stdout.strip() == f"{mine}/rmam_jax/jit"
+
+
+@pytest.mark.parametrize("recipe", common.RECIPES)
+@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "vgg16"])
+def test_every_head_of_the_photographs_can_be_built(backbone, recipe):
+  for module in (photographs, custom):
+    for head in set(module.HEADS) - set(common.RLSD):
+      config = module.get_config(f"{backbone}:{recipe}:{head}")
+      one, two = (stages.build(config, name, num_classes=20, num_records=2_366) for name in stages.NAMES)
+      assert (config.weights, config.loss.classification, two.trains) == ("imagenet", "sigmoid", head)
+      assert (one.frozen, two.frozen) == (True, recipe == "frozen")
+  paper = custom.get_config(f"paper:640:{backbone.replace('efficientnet_lite0', 'vgg16')}:recurrent")
+  assert (paper.data.image_size, paper.stage_two.backbone_rate, paper.stage_two.learning_rate) == (640, 1.0, 1e-5)

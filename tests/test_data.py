@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from configs import common
-from rmam_jax.data import batches, splits
+from rmam_jax.data import batches, splits, stored
 from rmam_jax.data.digits import scenes
+from rmam_jax.data.record import Index, Record
 from rmam_jax.runtime.errors import UserError
 
 
@@ -96,7 +97,7 @@ def test_the_builder_stores_the_scenes(train, data_root):
 
 def test_prepared_data_is_not_made_again(data_root, monkeypatch):
   monkeypatch.setattr(scenes, "draw_scene", None)
-  assert splits.prepare("digits/tiny", str(data_root)) == data_root / "digits/tiny/1.0.0"
+  assert stored.find("digits/tiny", str(data_root)) == data_root / "digits/tiny/1.0.0"
 
 
 def test_data_is_read_without_tensorflow(data_root):
@@ -123,7 +124,7 @@ def test_difficult_labels_are_ignored_unless_present_otherwise():
     "labels_no_difficult": [2],
     "objects": {"bbox": [[0, 0, 1, 1]], "label": [2]},
   }
-  record = splits.adapt(example, 4)
+  record = stored.adapt(example, 4)
   np.testing.assert_array_equal(record.labels, [0, 0, 1, 0])
   np.testing.assert_array_equal(record.ignore, [True, True, False, False])
   assert record.id == "000005.jpg"
@@ -132,8 +133,8 @@ def test_difficult_labels_are_ignored_unless_present_otherwise():
 class Source:
   """Three classes; the second record has nothing, the third only what is difficult."""
 
-  class_names = ("a", "b", "c")
-  index = splits.Index(
+  class_names, origin, notes = ("a", "b", "c"), "here", ()
+  index = Index(
     ids=np.array(["0", "1", "2", "3"]),
     labels=np.array([[1, 0, 0], [0, 0, 0], [0, 0, 0], [0, 1, 0]], np.float32),
     ignore=np.array([[0, 1, 0], [0, 0, 0], [0, 0, 1], [0, 0, 0]], bool),
@@ -141,9 +142,7 @@ class Source:
   )
 
   def __getitem__(self, i):
-    return splits.Record(
-      self.index.ids[i], b"", self.index.labels[i], self.index.ignore[i], np.zeros((0, 4)), np.zeros(0)
-    )
+    return Record(self.index.ids[i], b"", self.index.labels[i], self.index.ignore[i], np.zeros((0, 4)), np.zeros(0))
 
 
 @pytest.mark.parametrize(
@@ -190,7 +189,7 @@ def test_another_number_of_images_than_expected_is_refused(data_root):
 
 def test_labels_are_read_once_and_damaged_notes_of_them_again(data_root, monkeypatch):
   wanted = tiny("validation", data_root)
-  monkeypatch.setattr(splits._Stored, "__getitem__", None)
+  monkeypatch.setattr(stored.Stored, "__getitem__", None)
   again = tiny("validation", data_root)  # from the file beside the data
   assert len(again) == len(wanted)
   monkeypatch.undo()
@@ -201,15 +200,17 @@ def test_labels_are_read_once_and_damaged_notes_of_them_again(data_root, monkeyp
 
 def test_unknown_and_unprepared_data_say_what_to_do(tmp_path):
   with pytest.raises(UserError, match=r"data\.name must be one of digits/easy.*got 'digits/huge'"):
-    splits.prepare("digits/huge", str(tmp_path))
-  with pytest.raises(UserError, match=r"voc/2007 is not prepared: .*rmam-jax prepare voc/2007 --archives=DIR"):
-    splits.prepare("voc/2007", str(tmp_path))
+    tiny("train", tmp_path, name="digits/huge")
+  with pytest.raises(
+    UserError, match=r"voc/2007 is read from VOC2007, .*data\.root=DIR.*rmam-jax prepare voc/2007 --arch"
+  ):
+    tiny("train", tmp_path, name="voc/2007")
 
 
 def test_a_data_folder_that_cannot_be_written_is_named(tmp_path):
   (tmp_path / "file").write_text("in the way")
   with pytest.raises(UserError, match=r"cannot write digits/tiny below .*file.*--config\.data\.root"):
-    splits.prepare("digits/tiny", str(tmp_path / "file"))
+    stored.find("digits/tiny", str(tmp_path / "file"))
 
 
 OPTIONS = {"batch_size": 12, "image_size": 72, "crop_size": 64, "flip": True, "seed": 3}

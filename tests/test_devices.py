@@ -14,12 +14,13 @@ import jax
 import jax.export
 import numpy as np
 import pytest
+from test_files import SPLITS, thin_config, write_csv
 from test_training import assert_trees_close, tiny_config
 
 from configs import voc
 from examples import pmap_training
 from rmam_jax.runtime import mesh as mesh_lib
-from rmam_jax.training import checkpoints, evaluate, loop, pipeline, stages
+from rmam_jax.training import checkpoints, evaluate, loop, pipeline, stages, workdir
 from rmam_jax.training import step as step_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -167,6 +168,25 @@ def test_two_processes_agree_with_one_and_only_the_first_speaks(alone, data_root
   found = json.loads((tmp_path / "two" / "results.json").read_text())
   assert found["svm_feature"] == "h"
   np.testing.assert_allclose(found["svm_mAP"], wanted["svm_mAP"], atol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_name_every_image_that_was_replaced_once(tmp_path):
+  paths = [write_csv(tmp_path, split) for split in SPLITS]
+  config = thin_config(paths, corrupt="skip", flip=False)
+  config.evaluation.batch_size = 4
+  for path in sorted(tmp_path.glob("train*.png"))[:3]:
+    path.write_bytes(b"no image")
+  loop.train(config, tmp_path / "one")
+  (first, said), (second, nothing) = map(end, two_processes(config, tmp_path / "two"))
+  assert (first, second) == (0, 0), said + nothing
+  mine, theirs, wanted = (
+    [(line["stage"], line["step"], line["reason"]) for line in workdir.read_lines(tmp_path / name)]
+    for name in ("two/skipped.jsonl", "two/skipped-1.jsonl", "one/skipped.jsonl")
+  )
+  assert mine
+  assert theirs
+  assert sorted(mine + theirs) == sorted(wanted)
 
 
 @pytest.mark.slow

@@ -9,11 +9,11 @@ import pytest
 from test_training import tiny_config
 
 from rmam_jax import recognizer
-from rmam_jax.data import splits
-from rmam_jax.data.record import Index
+from rmam_jax.data import splits, stored
+from rmam_jax.data.record import Index, Record
 from rmam_jax.data.splits import open_split
+from rmam_jax.evaluation import metrics, report, svm
 from rmam_jax.evaluation import outputs as outputs_lib
-from rmam_jax.evaluation import report
 from rmam_jax.evaluation import scores as scores_lib
 from rmam_jax.evaluation import selection as selection_lib
 from rmam_jax.evaluation import views as views_lib
@@ -226,15 +226,35 @@ def test_features_of_something_else_are_noticed_and_computed_again(small, data_r
     )
 
 
-class Stored(splits._Stored):
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    ("data.image_size", 80),
+    ("data.crop_size", 56),
+    ("data.proposals", "objects"),
+    ("data.num_proposals", 2),
+    ("model.align_corners", False),
+    ("model.pixel_mean", (0.0, 0.0, 0.0)),
+    ("evaluation.feature", "x"),
+  ],
+)
+def test_whatever_changes_outputs_changes_their_key(data_root, field, value):
+  split = open_split(tiny_config(data_root).data, "test")
+  one, other = (outputs_lib.make_key(tiny_config(data_root, **each), split, "") for each in ({}, {field: value}))
+  assert one != other
+  assert one != outputs_lib.make_key(tiny_config(data_root), split, "", views_lib.Views(mirror="map"))
+
+
+class Stored(stored.Stored):
   """Records that are held in memory, some of them changed."""
 
   def __init__(self, changes):
     self.class_names, self.made_by, self._changes = ("cat", "dog"), "a description", changes
+    self.origin, self.notes = "memory", ()
 
   def __getitem__(self, position):
     labels = np.eye(2, dtype=np.float32)[position % 2]
-    known = splits.Record(str(position), b"image", labels, np.zeros(2, bool), np.zeros((1, 4), np.float32), np.zeros(1))
+    known = Record(str(position), b"image", labels, np.zeros(2, bool), np.zeros((1, 4), np.float32), np.zeros(1))
     return known._replace(**self._changes.get(position, {}))
 
 
@@ -246,7 +266,7 @@ def digest_with(changes):
 
 
 def test_any_changed_label_changes_a_split_s_digest():
-  assert 3 not in np.linspace(0, 499, splits.SAMPLED).astype(int)  # its image is not looked at
+  assert 3 not in np.linspace(0, 499, stored.SAMPLED).astype(int)  # its image is not looked at
   changes = [
     {},
     {3: {"labels": np.ones(2, np.float32)}},
@@ -292,6 +312,72 @@ def test_an_evaluation_chooses_before_it_sees_the_test_split(workdir, monkeypatc
   assert list(results["thresholded"]["thresholds"].values()) == chosen["thresholds"]
   assert sum(row["labels"] for row in results["calibration"]["reliability"]) == 40 * 10
   assert files.read_npz(workdir / "svm.npz", "")["class_names"].tolist() == list(results["AP"])
+
+
+def test_a_softmax_s_images_are_ranked_by_its_probabilities_everywhere(workdir):
+  config = json.loads((workdir / "config.json").read_text())
+  config["loss"]["classification"] = "euclidean"
+  (workdir / "config.json").write_text(json.dumps(config))
+  found = evaluate.evaluate(workdir, {"views": "five"})
+  chunks = [files.read_npz(path, "") for path in sorted((workdir / "features" / "digits-tiny-test").glob("*.npz"))]
+  scores, labels = (np.concatenate([chunk[name] for chunk in chunks]).astype(float) for name in ("scores", "labels"))
+  odds = np.exp(scores - scores.max(axis=1, keepdims=True))
+  probabilities = odds / odds.sum(axis=1, keepdims=True)
+  by_probability, raw = (metrics.average_precisions(each, labels) for each in (probabilities, scores))
+  np.testing.assert_allclose(list(found["AP"].values()), by_probability, atol=1e-6)
+  assert np.abs(by_probability - raw).max() > 0.01
+  assert evaluate.print_protocols([workdir], ["csra"])[str(workdir)]["csra"]["mAP"] == pytest.approx(found["mAP"])
+  np.testing.assert_allclose(1 / (1 + np.exp(-scores_lib.load(workdir).network)), probabilities, atol=1e-5)
+  thresholds = 1 / (1 + np.exp(-np.array(list(found["thresholded"]["thresholds"].values()))))
+  wanted = metrics.precision_recall_f1(probabilities >= thresholds, labels)
+  assert found["thresholded"]["OF1"] == pytest.approx(wanted["OF1"])
+
+
+def kept_features(workdir, split, normalize):
+  """Features and labels that an evaluation has left on disk."""
+  chunks = [files.read_npz(path, "") for path in sorted((workdir / "features" / f"digits-tiny-{split}").glob("*.npz"))]
+  features, labels = (np.concatenate([chunk[name] for chunk in chunks]) for name in ("features", "labels"))
+  return features / np.linalg.norm(features, axis=1, keepdims=True) if normalize else features, labels
+
+
+def test_svms_see_features_of_length_1_unless_told_otherwise(workdir):
+  found = []
+  for normalize in (True, False):
+    evaluate.evaluate(workdir, {"svm_normalize": normalize, "svm_c": (0.1,)})
+    (machines,) = svm.fit(*kept_features(workdir, "train", normalize), [0.1])
+    found.append(scores_lib.load(workdir).svm)
+    np.testing.assert_allclose(found[-1], machines.margins(kept_features(workdir, "test", normalize)[0]), atol=1e-4)
+  assert np.abs(found[0] - found[1]).max() > 0.01
+
+
+def test_c_is_chosen_with_the_normalization_it_is_used_with(workdir):
+  changes = {"svm_c": (1e-4, 1e-2, 1.0, 100.0)}
+  found = []
+  for normalize in (True, False):
+    evaluate.evaluate(workdir, {**changes, "svm_normalize": normalize})
+    found.append(json.loads((workdir / "selection.json").read_text())["svm_mAP"])
+    features, labels = kept_features(workdir, "validation", normalize)
+    (machines,) = svm.fit(*kept_features(workdir, "train", normalize), [1e-2])
+    wanted = metrics.mean_average_precision(metrics.average_precisions(machines.margins(features), labels))
+    assert found[-1]["0.01"] == pytest.approx(wanted, abs=1e-3)
+  assert found[0] != found[1]
+
+
+def test_once_c_is_chosen_the_svms_may_learn_from_the_validation_images(workdir):
+  plain = evaluate.evaluate(workdir)
+  chosen = (workdir / "selection.json").read_bytes()
+  results = evaluate.evaluate(workdir, {"svm_refit": True})
+  assert (workdir / "selection.json").read_bytes() == chosen
+  parts = [kept_features(workdir, split, normalize=True) for split in ("train", "validation")]
+  assert (plain["svm_images"], results["svm_images"]) == (60, 60 + len(parts[1][0])) == (60, 100)
+  (machines,) = svm.fit(*map(np.concatenate, zip(*parts, strict=True)), [results["svm_c"]])
+  wanted = machines.margins(kept_features(workdir, "test", normalize=True)[0])
+  np.testing.assert_allclose(scores_lib.load(workdir).svm, wanted, atol=1e-4)
+  # Where the validation images are what is measured, nothing learns from them.
+  config = json.loads((workdir / "config.json").read_text())
+  config["data"]["test"] = ""
+  (workdir / "config.json").write_text(json.dumps(config))
+  assert evaluate.evaluate(workdir, {"svm_refit": True})["svm_images"] == 60
 
 
 def test_prediction_s_thresholds_are_chosen_on_what_it_sees(workdir):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rmam_jax.evaluation import metrics
+from rmam_jax.evaluation import metrics, report
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.visual import gallery, pictures
 
@@ -46,7 +46,7 @@ def page(tmp_path):
     "mAP": 0.75,
     "AP_method": "all_point",
     "test_images": 1234,
-    **{prefix + name: 0.123 for name in metrics.REGION_METRICS for prefix in ("", "fixed_grid_", "chance_")},
+    **{prefix + name: 0.123 for name in metrics.REGION_METRICS for prefix in ("", *report.BASELINES)},
     "chance_astray": None,
   }
   gallery.write(

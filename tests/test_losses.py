@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import rmam_jax as rmam
+from rmam_jax.ops import losses
 
 LOG = np.log
 
@@ -74,6 +75,14 @@ def test_localization_loss_by_hand():
   np.testing.assert_allclose(without, 0.0005, rtol=1e-5)
 
 
+def test_region_1_may_be_without_any_constraint():
+  # Of the second region: 0 + .01 x .05 + .1 x .05.
+  np.testing.assert_allclose(rmam.localization_loss(THETAS, constrain_first=False), 0.0055, rtol=1e-6)
+  gradient = jax.grad(rmam.localization_loss)(THETAS, constrain_first=False)
+  assert (gradient[0] == 0).all()
+  assert (jax.grad(rmam.localization_loss)(THETAS)[0, 0, :2] != 0).all()
+
+
 def test_localization_loss_is_the_mean_over_images():
   twice = jnp.concatenate([THETAS, jnp.zeros_like(THETAS)], axis=1)
   masked = rmam.localization_loss(twice, example_mask=jnp.array([1.0, 0.0]))
@@ -114,6 +123,25 @@ def test_gradients_by_finite_differences_in_float64():
         moved[0] = tuple(x + step * (i == argument) for i, x in enumerate(moved[0]))
         moved[1] = tuple(x - step * (i == argument) for i, x in enumerate(moved[1]))
         np.testing.assert_allclose(slope, (loss(*moved[0]) - loss(*moved[1])) / 2e-6, rtol=1e-6)
+
+
+def test_log_odds_of_a_softmax_by_hand():
+  # Of (log 1, log 3, log 4) the shares are 1/8, 3/8, 4/8.
+  found = losses.softmax_log_odds(jnp.log(jnp.array([1.0, 3, 4])))
+  np.testing.assert_allclose(found, LOG([1 / 7, 3 / 5, 1]), atol=1e-6)
+  np.testing.assert_array_equal(found, losses.softmax_log_odds(np.log(np.array([1.0, 3, 4]))))  # of numpy's float64
+  assert losses.softmax_log_odds(jnp.array([[5.0]])) == jnp.finfo(jnp.float32).max  # one class is always sure
+
+
+def test_log_odds_of_a_softmax_are_exact_where_it_is_0_or_1_and_ignore_what_eq_7_ignores():
+  scores = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32) * np.geomspace(0.1, 300, 50)[:, None]
+  exact = scores.astype(np.longdouble)
+  odds = np.stack([exact[:, c] - np.logaddexp.reduce(np.delete(exact, c, 1), axis=1) for c in range(4)], axis=1)
+  found = losses.softmax_log_odds(jnp.asarray(scores, jnp.float32))
+  np.testing.assert_allclose(found, odds.astype(float), rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(jax.nn.sigmoid(found), jax.nn.softmax(jnp.asarray(scores, jnp.float32)), atol=1e-6)
+  shifted = losses.softmax_log_odds(jnp.asarray(scores + np.arange(50)[:, None], jnp.float32))
+  np.testing.assert_allclose(shifted, found, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("loss", [rmam.classification_loss, rmam.sigmoid_loss])

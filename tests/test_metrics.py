@@ -310,3 +310,35 @@ def test_chance_is_what_random_places_get():
 def test_no_boxes_at_all_is_undefined():
   found = metrics.region_metrics(np.zeros((1, 2, 4)), np.zeros((1, 2), int), BOXES[1:], CLASSES[1:])
   assert np.isnan(found).all()
+
+
+def test_arguments_are_taken_in_every_form_or_refused():
+  scores, labels = [0.9, 0.2, 0.6, 0.4], [1, 0, 0, 1]
+  wanted = (1 + 2 / 3) / 2  # ranks 1 and 3
+  forms = (
+    (scores, labels),
+    (np.array(scores), np.array(labels, bool)),
+    (np.array([90, 20, 60, 40], np.uint8), np.array(labels, np.int8)),
+    (np.array(scores, np.float32), np.array(labels, np.float64)),
+  )
+  for form in forms:
+    assert metrics.average_precision(*form) == pytest.approx(wanted)
+    assert metrics.average_precisions(*(np.array(each)[:, None] for each in form)) == pytest.approx([wanted])
+  for wrong, match in (
+    ((scores, [1, -1, -1, 1]), "labels must be 0 or 1, got -1"),
+    ((scores, [2, 0, 0, 1]), "labels must be 0 or 1, got 2"),
+    ((scores, [0.5, 0, 0, 1]), r"labels must be 0 or 1, got 0\.5"),
+    ((scores, ["a", "b", "c", "d"]), "labels must be 0 or 1, got <U1"),
+    ((scores[:3], labels), r"same shape, \[N\]; got scores \[3\], labels \[4\]"),
+    (([scores], [labels]), r"same shape, \[N\]; got scores \[1, 4\]"),
+    (([0.1, np.nan, 0.2, 0.3], labels), "scores must be finite"),
+    ((["a", "b", "c", "d"], labels), "scores must be numbers"),
+  ):
+    with pytest.raises(ValueError, match=match):
+      metrics.average_precision(*wrong)
+  predicted = [[True, False], [True, True]]
+  assert metrics.precision_recall_f1(predicted, [[1, 0], [0, 1]])["OP"] == pytest.approx(2 / 3)
+  with pytest.raises(ValueError, match="predicted must be bool, or 0 or 1: compare scores with a threshold first"):
+    metrics.precision_recall_f1([[0.3, 0.7]], [[0, 1]])
+  with pytest.raises(ValueError, match=r"ignore \[1\]"):
+    metrics.precision_recall_f1(predicted, [[1, 0], [0, 1]], ignore=[True])

@@ -138,3 +138,16 @@ def test_saliency_is_guided_by_the_auxiliary_scores():
   turned = {**params, "auxiliary": jax.tree.map(jnp.negative, params["auxiliary"])}
   looked, other = (model.apply({"params": tree}, images).attention.thetas[0] for tree in (params, turned))
   assert float(jnp.abs(looked - other)[:, 2:].max()) > 0.2
+
+
+@pytest.mark.parametrize("head", ["recurrent", "fixed_grid", "whole_image", "mean_pool", "max_pool", "score_map"])
+def test_score_layers_begin_with_the_prior(head):
+  section = small_model(prior=0.05)
+  model = recognizer.build(section, 7, head=head)
+  images = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 3), np.uint8)
+  params = model.init(jax.random.key(0), images)["params"]
+  scores = model.apply({"params": params}, images).attention.scores
+  np.testing.assert_allclose(jax.nn.sigmoid(scores), 0.05, rtol=1e-5)
+  for prior in (-0.1, 1.0):
+    with pytest.raises(UserError, match=f"model.prior must be a probability below 1, or 0 for none, got {prior}"):
+      recognizer.build(small_model(prior=prior), 7, head=head)

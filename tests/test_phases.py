@@ -6,6 +6,8 @@ import jax
 import pytest
 from test_training import tiny_config
 
+from configs import common
+from rmam_jax.runtime import processes
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import checkpoints, loop, pipeline, stages
 
@@ -101,6 +103,24 @@ def test_the_same_command_again_trains_nothing(trained, data_root):
   again = pipeline.train_and_evaluate(two_phases(data_root), folder)
   assert logs == [(path / "metrics.jsonl").read_bytes() for path in (folder, folder / "choose")]
   assert again["AP"] == results["AP"]
+
+
+def test_another_process_waits_for_the_selection_that_the_first_copies(tmp_path, monkeypatch):
+  phase = pipeline.Phase("second", tmp_path / "run", common.get_config(), tmp_path / "choose")
+  found = []
+
+  def the_first_copies(place):
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / "selection.json").write_text("chosen")
+    found.append(place)
+
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  monkeypatch.setattr(processes, "wait_for_all", the_first_copies)
+  monkeypatch.setattr(checkpoints, "best_epochs", lambda folder: {})
+  monkeypatch.setattr(loop, "train", lambda *_, **__: None)
+  monkeypatch.setattr(pipeline, "evaluate", lambda folder: (folder / "selection.json").read_text())
+  assert pipeline._run(phase, None) == "chosen"
+  assert found == ["selection"]
 
 
 def test_a_carried_epoch_ends_the_stage_but_not_its_schedule(data_root):

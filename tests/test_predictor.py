@@ -198,7 +198,9 @@ def test_thresholds_by_hand():
   softmax = make_thresholds({})
   np.testing.assert_allclose(softmax.probabilities(scores).sum(), 1, rtol=1e-6)
   assert chosen(softmax) == [0, 1, 1, 1]  # the top three
-  assert chosen(make_thresholds(calibrated)) == [1, 1, 0, 0]
+  # The odds are 1/4, 3/2, 4, 2/3 of 77/12; the softmax's log-odds log(3/74), log(18/59), log(48/29), log(8/69).
+  assert chosen(make_thresholds({"thresholds": [-3.3, -1.1, 0.6, -2.1]})) == [1, 0, 0, 0]
+  assert chosen(make_thresholds({"thresholds": [-3.1, -1.3, 0.4, -2.2]})) == [0, 1, 1, 1]
   assert chosen(make_thresholds({}, threshold=0.5)) == [0, 0, 1, 0]  # they are .04, .23, .62, .10
   with pytest.raises(UserError, match=r"between 0 and 1, got 1\.5"):
     make_thresholds({}, threshold=1.5)
@@ -309,8 +311,8 @@ def test_the_command_s_errors_are_sentences(tmp_path):
 
 
 def test_the_shipped_model_is_small_and_reads_digits(scenes):
-  assert sum(path.stat().st_size for path in predictor.PRETRAINED.iterdir()) < 5e6
-  recognizer = rmam_jax.load(batch_size=40)
+  assert sum(path.stat().st_size for path in (predictor.PRETRAINED / "digits-easy").iterdir()) < 5e6
+  recognizer = rmam_jax.load("digits-easy", batch_size=40)
   found = recognizer.predict([scene.image for scene in scenes])
   labels = np.stack([scene.labels for scene in scenes])
   precisions = metrics.average_precisions(np.stack([each.probabilities for each in found]), labels)

@@ -228,7 +228,9 @@ def test_the_paper_s_configuration(module, images):
     config = module.get_config(scale)
     assert (config.data.image_size, config.data.crop_size) == (int(scale), int(scale) - 64)
     stages = config.stage_one, config.stage_two
-    assert all((s.learning_rate, s.epochs, s.drop_epoch, s.schedule) == (1e-5, 45, 30, "step") for s in stages)
+    assert all(
+      (s.learning_rate, s.epochs, s.epochs * s.drop_share, s.schedule) == (1e-5, 45, 30, "step") for s in stages
+    )
     assert (config.batch_size, config.model.num_regions, config.model.head) == (16, 5, "recurrent")
     assert (config.loss.localization_weight, config.loss.anchor_weight, config.loss.positive_weight) == (0.1, 0.01, 0.1)
     assert dict(config.data.expected)[config.data.test] == images

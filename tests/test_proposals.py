@@ -1,5 +1,7 @@
 """Proposals: where they lie, through crop and flip, to what is sampled; and a run that looks at them."""
 
+import gzip
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -97,9 +99,10 @@ def test_a_run_looks_at_its_proposals(data_root, tmp_path):
   [
     ({"data.proposals": ""}, "set data.proposals, and data.num_proposals to the 6"),
     ({"data.num_proposals": 5}, "set data.proposals, and data.num_proposals to the 6"),
+    ({"data.proposals": "edge_box"}, r"data\.proposals must be one of .*'edge_box'; did you mean 'edge_boxes'"),
     (
-      {"data.proposals": "edge_boxes"},
-      "data.proposals must be jittered, selective_search, objects or empty, got 'edge_boxes'",
+      {"data.edge_model": "model.yml.gz"},
+      r"data\.edge_model is for data\.proposals=edge_boxes, got 'jittered'",
     ),
   ],
 )
@@ -134,12 +137,125 @@ def test_selective_search_goes_on_where_it_was_stopped(data_root, tmp_path, monk
   assert not seen
 
 
-@pytest.mark.oracle
-def test_selective_search_finds_a_square():
-  pytest.importorskip("cv2", reason="the `proposals` extra is not installed")
+SQUARE = np.array([[60 / 240, 100 / 320, 140 / 240, 220 / 320]], np.float32)
+
+
+def square():
   image = np.full((240, 320, 3), 200, np.uint8)
   image[60:140, 100:220] = (20, 40, 160)
-  found = proposals_lib.selective_search(image, 5)
+  return image
+
+
+@pytest.fixture
+def cv2():
+  return pytest.importorskip("cv2", reason="the `proposals` extra is not installed")
+
+
+@pytest.mark.oracle
+def test_selective_search_finds_a_square(cv2):
+  found = proposals_lib.selective_search(square(), 5)
   assert found.shape == (5, 4)
-  square = np.array([[60 / 240, 100 / 320, 140 / 240, 220 / 320]])
-  assert boxes_lib.box_iou(found, square).max() > 0.9
+  assert boxes_lib.box_iou(found, SQUARE).max() > 0.9
+
+
+def assert_suppressed(found, count):
+  assert (found.shape, found.dtype) == ((count, 4), np.float32)
+  assert boxes_lib.box_iou(found, found)[np.triu_indices(count, 1)].max() <= proposals_lib.OVERLAP
+
+
+@pytest.mark.oracle
+def test_edge_boxes_are_the_surest_of_opencv_s_without_near_copies(cv2):
+  """From the edges of a square, as an edge detector would give them."""
+  edges, directions = np.zeros((240, 320), np.float32), np.zeros((240, 320), np.float32)
+  edges[60:140, [100, 219]] = 1
+  edges[[60, 139], 100:220] = 1
+  directions[[60, 139], 100:220] = np.pi / 2
+  edges[40:200:20, 20:90:20] = 0.5  # specks
+  found = proposals_lib.boxes_from_edges(edges, directions, 5)
+  assert_suppressed(found, 5)
+  assert boxes_lib.box_iou(found[:1], SQUARE)[0, 0] > 0.8
+  theirs, objectness = cv2.ximgproc.createEdgeBoxes().getBoundingBoxes(edges, directions)
+  left, top, wide, tall = theirs[objectness.argmax()] / np.array([320, 240, 320, 240])
+  np.testing.assert_allclose(found[0], [top, left, top + tall, left + wide], atol=1e-6)
+  empty = proposals_lib.boxes_from_edges(np.zeros_like(edges), directions, 3)
+  np.testing.assert_array_equal(empty, [boxes_lib.WHOLE_IMAGE] * 3)
+
+
+def write_forest(path, threshold=0.05):
+  """A structured forest of one tree, our own: an edge in the middle of each patch whose gradient is steep there."""
+  options = {
+    "stride": 2,
+    "shrinkNumber": 2,
+    "patchSize": 32,
+    "patchInnerSize": 16,
+    "numberOfGradientOrientations": 4,
+    "gradientSmoothingRadius": 0,
+    "regFeatureSmoothingRadius": 2,
+    "ssFeatureSmoothingRadius": 8,
+    "gradientNormalizationRadius": 4,
+    "selfsimilarityGridSize": 5,
+    "numberOfTrees": 1,
+    "numberOfTreesToEvaluate": 1,
+  }
+  middle = 8 * 16 + 8
+  tree = {  # the root, which asks for channel 3, the gradient's length; a leaf without edges, a leaf with one
+    "childs": [2, 0, 0],
+    "featureIds": [3 * 16 * 16 + middle, 0, 0],
+    "thresholds": [threshold, 0.0, 0.0],
+    "edgeBoundaries": [0, 0, 0, 40],
+    "edgeBins": [middle] * 40,
+  }
+  lines = ["%YAML:1.0", "---", "options:", *(f"   {name}: {value}" for name, value in options.items())]
+  lines += [line for name, values in tree.items() for line in (f"{name}:", f"   - {values}")]
+  path.write_bytes(gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0))
+  return str(path)
+
+
+@pytest.mark.oracle
+def test_edge_boxes_find_a_square_by_a_toy_forest(cv2, tmp_path):
+  detector = proposals_lib.edge_detector(write_forest(tmp_path / "toy.yml.gz"))
+  found = proposals_lib.edge_boxes(square(), 5, detector)
+  assert_suppressed(found, 5)
+  assert boxes_lib.box_iou(found, SQUARE).max() > 0.7
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    ("", r"needs a structured forest's file in data\.edge_model: it is the model\.yml\.gz that OpenCV's"),
+    (None, r"data\.edge_model .*model\.yml\.gz is no file: it is the"),
+    (b"%YAML:1.0\n---\noptions:\n   stride: 2\n", r"model\.yml\.gz holds no structured forest: it is the"),
+    (b"junk", r"model\.yml\.gz (holds no structured forest|cannot be read)"),
+  ],
+)
+def test_what_is_no_forest_is_refused_before_opencv_dies_of_it(cv2, tmp_path, content, message):
+  path = tmp_path / "model.yml.gz"
+  if content:
+    path.write_bytes(content if content == b"junk" else gzip.compress(content))
+  with pytest.raises(UserError, match=message):
+    proposals_lib.edge_detector("" if content == "" else str(path))
+
+
+@pytest.mark.oracle
+def test_boxes_of_another_forest_are_others(cv2, data_root, tmp_path):
+  config = config_of(data_root, **{"data.proposals": "edge_boxes"})
+  digests, folder = [], None
+  for threshold in (0.05, 0.1, 0.05):
+    config.data.edge_model = write_forest(tmp_path / "toy.yml.gz", threshold)
+    split = open_split(config.data, "test")
+    digests.append(split.digest())
+    assert split[0].proposals.shape == (6, 4)
+    folder = split._source.proposals_path.parent
+  assert digests[0] == digests[2] != digests[1]
+  kept = list(folder.glob("rmam-proposals-test-edge_boxes.npz"))
+  assert len(kept) == 1
+  kept[0].unlink()
+
+
+@pytest.mark.oracle
+def test_a_run_says_which_proposals_it_looked_at(cv2, data_root, tmp_path, capsys):
+  forest = write_forest(tmp_path / "toy.yml.gz")
+  config = config_of(data_root, **{"data.proposals": "edge_boxes", "data.edge_model": forest})
+  assert pipeline.train_and_evaluate(config, tmp_path / "run")["proposals"] == "edge_boxes"
+  assert "head 'proposals' at EdgeBoxes, seed 0" in capsys.readouterr().out

@@ -192,6 +192,7 @@ def test_tables_from_nothing_and_nothing_twice(make_tables, monkeypatch, capsys)
   root = make_tables()
   text, undated = (root / "tables.md").read_text(), _undated(root)
   assert "| object proposals | ours |" in text
+  assert "Object proposals: the data set's own boxes, jittered." in text
   assert "|  | paper, voc2007 | 88.6 |" in text
   assert "| attention against proposals |" in text
   assert "| `rmam` |" in text  # the trials
@@ -229,6 +230,17 @@ def test_naming_a_cell_makes_no_proposals(data_root, monkeypatch):
   cell = maker.cell("proposals", 0)
   assert (cell.config.data.proposals, cell.config.data.num_proposals) == ("jittered", 3)
   assert plan.count_operations(cell.config) > 0
+
+
+def test_proposals_are_edge_boxes_where_their_forest_is_given(data_root):
+  plain, given = (
+    cells.Maker(CONFIG, {"data.root": str(data_root), **forest}) for forest in ({}, {"data.edge_model": "model.yml.gz"})
+  )
+  cell = given.cell("proposals", 0)
+  assert (cell.config.data.proposals, cell.config.data.edge_model) == ("edge_boxes", "model.yml.gz")
+  assert cell.digest != plain.cell("proposals", 0).digest
+  assert cell.parts == plain.cell("proposals", 0).parts
+  assert given.cell("rmam", 0).digest == plain.cell("rmam", 0).digest
 
 
 def test_a_cell_that_another_holds_is_left_to_it(data_root, tmp_path):

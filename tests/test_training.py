@@ -272,7 +272,16 @@ def test_a_run_leaves_what_it_promises(finished):
   results = json.loads((finished / "results.json").read_text())
   promised = {"mAP", "AP", "CP", "CR", "CF1", "OP", "OR", "OF1", "svm_mAP", "r_precision", "coverage", "pointing"}
   promised |= {f"{control}_{name}" for control in ("chance", "fixed_grid") for name in ("r_precision", "coverage")}
-  promised |= {"chance_pointing", "config", "seed", "version", "wall_seconds", "auxiliary_mAP"}
+  promised |= {
+    "chance_pointing",
+    "centred_iou_50",
+    "whole_coverage",
+    "config",
+    "seed",
+    "version",
+    "wall_seconds",
+    "auxiliary_mAP",
+  }
   assert promised <= results.keys()
   assert list(results["AP"]) == [str(digit) for digit in range(10)]
   assert results["test_images"] == 40
@@ -291,7 +300,7 @@ def test_a_run_leaves_what_it_promises(finished):
 def test_the_best_epoch_is_the_one_of_lowest_validation_loss(data_root, tmp_path, monkeypatch):
   config, seen = tiny_config(data_root, **{"stage_one.epochs": 0}), []
 
-  def validate(trainer, stage, forward, params):
+  def validate(trainer, stage, forward, params, maps):
     seen.append(jax.device_get(params))
     return {"validation_loss": (0.9, 0.5, 0.7)[len(seen) - 1], "validation_mAP": 0.0}
 

@@ -113,7 +113,7 @@ def test_dense_rows_go_from_torch_s_order_to_ours_by_hand():
 
 def test_published_sets_have_their_numbers_of_parameters():
   counts = [sum(int(np.prod(shape)) for shape in layout.shapes.values()) for layout in vgg.LAYOUTS]
-  assert counts == [14_714_688, 138_357_544, 138_357_544, 14_714_688, 138_357_544]  # the published numbers
+  assert counts == [138_357_544, 138_357_544, 138_357_544, 14_714_688, 14_714_688]  # the published numbers
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_conversions_are_cached_by_digest_and_verified_when_read(tmp_path, convo
   (kept,) = cache.iterdir()
   assert kept.name == f"{weight_files.checksum(path)}.safetensors"
   with monkeypatch.context() as patched:
-    patched.setattr(weight_files, "recognize", None)  # a second conversion would call it
+    patched.setattr(weight_files, "identify", None)  # a second conversion would call it
     again = weight_files.read(path)
   assert again._replace(tensors={}) == first._replace(tensors={})
   assert all((again.tensors[name] == array).all() for name, array in first.tensors.items())
@@ -454,7 +454,7 @@ def test_weights_that_do_not_fit_leave_no_workdir(tmp_path, data_root):
     UserError, match=r"Give a safetensors file or .*: --config\.weights=FILE .* --config\.weights=none"
   ):
     loop.train(config, tmp_path / "run")
-  with pytest.raises(UserError, match=r"is empty and voc/2007 .* Give vgg16_weights_tf_dim_ordering_tf_kernels\.h5"):
+  with pytest.raises(UserError, match=r"is empty and voc/2007 .* Give --config\.weights=imagenet, which finds vgg16_w"):
     initial_weights.resolve(voc.get_config())
   assert not (tmp_path / "run").exists()
   assert voc.get_config().weights == ""
@@ -485,6 +485,21 @@ def test_an_exported_model_is_the_workdir_s(trained):
   assert model.apply({"params": here.params}, images).attention.scores.shape == (3, 1, 10)
 
 
+def test_an_export_in_half_precision_is_half_as_large_and_nearly_the_same(trained, tmp_path, monkeypatch):
+  exported.export(trained / "run", tmp_path / "half", half=True)
+  whole, half = (exported.load(folder) for folder in (trained / "out", tmp_path / "half"))
+  for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(half.params), strict=True):
+    assert b.dtype == np.float32
+    np.testing.assert_allclose(b, a, rtol=5e-4 if a.ndim > 1 else 0, atol=1e-7 if a.ndim > 1 else 0)
+  sizes = [(folder / "model.safetensors").stat().st_size for folder in (trained / "out", tmp_path / "half")]
+  assert sizes[1] < 0.6 * sizes[0]
+  large = whole._replace(params=jax.tree.map(lambda leaf: 1e6 * np.ones_like(leaf), whole.params))
+  monkeypatch.setattr(exported, "_load_workdir", lambda folder: large)
+  with pytest.raises(UserError, match="holds values beyond float16: export without --half"):
+    exported.export(trained / "run", tmp_path / "beyond", half=True)
+  assert not (tmp_path / "beyond").exists()
+
+
 def nested(fields, section, **changes):
   return {**fields, section: {**fields[section], **changes}}
 
@@ -505,7 +520,7 @@ def test_an_export_that_was_changed_is_refused(trained, tmp_path):
     ({"config": {**about["config"], "novel": 1}}, r"model\.json, which version 0\.1\.0 wrote: .* knows no field novel"),
     ({"config": {**about["config"], "seed": "0"}}, r"model\.json, which .*: seed must be of type int, got '0'"),
     ({"config": nested(about["config"], "model", vgg={"blocks": [1]})}, "describes no model of rmam_jax"),
-    ({"format": 1}, "its format is not 2"),
+    ({"format": 1}, "its format is not 3"),
     ({"class_names": 3}, "the field class_names is missing"),
   ):
     shutil.copytree(trained / "out", out, dirs_exist_ok=True)

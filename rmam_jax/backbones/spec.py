@@ -63,7 +63,9 @@ class Layout(NamedTuple):
   title: str  # as people know it
   # By our names: LAYER/kernel and LAYER/bias, and where the set has them fc6/kernel [h*w*C, out] and fc6/bias.
   places: Mapping[str, Place]
-  unused: Mapping[str, tuple[int, ...]]  # tensors of the set that are checked and not taken, with their shapes
+  # Tensors of the set that are not taken, with their shapes: most are its classifier. A file may lack them, or have a
+  # classifier of its own instead.
+  unused: Mapping[str, tuple[int, ...]]
   pixel_mean: tuple[float, float, float]  # that it was trained with, of red, green, blue in 0..255
   pixel_std: tuple[float, float, float]
   checksum: str = ""  # "md5:..." or "sha256:..." of the published file
@@ -95,6 +97,8 @@ class BackboneSpec:
   defaults: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
   layouts: Sequence[Layout] = ()  # published sets of weights that fill it
   published: str = ""  # in words, the files that users can get
+  # Networks whose files are taken for its own: what to say of each, and the names of its tensors.
+  lookalikes: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
   # The root mean square of its map on photographs, with the first of its published weights, whatever `model.maps` says:
   # finer maps are scaled to that of the last.
   map_rms: float = 1.0

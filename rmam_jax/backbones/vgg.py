@@ -79,14 +79,25 @@ def from_chw_rows(kernel: np.ndarray, region: tuple[int, int] = FC6_REGION) -> n
 
 _VGG16 = convolutions(BLOCKS["vgg16"])
 _KERAS = [(name, name, shape, from_bgr if name == "block1_conv1" else np.asarray) for name, shape in _VGG16.items()]
-_INDICES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # of the convolutions among torchvision's `features`
+# How many convolutions each block of the published networks has.
+_DEPTHS = {"VGG-11": (1, 1, 2, 2, 2), "VGG-13": (2, 2, 2, 2, 2), "VGG-16": (2, 2, 3, 3, 3), "VGG-19": (2, 2, 4, 4, 4)}
+
+
+def _indices(title: str, layers: int = 2) -> list[int]:
+  """Of the convolutions among torchvision's `features`: each has `layers` with its ReLU, and each block ends in a pool."""
+  depths = _DEPTHS[title]
+  return [layers * (sum(depths[:block]) + n) + block for block, depth in enumerate(depths) for n in range(depth)]
+
+
 _TORCH = [
   (name, f"features.{index}", (out, channels, height, width), from_oihw)
-  for index, (name, (height, width, channels, out)) in zip(_INDICES, _VGG16.items(), strict=True)
+  for index, (name, (height, width, channels, out)) in zip(_indices("VGG-16"), _VGG16.items(), strict=True)
 ]
 
 
-def _layout(title: str, checksum: str, convolutions: list[tuple], *dense: tuple[str, tuple[int, ...]]) -> Layout:
+def _layout(
+  title: str, checksum: str, sources: Sequence[str], convolutions: list[tuple], *dense: tuple[str, tuple[int, ...]]
+) -> Layout:
   """A published set: `_KERAS` or `_TORCH`, and dense layers with the shapes of their kernels; the first is fc6."""
   if convolutions is _KERAS:
     kernel, bias, out, from_fc6 = "/kernel", "/bias", -1, np.asarray
@@ -100,26 +111,52 @@ def _layout(title: str, checksum: str, convolutions: list[tuple], *dense: tuple[
     places[f"{ours}/bias"] = Place(theirs + bias, (shape[out],))
   for theirs, shape in dense[1:]:
     unused |= {theirs + kernel: shape, theirs + bias: (shape[out],)}
-  return Layout(title, places, unused, mean, std, checksum)
+  return Layout(title, places, unused, mean, std, checksum, tuple(sources))
 
 
+# Best first: those with fc6, and of these the one whose network the paper began with.
 LAYOUTS = (
-  _layout("Keras' VGG-16 without its top (Caffe's weights)", "md5:6d6bbae143d832006294945121d1f1fc", _KERAS),
   _layout(
-    *("Keras' VGG-16 (Caffe's weights)", "md5:64373286793e3c8b2b4e3219cbf3544b", _KERAS),
+    *("Keras' VGG-16 (Caffe's weights)", "md5:64373286793e3c8b2b4e3219cbf3544b"),
+    *(["keras:vgg16_weights_tf_dim_ordering_tf_kernels.h5"], _KERAS),
     *(("fc1", (25_088, 4096)), ("fc2", (4096, 4096)), ("predictions", (4096, 1000))),
   ),
   _layout(
-    *("torchvision's VGG-16", "sha256:397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0", _TORCH),
+    *("torchvision's VGG-16", "sha256:397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"),
+    *(["torch:vgg16-397923af.pth"], _TORCH),
     *(("classifier.0", (4096, 25_088)), ("classifier.3", (4096, 4096)), ("classifier.6", (1000, 4096))),
   ),
-  _layout("torchvision's VGG-16, convolutions only", "", _TORCH),
   _layout(
     "torchvision's VGG-16 as timm names it (vgg16.tv_in1k)",
-    *("sha256:57b026918159a6bf9faf8405c3a551903768e7138989d9c6224a14227203fad8", _TORCH),
+    "sha256:57b026918159a6bf9faf8405c3a551903768e7138989d9c6224a14227203fad8",
+    *(["hf:timm/vgg16.tv_in1k/model.safetensors"], _TORCH),
     *(("pre_logits.fc1", (4096, 512, *FC6_REGION)), ("pre_logits.fc2", (4096, 4096, 1, 1)), ("head.fc", (1000, 4096))),
   ),
+  _layout(
+    *("Keras' VGG-16 without its top (Caffe's weights)", "md5:6d6bbae143d832006294945121d1f1fc"),
+    *(["keras:vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"], _KERAS),
+  ),
+  _layout("torchvision's VGG-16, convolutions only", "", [], _TORCH),
 )
+
+
+def _lookalikes() -> dict[str, frozenset[str]]:
+  """The other published networks of the family by torchvision's names, and Keras' VGG-19."""
+  found = {}
+  for title in _DEPTHS:
+    plain = {f"features.{index}.{role}" for index in _indices(title) for role in ("weight", "bias")}
+    if title != "VGG-16":
+      found[f"{title}; model.backbone=vgg16 is VGG-16"] = frozenset(plain)
+    roles = [(0, ("weight", "bias")), (1, ("weight", "bias", "running_mean", "running_var"))]
+    found[f"{title} with batch normalisation; model.backbone=vgg16 has none"] = frozenset(
+      f"features.{index + after}.{role}" for index in _indices(title, 3) for after, each in roles for role in each
+    )
+  deeper = [*_VGG16, *(f"block{number}_conv4" for number in (3, 4, 5))]
+  found["Keras' VGG-19; model.backbone=vgg16 is VGG-16"] = frozenset(
+    f"{layer}/{role}" for layer in deeper for role in ("kernel", "bias")
+  )
+  return found
+
 
 _PUBLISHED = (
   "vgg16_weights_tf_dim_ordering_tf_kernels.h5 of Keras, which the paper's weights are, with fc6 (or _notop.h5 without),"
@@ -150,4 +187,7 @@ def _spec(name: str, rms: Sequence[float] = (), **options: Any) -> BackboneSpec:
   )
 
 
-SPECS = (_spec("vgg16", layouts=LAYOUTS, published=_PUBLISHED, rms=_RMS), _spec("vgg_thin"))
+SPECS = (
+  _spec("vgg16", layouts=LAYOUTS, published=_PUBLISHED, lookalikes=_lookalikes(), rms=_RMS),
+  _spec("vgg_thin"),
+)

@@ -1,8 +1,10 @@
-"""Looks into files of weights, converts them, and exports trained models.
+"""Finds and fetches published weights, looks into files of weights, converts them, and exports trained models.
 
+    rmam-jax weights list                          which published weights are on this machine, and where
+    rmam-jax weights fetch BACKBONE                finds those of a backbone, or fetches them; also hf:OWNER/REPO[/FILE]
     rmam-jax weights FILE                          what the file is and every tensor in it
     rmam-jax weights FILE --out=NEW.safetensors    converts it
-    rmam-jax weights export WORKDIR OUT            a trained model as a folder to publish
+    rmam-jax weights export WORKDIR OUT [--half]   a trained model as a folder to publish
 
 Nothing that a file contains is run.
 """
@@ -11,12 +13,16 @@ import pathlib
 
 from absl import app, flags
 
-from rmam_jax import commands
+from rmam_jax import backbones, commands
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import exported
 from rmam_jax.weights import files as weight_files
+from rmam_jax.weights import published
 
+# How many arguments there are with each verb, the command's name included.
+_VERBS = {"": 2, "list": 2, "fetch": 3, "export": 4}
 _OUT = flags.DEFINE_string("out", None, "Where to write the converted weights, as safetensors.")
+_HALF = flags.DEFINE_bool("half", False, "Export matrices and kernels as float16: half the size.")
 
 
 def describe(path: pathlib.Path) -> None:
@@ -31,15 +37,15 @@ def describe(path: pathlib.Path) -> None:
     if metadata.get("format") == weight_files.FORMAT:
       print(f"converted by rmam_jax from a file of sha256 {metadata.get('source_sha256')}")
     else:
-      layout = weight_files.recognize(entries, path)
+      layout = weight_files.identify(entries, path).layout
       kind, _, digits = layout.checksum.partition(":")
       if not digits:
-        published = "unknown: no checksum of such a file is known here"
-      elif weight_files.checksum(path, kind) == digits:
-        published = f"yes: its {kind} is the published one"
+        known = "unknown: no checksum of such a file is known here"
+      elif weight_files.is_published(path, layout):
+        known = f"yes: its {kind} is the published one"
       else:
-        published = f"no: the published file has the {kind} {digits}"
-      print(f"published   {published}")
+        known = f"no: the published file has the {kind} {digits}"
+      print(f"published   {known}")
   weights = weight_files.read(path)
   print(f"what        {weights.title}")
   print(f"pixel_mean  {weights.pixel_mean}  red, green, blue in 0..255")
@@ -47,14 +53,28 @@ def describe(path: pathlib.Path) -> None:
   print(f"fc6         {'yes: it can begin W_fx' if 'fc6/kernel' in weights.tensors else 'no'}")
 
 
+def show_places() -> None:
+  """Prints every published file of every backbone, and where it lies."""
+  width = max(map(len, backbones.SPECS))
+  for spec in backbones.SPECS.values():
+    for place in published.places(spec):
+      print(f"{spec.name:<{width}}  {place.source}  {place.path if place.is_there else 'not here'}")
+
+
 def main(argv: list[str]) -> None:
-  exporting = argv[1:2] == ["export"]
-  if len(argv) != (4 if exporting else 2) or (exporting and _OUT.value):
-    raise app.UsageError("give FILE [--out=NEW.safetensors], or export WORKDIR OUT")
+  verb = argv[1] if argv[1:] and argv[1] in _VERBS else ""
+  if len(argv) != _VERBS[verb] or (verb and _OUT.value):
+    raise app.UsageError(
+      "give FILE [--out=NEW.safetensors], list, fetch BACKBONE, fetch hf:OWNER/REPO[/FILE], or export WORKDIR OUT [--half]"
+    )
   with commands.reported_errors():
-    if exporting:
-      exported.export(pathlib.Path(argv[2]), pathlib.Path(argv[3]))
+    if verb == "export":
+      exported.export(pathlib.Path(argv[2]), pathlib.Path(argv[3]), half=_HALF.value)
       print(f"wrote {argv[3]}")
+    elif verb == "list":
+      show_places()
+    elif verb == "fetch":
+      print(published.of_hub(argv[2]) if argv[2].startswith("hf:") else published.imagenet(backbones.get(argv[2])))
     elif _OUT.value:
       out = pathlib.Path(_OUT.value)
       if out.suffix != ".safetensors" or out.exists():

@@ -1,7 +1,8 @@
 """Batches from records: decoding, resizing, cropping, flipping; in an order that depends on (seed, step) alone.
 
 A batch is a dict of numpy arrays, B examples, L classes:
-  image   uint8 [B, crop_size, crop_size, 3], red green blue
+  image   uint8 [B, crop_size, crop_size, 3], red green blue; or in its place
+  feature_map  float16 [B, H, W, C], where the maps of a backbone that is not trained are stored
   labels  float32 [B, L] of 0 and 1
   ignore  bool [B, L]
   mask    float32 [B], 1 for examples and 0 for padding
@@ -16,6 +17,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -28,6 +30,19 @@ from rmam_jax.runtime.errors import UserError, check_name
 Batch = dict[str, np.ndarray]
 
 MOST_SKIPPED = 16  # in one batch; more, and it is not single images that are broken
+
+
+class StoredMaps(NamedTuple):
+  """Feature maps in place of a split's images."""
+
+  maps: np.ndarray  # float16 [N, 2, H, W, C], on disk: of each image's centre view and of that of its mirror image
+  unreadable: dict[int, str]  # why an image could not be read, with `data.corrupt` "skip"
+
+  def read(self, index: int) -> np.ndarray:
+    """Both maps of an image, float16 [2, H, W, C]; raises a UserError for one that could not be read."""
+    if index in self.unreadable:
+      raise UserError(self.unreadable[index])
+    return self.maps[index]
 
 
 def read_image(split: Split, index: int) -> tuple[np.ndarray, Record]:
@@ -62,8 +77,8 @@ def arrays_of(batch: Mapping[str, np.ndarray]) -> Batch:
 
 def check_batch(batch: Mapping[str, np.ndarray]) -> None:
   """Raises a UserError if images are not finite or not [B, height, width, 3], labels not 0 or 1, or shapes differ."""
-  image, labels = np.asarray(batch["image"]), np.asarray(batch["labels"])
-  if image.ndim != 4 or image.shape[-1] != 3:
+  image, labels = np.asarray(batch["image"] if "image" in batch else batch["feature_map"]), np.asarray(batch["labels"])
+  if image.ndim != 4 or ("image" in batch and image.shape[-1] != 3):
     raise UserError(f"image must have shape [B, height, width, 3], got {list(image.shape)}")
   if labels.ndim != 2 or len(labels) != len(image):
     raise UserError(f"labels must have shape [{len(image)}, L], got {list(labels.shape)}")
@@ -98,6 +113,7 @@ def train_batches(
   corrupt: str = "error",
   process_index: int = 0,
   process_count: int = 1,
+  maps: StoredMaps | None = None,
 ) -> Iterator[Batch]:
   """Endless shuffled batches of random crops of a split's images, from `start_step` on.
 
@@ -111,6 +127,7 @@ def train_batches(
     workers: processes that do the reading; 0 does it in this one. The batches are the same whatever their number.
     corrupt: "error", or "skip": an image that cannot be read is named in its batch's `skipped` and replaced by another
       that depends on (seed, position) alone.
+    maps: read in place of the images; without crops.
 
   Raises:
     UserError: an option is out of its range; or, later, an image cannot be read: names split, index and file.
@@ -118,13 +135,19 @@ def train_batches(
   import grain
 
   mine = _share(batch_size, process_index, process_count, corrupt)
+  centre = [centre_offset(image_size, crop_size)] * 2
 
   def load(position: int, index: int, skipped: list[str]) -> tuple[np.ndarray, Record, np.ndarray]:
     rng = np.random.default_rng([seed, position])
     top, left = rng.integers(0, image_size - crop_size + 1, 2)
-    shown = image_size, crop_size, top, left, flip and rng.random() < 0.5
+    mirrored = flip and rng.random() < 0.5
+    shown = image_size, crop_size, top, left, mirrored
     while True:
       try:
+        if maps is not None:
+          record = split.without_image(index)
+          boxes = view_boxes(record.proposals, image_size, crop_size, *centre, mirrored)
+          return maps.read(index)[int(mirrored)], record, boxes
         image, record = read_image(split, index)
         return view(image, *shown), record, view_boxes(record.proposals, *shown)
       except ValueError as error:
@@ -137,7 +160,7 @@ def train_batches(
     skipped: list[str] = []
     images, records, proposals = zip(*(load(*examples[place], skipped) for place in mine), strict=True)
     batch = {
-      "image": np.stack(images),
+      "image" if maps is None else "feature_map": np.stack(images),
       "labels": np.stack([record.labels for record in records]),
       "ignore": np.stack([record.ignore for record in records]),
       "mask": np.ones(len(images), np.float32),
@@ -185,6 +208,7 @@ def evaluation_batches(
   corrupt: str = "error",
   process_index: int = 0,
   process_count: int = 1,
+  maps: StoredMaps | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None, list[Record], list[str]]]:
   """The centre view of the records at these positions of a split, in order, with the records.
 
@@ -192,9 +216,9 @@ def evaluation_batches(
   `Split.blank`, which no measure counts.
 
   Yields:
-    Images uint8 [b, crop_size, crop_size, 3], b = batch_size / process_count, the last batch padded with zeros; their
-    proposals [b, K, 4] as in training batches, or None; the records of the whole batch; and why each cannot be read,
-    empty for those that can.
+    Images uint8 [b, crop_size, crop_size, 3], b = batch_size / process_count, or where there are `maps` both maps of
+    each image, float16 [b, 2, H, W, C]; the last batch padded with zeros; their proposals [b, K, 4] as in training
+    batches, or None; the records of the whole batch; and why each cannot be read, empty for those that can.
 
   Raises:
     UserError: see `read_image`; with "skip", where more than `MOST_SKIPPED` of a batch cannot be read.
@@ -202,20 +226,24 @@ def evaluation_batches(
   mine = _share(batch_size, process_index, process_count, corrupt)
   offset = centre_offset(image_size, crop_size)
   shown = image_size, crop_size, offset, offset, False
+  shape = (crop_size, crop_size, 3) if maps is None else maps.maps.shape[1:]
   for start in range(0, len(positions), batch_size):
-    images = np.zeros((len(mine), crop_size, crop_size, 3), np.uint8)
+    images = np.zeros((len(mine), *shape), np.uint8 if maps is None else maps.maps.dtype)
     records, reasons = [], []
     for place, index in enumerate(positions[start : start + batch_size]):
       image, reason = None, ""
       needed = place in mine or corrupt == "skip"  # all processes have to know which images cannot be read
       try:
-        image, record = read_image(split, index) if needed else (None, split[index])
+        if maps is not None:
+          image, record = maps.read(index), split[index]
+        else:
+          image, record = read_image(split, index) if needed else (None, split[index])
       except ValueError as error:
         if corrupt == "error" or sum(map(bool, reasons)) >= MOST_SKIPPED:
           raise
         reason, record = str(error), split.blank(index)
       if place in mine and image is not None:
-        images[place - mine.start] = view(image, *shown)
+        images[place - mine.start] = image if maps is not None else view(image, *shown)
       records.append(record)
       reasons.append(reason)
     boxes = np.zeros((len(mine), *records[0].proposals.shape))

@@ -52,3 +52,42 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
   return image.convert("RGB")
+
+
+def upright_boxes(boxes: np.ndarray, size: np.ndarray, encoded: bytes) -> np.ndarray:
+  """Boxes as shares of the image as `decode_image` shows it.
+
+  Tools that pay no attention to EXIF state the size, and boxes, of the image as it is stored, on its side.
+
+  Args:
+    boxes: float32 [n, 4] of (top, left, bottom, right) as shares of the image that the annotation describes.
+    size: (width, height) in pixels as the annotation states it; zeros where it does not.
+    encoded: the image's file.
+
+  Returns:
+    The boxes turned with the image where width and height are stated as they are stored, else the boxes themselves.
+  """
+  if not len(boxes) or size[0] == size[1]:
+    return boxes
+  stored, orientation = header(encoded)
+  if orientation not in _TURNED or (stored[0] > stored[1]) != (size[0] > size[1]):
+    return boxes
+  top, left, bottom, right = boxes.T
+  from_right, from_bottom = _TURNED[orientation]
+  down = (1 - right, 1 - left) if from_right else (left, right)
+  across = (1 - bottom, 1 - top) if from_bottom else (top, bottom)
+  return np.stack([down[0], across[0], down[1], across[1]], axis=-1)
+
+
+# Of the orientations that put an image on its side: whether what is stored from left to right comes down from the right,
+# and what is stored from top to bottom goes across from the bottom.
+_TURNED = {5: (False, False), 6: (False, True), 7: (True, True), 8: (True, False)}
+
+
+def header(encoded: bytes) -> tuple[tuple[int, int], int]:
+  """(width, height) as stored and EXIF's orientation, 1 where there is none; zeros and 1 for what is no image."""
+  try:
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+      return image.size, image.getexif().get(ExifTags.Base.Orientation, 1)
+  except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Warning):
+    return (0, 0), 1

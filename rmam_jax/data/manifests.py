@@ -1,301 +1,366 @@
-"""Your own images: a manifest says which labels each file has.
+"""Your own images: a manifest says which labels each file has. It may be
 
-A manifest is one of
+  NAME.csv, .tsv, .txt   columns of images and labels (cat|dog), or of images and, for each class, 0 or 1
+  NAME.jsonl             {"image": "a.jpg", "labels": ["cat"]} in each line; Hugging Face's metadata.jsonl
+  NAME.json              as COCO has it; a list of such objects; or Label Studio's export
+  NAME.xml               CVAT's export "for images"
+  FOLDER                 XML files as VOC has them, in FOLDER/Annotations or anywhere in it; or a folder that holds one of
+                         `KNOWN_FILES`
+  MANIFEST:NAME          of a table, the rows whose column `split` is NAME; of a folder as VOC has it, the images that
+                         FOLDER/ImageSets/Main/NAME.txt lists; with `data.split`, a part: train, validation or test
 
-  NAME.csv        a header `image,labels` and, if wanted, `ignore`; labels are separated by |
-  NAME.jsonl      a line {"image": "a.jpg", "labels": ["cat"], "ignore": []} for each image; `ignore` may be left out
-  NAME.json       as COCO has it: `images`, `annotations`, `categories`
-  FOLDER          as VOC has it: FOLDER/Annotations/*.xml, FOLDER/JPEGImages; FOLDER:NAME takes the images that
-                  FOLDER/ImageSets/Main/NAME.txt lists
-
-Images are named relative to the manifest's folder, VOC's FOLDER/JPEGImages, or `data.images`, and lie below it. Ignored
-labels are neither present nor absent (`data.difficult`); in a VOC folder they are those of classes that appear only as
-difficult, in COCO's form only in annotations with `"ignore": 1`. Boxes, of COCO and VOC manifests, are never trained on.
+Images are named relative to `data.images` or, where that is empty, to the first of some folders that has them: the
+manifest's, its `images`, one called as the manifest. They lie below it. Rows of one image are joined. Ignored labels are
+neither present nor absent (`data.difficult`): the column or field `ignore`, -1, VOC's classes that appear only as
+difficult, COCO's annotations with `"ignore": 1`. Images without any label are negatives. Boxes are never trained on.
 """
 
-import csv
+import functools
 import hashlib
-import json
-import math
 import os
 import pathlib
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import tqdm
 
-from rmam_jax.data.images import decode_image
-from rmam_jax.data.record import Index, Record, multi_hot
-from rmam_jax.runtime.errors import UserError
+from rmam_jax.data import annotations, tables
+from rmam_jax.data import classes as class_lib
+from rmam_jax.data.annotations import Entry, Found, Note
+from rmam_jax.data.classes import Classes
+from rmam_jax.data.image_files import ImageFiles, tabulate
+from rmam_jax.data.partition import PARTS, partition
+from rmam_jax.runtime.errors import UserError, os_errors
 
 SHOWN = 5  # problems in an error
+# In a folder that is named as a manifest: Roboflow's and Hugging Face's.
+KNOWN_FILES = ("_classes.csv", "_annotations.coco.json", "metadata.csv", "metadata.jsonl")
+_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".xml")
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+_TRIED = 50  # images by which the folder of images is found
+UPLOADED = "/data/upload/"  # Label Studio's folder, which its exports do not hold
 
 
-class Entry(NamedTuple):
-  """What a manifest says of one image."""
+class Missing(str):
+  """A problem: an image's file is not there, which `data.corrupt` "skip" forgives."""
 
-  place: str  # file and line, or file and field
-  id: str  # the image's path relative to the folder that images are named relative to, with forward slashes
-  labels: tuple[str, ...]
-  ignore: tuple[str, ...] = ()
-  boxes: tuple[tuple[float, ...], ...] = ()  # (top, left, bottom, right) as shares of the image
-  box_labels: tuple[str, ...] = ()
-  image: pathlib.Path = pathlib.Path()  # where the image lies; filled in by `parse`
+  __slots__ = ()
 
 
-def parse(manifest: str, images: str = "") -> tuple[list[Entry], list[str]]:
-  """Everything that a manifest says, and the problems that it has, by their places; `images` is `data.images`.
+class Parsed(NamedTuple):
+  """What a manifest says, and what is wrong with it and worth knowing of it, by places."""
+
+  entries: tuple[Entry, ...]
+  problems: tuple[str, ...]
+  notes: tuple[str, ...]
+  folder: str  # that images are named relative to
+
+
+class _Reading(NamedTuple):
+  """All of a `data` section that changes what a manifest says."""
+
+  images: str
+  split: tuple[float, ...]
+  options: tables.Options
+
+
+def parse(manifest: str, data: Any) -> Parsed:
+  """Everything that a manifest says, read as a `data` section tells. A file that has not changed is read once a process.
 
   Raises UserError: there is no such manifest, it has no known form, or it cannot be read.
   """
   if not manifest:
     raise UserError(
-      "data.train, data.validation and data.test must name a manifest each: --config.data.train=train.csv"
+      "data.train, data.validation and data.test must name a manifest each: --config.data.train=train.csv; or data.train"
+      " names one and data.split=0.8,0.1,0.1 makes the three of it"
     )
-  path, listed = pathlib.Path(manifest).expanduser(), ""
+  path, part = pathlib.Path(manifest).expanduser(), ""
   if not path.exists():
-    folder, _, listed = manifest.rpartition(":")
-    path = pathlib.Path(folder).expanduser()
-    if not folder or not path.is_dir():
+    whole, _, part = manifest.rpartition(":")
+    path = pathlib.Path(whole).expanduser()
+    if not whole or not path.exists():
       raise UserError(f"there is no manifest {manifest}")
+  columns = tuple(annotations.clean_name(name) for name in data.columns.split(",") if name.strip())
+  options = tables.Options(columns, data.separator, class_lib.chosen(data.classes))
+  field = next((field for field in ("train", "validation", "test") if data[field] == manifest), "train")
+  images = _images_of(data, field)
+  with os_errors(f"cannot read {path}"):
+    return _parse(path, part, _Reading(images, tuple(map(float, data.split)), options), _state(path))
+
+
+def _images_of(data: Any, field: str) -> str:
+  """`data.images`, or of three folders with commas between them that of a field."""
+  folders = data.images.split(",")
+  if len(folders) == 1 or pathlib.Path(data.images).expanduser().exists():
+    return data.images
+  if len(folders) != 3:
+    raise UserError(
+      f"data.images must be a folder, or three with commas: for train, validation, test; got {data.images!r}"
+    )
+  return folders[("train", "validation", "test").index(field)].strip()
+
+
+def _state(path: pathlib.Path) -> tuple[tuple[str, int, int], ...]:
+  """Names, sizes and times of the files that a manifest is made of: they differ where it has changed."""
+  found = [path]
   if path.is_dir():
-    if not (path / "Annotations").is_dir():
-      raise UserError(f"{path} is no VOC-style folder: it has no folder Annotations")
-    read, folder = _voc(path, listed), path / "JPEGImages"
-  elif path.suffix in _READERS:
-    read, folder = _READERS[path.suffix](path), path.parent
+    found = [*_xml_files(path), *path.glob("ImageSets/Main/*.txt"), *map(path.joinpath, KNOWN_FILES)]
+  states = ((each, each.stat()) for each in found if each.exists())
+  return tuple((str(each), state.st_size, state.st_mtime_ns) for each, state in states)
+
+
+def _xml_files(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The XML files of a VOC-style folder: in its Annotations, or anywhere below it. Hidden files are none."""
+  for name in ("Annotations", "annotations"):
+    if (folder / name).is_dir():
+      found = list((folder / name).iterdir())
+      break
   else:
-    raise UserError(f"{path}: a manifest is a folder or one of {', '.join(_READERS)}")
-  base = pathlib.Path(os.path.abspath(pathlib.Path(images).expanduser() if images else folder))
-  entries, problems = [], []
-  try:
-    for found in read:
-      if isinstance(found, str):
-        problems.append(found)
-        continue
-      image = pathlib.Path(os.path.normpath(base / found.id))  # not resolved: links below the folder may lead anywhere
-      if image.is_relative_to(base):
-        entries.append(found._replace(id=image.relative_to(base).as_posix(), image=image))
-      else:
-        remedy = "name that folder with --config.data.images=DIR"
-        problems.append(f"{found.place}: image {found.id} lies outside {base}: {remedy}")
-  except OSError as error:
-    raise UserError(f"cannot read {error.filename or path} ({error.strerror or error})") from error
-  return entries, problems if entries or problems else [f"{path}: it names no image"]
+    found = list(folder.rglob("*"))
+  return sorted(each for each in found if each.suffix.lower() == ".xml" and not each.name.startswith("."))
 
 
-def _csv(path: pathlib.Path) -> Iterator[Entry | str]:
-  with path.open(newline="", encoding="utf-8-sig") as file:
-    rows = csv.reader(file, strict=True)
-    try:
-      header = next(rows, [])
-      if header not in (["image", "labels"], ["image", "labels", "ignore"]):
-        yield f"{path}:1: the header must be image,labels or image,labels,ignore, got {','.join(header)}"
-        return
-      for row in filter(None, rows):
-        place = f"{path}:{rows.line_num}"
-        if len(row) == len(header):
-          lists = [tuple(name.strip() for name in field.split("|") if name.strip()) for field in row[1:]]
-          yield Entry(place, row[0], *lists)
-        else:
-          yield f"{place}: {len(row)} fields where the header has {len(header)}"
-    except (csv.Error, UnicodeDecodeError) as error:
-      yield f"{path}:{rows.line_num}: not valid CSV in UTF-8 ({error})"
+@functools.lru_cache(maxsize=8)
+def _read_whole(path: pathlib.Path, listed: str, images: str, options: tables.Options, state: object) -> Parsed:
+  """All of a manifest's images, or those that a list or a column of its own names."""
+  del state
+  if path.is_dir():
+    known = next((path / name for name in KNOWN_FILES if (path / name).is_file()), None)
+    read = _read_file(known, listed, options) if known and not (path / "Annotations").is_dir() else _voc(path, listed)
+  else:
+    read = _read_file(path, listed, options)
+  found = list(read)
+  entries = [each for each in found if isinstance(each, Entry)]
+  problems = [each for each in found if isinstance(each, str) and not isinstance(each, Note)]
+  notes = [str(each) for each in found if isinstance(each, Note)]
+  folder = _image_folder(path, images, [entry.id for entry in entries[:: max(len(entries) // _TRIED, 1)]])
+  located = _locate(entries, folder, problems, notes)
+  joined = _join(path, located, notes)
+  if not joined and not problems:
+    problems.append(f"{path}: it names no image")
+  return Parsed(tuple(joined), tuple(problems), tuple(notes), folder)
 
 
-def _jsonl(path: pathlib.Path) -> Iterator[Entry | str]:
-  for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-    if not line.strip():
-      continue
-    place = f"{path}:{number}"
-    try:
-      value = json.loads(line)
-    except ValueError as error:
-      yield f"{place}: not valid JSON ({error})"
-      continue
-    if not isinstance(value, dict) or not isinstance(value.get("image"), str):
-      yield f'{place}: must be an object with "image" and "labels"'
-      continue
-    lists = [value.get("labels"), value.get("ignore", [])]
-    if unknown := sorted(set(value) - {"image", "labels", "ignore"}):
-      yield f"{place}: unknown field {', '.join(unknown)}"
-    elif all(isinstance(names, list) and all(isinstance(name, str) and name for name in names) for names in lists):
-      yield Entry(place, value["image"], *map(tuple, lists))
-    else:
-      yield f'{place}: "labels" and "ignore" must be lists of names'
+@functools.lru_cache(maxsize=8)
+def _parse(path: pathlib.Path, part: str, reading: _Reading, state: object) -> Parsed:
+  if not reading.split or not part:
+    return _read_whole(path, part, reading.images, reading.options, state)
+  parsed = _read_whole(path, "", reading.images, reading.options, state)
+  if part not in PARTS[: len(reading.split)]:
+    raise UserError(f"data.split makes {', '.join(PARTS[: len(reading.split)])} of {path}, not {part!r}")
+  shares = partition([entry.labels for entry in parsed.entries], [entry.id for entry in parsed.entries], reading.split)
+  chosen = (entry for entry, place in zip(parsed.entries, shares, strict=True) if PARTS[place] == part)
+  return parsed._replace(entries=tuple(chosen))
 
 
-def _boxed(place: str, image: str, objects: Sequence[tuple[str, tuple, bool]]) -> Entry:
-  """An image with objects, (name, box, whether it counts) each; a class of which none counts is ignored."""
-  present = {name for name, _, counts in objects if counts}
-  ignored = {name for name, _, _ in objects} - present
-  names, boxes, _ = zip(*objects, strict=True) if objects else ((), (), ())
-  return Entry(place, image, tuple(sorted(present)), tuple(sorted(ignored)), boxes, names)
-
-
-def _coco(path: pathlib.Path) -> Iterator[Entry | str]:
-  try:
-    content = json.loads(path.read_bytes())
-    images: dict[Any, dict[str, Any]] = {}
-    doubled = [
-      f"{path} images[{number}]: id {image['id']} is a duplicate: an image before it has it"
-      for number, image in enumerate(content["images"])
-      if images.setdefault(image["id"], image) is not image
-    ]
-    categories = {category["id"]: str(category["name"]) for category in content["categories"]}
-    annotations = list(content["annotations"])
-  except (ValueError, KeyError, TypeError) as error:
-    yield f"{path}: not as COCO has it: images, annotations and categories with ids ({error!r})"
+def _read_file(path: pathlib.Path, part: str, options: tables.Options) -> Found:
+  suffix = path.suffix.lower()
+  if suffix not in _SUFFIXES:
+    yield f"{path}: a manifest is a folder or one of {', '.join(_SUFFIXES)}"
     return
-  if doubled:  # nobody can know whose annotations are whose
-    yield from doubled
+  if suffix in (".csv", ".tsv", ".txt"):
+    yield from tables.read_csv(path, options, part)
     return
-  objects: dict[Any, list[tuple[str, tuple, bool]]] = {image: [] for image in images}
-  for number, annotation in enumerate(annotations):
-    try:
-      image, name = images[annotation["image_id"]], categories[annotation["category_id"]]
-      left, top, width, height = map(float, annotation["bbox"])
-      tall, wide = float(image["height"]), float(image["width"])
-      if not all(map(math.isfinite, (left, top, width, height))):
-        raise ValueError(f"bbox {annotation['bbox']}")
-      box = (top / tall, left / wide, (top + height) / tall, (left + width) / wide)
-      objects[image["id"]].append((name, box, not annotation.get("ignore")))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-      wrong = "image_id, category_id, bbox or the image's width and height are missing or wrong"
-      yield f"{path} annotations[{number}]: {wrong} ({error!r})"
-  for number, image in enumerate(images.values()):
-    place = f"{path} images[{number}]"
-    if isinstance(image.get("file_name"), str):
-      yield _boxed(place, image["file_name"], objects[image["id"]])
-    else:
-      yield f"{place}: file_name is missing"
+  if suffix == ".xml":
+    yield from tables.read_cvat(path)
+    return
+  if suffix == ".jsonl":
+    text, notes = tables.decode(path)
+    yield from notes
+    if not text.lstrip().startswith("["):
+      yield from tables.read_lines(path, text, options, part)
+      return
+  try:
+    content = annotations.read_json(path)
+  except UserError as error:
+    yield str(error)
+    return
+  if isinstance(content, list):
+    rows = [(f"{path}[{number}]", row) for number, row in enumerate(content)]
+    yield from tables.read_rows(path, rows, options, part)
+  else:
+    yield from annotations.read_coco(path, content)
 
 
-def _voc(folder: pathlib.Path, listed: str) -> Iterator[Entry | str]:
-  from defusedxml import ElementTree
-
-  paths = sorted((folder / "Annotations").glob("*.xml"))
+def _voc(folder: pathlib.Path, listed: str) -> Found:
+  paths = _xml_files(folder)
+  if not paths:
+    other = next(
+      (each for each in sorted(folder.glob("*")) + sorted(folder.glob("*/*.json")) if each.suffix in _SUFFIXES), ""
+    )
+    hint = f"; is {other} the manifest?" if other else ""
+    yield f"{folder} is no VOC-style folder: it holds no XML file, and none of {', '.join(KNOWN_FILES)}{hint}"
+    return
   if listed:
     listing = folder / "ImageSets" / "Main" / f"{listed}.txt"
-    try:
-      lines = listing.read_text("utf-8").splitlines()
-    except (FileNotFoundError, UnicodeDecodeError) as error:
-      yield f"{listing}: {'missing' if isinstance(error, OSError) else f'no text in UTF-8 ({error})'}"
+    if not listing.is_file():
+      there = sorted(path.stem for path in listing.parent.glob("*.txt"))
+      yield f"{listing}: missing; there is {', '.join(there) or 'no list'}"
       return
-    paths = [folder / "Annotations" / f"{line.split()[0]}.xml" for line in lines if line.strip()]
+    text, notes = tables.decode(listing)
+    yield from notes
+    by_stem = {unicodedata.normalize("NFC", path.stem): path for path in paths}
+    paths = []
+    for number, line in enumerate(text.splitlines(), start=1):
+      if not (name := _listed_name(line, by_stem)):
+        continue
+      if name in by_stem:
+        paths.append(by_stem[name])
+      else:
+        yield f"{listing}:{number}: there is no annotation {name}.xml"
+    if not paths:
+      yield f"{listing}: it names no image"
   for path in paths:
-    try:
-      root = ElementTree.parse(path).getroot()
-      wide, tall = (float(root.findtext(f"size/{side}")) for side in ("width", "height"))
-      objects = []
-      for thing in root.findall("object"):
-        edges = [float(thing.findtext(f"bndbox/{edge}")) for edge in ("ymin", "xmin", "ymax", "xmax")]
-        box = tuple(edge / side for edge, side in zip(edges, (tall, wide, tall, wide), strict=True))
-        objects.append((thing.findtext("name").strip(), box, thing.findtext("difficult", "0").strip() != "1"))
-      yield _boxed(str(path), root.findtext("filename").strip(), objects)
-    except FileNotFoundError:
-      yield f"{path}: missing"
-    except (ElementTree.ParseError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
-      yield f"{path}: not as VOC has it: filename, size and object with name and bndbox ({error!r})"
+    yield from annotations.read_voc(path)
 
 
-_READERS = {".csv": _csv, ".jsonl": _jsonl, ".json": _coco}
+def _listed_name(line: str, known: Any) -> str:
+  """The name of an image in a line of a VOC list: quoted or not, with an ending or not, with a class's mark or not."""
+  name = unicodedata.normalize("NFC", line.strip().strip("\"'"))
+  without_mark = re.sub(r"\s+(-1|0|1)$", "", name)
+  tried = [each for whole in (name, without_mark) for each in (whole, os.path.splitext(whole)[0])]
+  return next((each for each in tried if each in known), without_mark)
 
 
-def _class_names(data: Any, train: Sequence[Entry]) -> tuple[str, ...]:
-  """`data.classes`, or the labels of the training manifest, sorted; UserError if `data.classes` names one twice."""
-  if doubled := sorted({name for name in data.classes if list(data.classes).count(name) > 1}):
-    raise UserError(f"data.classes names {', '.join(doubled)} more than once")
-  return tuple(data.classes) or tuple(sorted({name for entry in train for name in (*entry.labels, *entry.ignore)}))
+def _image_folder(path: pathlib.Path, images: str, names: Sequence[str]) -> str:
+  """The folder that images are named relative to: `images` or, of some beside the manifest, the one that has most."""
+  if images:
+    return os.path.abspath(os.path.expanduser(images))
+  if path.is_dir():
+    tried = [path / name for name in ("JPEGImages", "images", "Images", "img", "")]
+  else:
+    stem = re.sub(r"^(instances|person_keypoints|captions|image_info)_", "", path.stem)
+    own, above = path.parent, path.absolute().parent.parent
+    tried = [own, own / "images", own / stem, above / stem, above / "images" / stem, above / "images", above]
+  there = [os.path.abspath(each) for each in tried if each.is_dir()]
+  counts = [sum(folders.find(_plain_path(name)) is not None for name in names) for folders in map(_Folders, there)]
+  return there[counts.index(max(counts))]
 
 
-def _unknown_labels(entries: Iterable[Entry], names: Sequence[str]) -> Iterator[str]:
-  """Labels that are no class, and labels that are both present and ignored."""
+class _Folders:
+  """The names of files below a folder, each of whose folders is listed once."""
+
+  def __init__(self, base: str):
+    self._base = os.path.join(base, "")
+    self._names: dict[str, frozenset[str]] = {}
+    self._plain: dict[str, dict[str, list[str]]] = {}  # without capitals and, of images, without ending
+
+  def find(self, name: str) -> str | None:
+    """The path of the file of this name, or of the one that differs in capitals or has an ending; None if none does."""
+    folder, _, wanted = f"{self._base}{name}".rpartition("/")
+    if folder not in self._names:
+      self._names[folder] = frozenset(os.listdir(folder) if os.path.isdir(folder) else ())
+    if wanted in self._names[folder]:
+      return f"{folder}/{wanted}"
+    if folder not in self._plain:
+      self._plain[folder] = {}
+      for each in self._names[folder]:
+        whole = _folded(each)
+        stem, ending = os.path.splitext(whole)
+        for plain in (whole, stem) if ending in _IMAGE_SUFFIXES else (whole,):
+          self._plain[folder].setdefault(plain, []).append(each)
+    found = self._plain[folder].get(_folded(wanted), ())
+    return f"{folder}/{found[0]}" if len(found) == 1 else None
+
+
+def _folded(name: str) -> str:
+  return unicodedata.normalize("NFC", name).casefold()
+
+
+def _plain_path(name: str) -> str:
+  return name.strip().replace("\\", "/")
+
+
+def _candidates(entry: Entry, name: str, base: str) -> Iterator[str]:
+  """What else an image may be called: after its XML file, whose tools keep old names; as it was before an upload."""
+  if entry.place.lower().endswith(".xml"):
+    folder, own = os.path.split(os.path.abspath(entry.place))
+    stem, beside = os.path.splitext(own)[0], os.path.relpath(folder, base)
+    yield stem
+    if not beside.startswith(os.pardir):
+      yield from (f"{beside}/{name}", f"{beside}/{stem}")
+  if name.startswith(UPLOADED):
+    uploaded = name.rsplit("/", 1)[-1]
+    yield from (uploaded, uploaded.partition("-")[2])
+
+
+def _locate(entries: Iterable[Entry], base: str, problems: list[str], notes: list[str]) -> Iterator[Entry]:
+  """Where each entry's image lies; those that lie nowhere below the folder are named among the problems."""
+  below, folders = os.path.join(base, ""), _Folders(base)
   for entry in entries:
-    if strange := sorted({*entry.labels, *entry.ignore, *entry.box_labels} - set(names)):
-      yield f"{entry.place}: unknown label {', '.join(strange)}; the classes are {', '.join(names)}"
-    if both := sorted({*entry.labels} & {*entry.ignore}):
-      yield f"{entry.place}: {', '.join(both)} is both a label and to be ignored"
-
-
-class Manifest:
-  """The records of a manifest, by position; an image is read from its file each time that its record is asked for."""
-
-  def __init__(self, manifest: str, data: Any):
-    """Takes the classes of a configuration's `data` section; UserError names the first problems."""
-    self._entries, problems = parse(manifest, data.images)
-    train = self._entries if data.classes or manifest == data.train else parse(data.train, data.images)[0]
-    self.class_names = _class_names(data, train)
-    problems += _unknown_labels(self._entries, self.class_names)
-    if problems:
-      more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-      remedy = "`rmam-jax validate` with the same --config flags lists all."
-      raise UserError(f"{'; '.join(problems[:SHOWN])}{more}. {remedy}")
-    self._numbers = {name: number for number, name in enumerate(self.class_names)}
-    labels, ignore = (
-      np.stack([multi_hot(self._classes(getattr(entry, field)), len(self._numbers)) for entry in self._entries])
-      for field in ("labels", "ignore")
-    )
-    ids = np.array([entry.id for entry in self._entries])
-    self.index = Index(ids, labels, ignore == 1, (labels + ignore).any(axis=1))
-
-  def _classes(self, names: Iterable[str]) -> list[int]:
-    return [self._numbers[name] for name in names]
-
-  def __getitem__(self, position: int) -> Record:
-    """Raises OSError if the image's file cannot be read."""
-    entry = self._entries[position]
-    boxes, classes = (
-      np.array(entry.boxes, np.float32).reshape(-1, 4),
-      np.array(self._classes(entry.box_labels), np.int32),
-    )
-    known = self.index.labels[position], self.index.ignore[position], boxes, classes
-    return Record(entry.id, entry.image.read_bytes(), *known, path=str(entry.image))
-
-  def digest(self, positions: np.ndarray) -> str:
-    """Of the boxes at these positions, and of the images by the sizes of their files."""
-    digest = hashlib.sha256()
-    for entry in (self._entries[position] for position in positions):
-      size = entry.image.stat().st_size if entry.image.exists() else "missing"
-      digest.update(f"{size} {entry.boxes} {entry.box_labels}\n".encode())
-    return digest.hexdigest()
-
-
-def validate(data: Any) -> list[str]:
-  """All problems, each with its place, of the manifests that a `data` section names and of every image in them.
-
-  Raises UserError: the data are not your own images; or a manifest that is not there or has no known form.
-  """
-  if data.name != "custom":
-    raise UserError(f"validate checks your own images, data.name = 'custom', got {data.name!r}")
-  named = {split: data[split] for split in ("train", "validation", "test") if data[split] or split == "train"}
-  parsed = {manifest: parse(manifest, data.images) for manifest in dict.fromkeys(named.values())}
-  names = _class_names(data, parsed[data.train][0])
-  problems: list[str] = []
-  owners: dict[str, tuple[str, Entry]] = {}  # of each content's sha256, which split and entry had it first
-  for split, manifest in named.items():
-    entries, found = parsed[manifest]
-    problems += [*found, *_unknown_labels(entries, names)]
-    problems += [f"{entry.place}: no label" for entry in entries if not entry.labels and not entry.ignore]
-    present = {name for entry in entries for name in entry.labels}
-    problems += [f"{manifest}: class {name} has no image" for name in names if name not in present]
-    problems += _check_images(split, entries, owners)
-  return problems
-
-
-def _check_images(split: str, entries: Sequence[Entry], owners: dict[str, tuple[str, Entry]]) -> Iterator[str]:
-  """Images that cannot be read, and those whose content occurs twice, in one split or in two; adds to the owners."""
-  for entry in tqdm.tqdm(entries, f"images of {split}", unit=" images", leave=False):
-    try:
-      content = entry.image.read_bytes()
-      decode_image(content, str(entry.image))
-    except OSError as error:
-      yield f"{entry.place}: cannot read {entry.image} ({error.strerror or error})"
+    name = _plain_path(entry.id)
+    if "://" in name:
+      problems.append(f"{entry.place}: {name} is an address: download the images first, and name their files")
       continue
-    except UserError as error:
-      yield f"{entry.place}: {error}"
-    owner, first = owners.setdefault(hashlib.sha256(content).hexdigest(), (split, entry))
-    if first is not entry or owner != split:
-      where = "" if owner == split else f", of the {owner} split: nothing may be in two"
-      yield f"{entry.place}: {entry.image} has the same content as {first.place}{where}"
+    own = name.removeprefix("/") if name.startswith(UPLOADED) else name
+    image = os.path.normpath(os.path.join(below, own))
+    if not image.startswith(below):  # links are not resolved: below the folder they may lead anywhere
+      remedy = "name that folder with --config.data.images=DIR"
+      problems.append(f"{entry.place}: image {entry.id!r} lies outside {base}: {remedy}")
+      continue
+    relative = image[len(below) :]
+    found = folders.find(relative) or next(filter(None, map(folders.find, _candidates(entry, name, base))), None)
+    if found is None:
+      problems.append(Missing(f"{entry.place}: there is no image {image}"))
+      found = image
+    elif found != image and os.path.splitext(found)[0] != image:
+      notes.append(f"{entry.place}: {os.path.basename(found)} is taken for {os.path.basename(image)}")
+    yield entry._replace(id=found[len(below) :], image=found)
+
+
+def _join(path: pathlib.Path, entries: Iterable[Entry], notes: list[str]) -> list[Entry]:
+  """One entry for each image, with all that its rows say."""
+  by_image: dict[str, Entry] = {}
+  joined: set[str] = set()
+  for entry in entries:
+    first = by_image.setdefault(entry.image, entry)
+    if first is entry:
+      continue
+    joined.add(entry.image)
+    by_image[entry.image] = first._replace(
+      labels=tuple(dict.fromkeys(first.labels + entry.labels)),
+      ignore=tuple(dict.fromkeys(first.ignore + entry.ignore)),
+      boxes=first.boxes + entry.boxes,
+      box_labels=first.box_labels + entry.box_labels,
+    )
+  if joined:
+    first = os.path.basename(min(joined))
+    notes.append(f"{path}: the rows of an image are joined where it has several: images {len(joined):,}, first {first}")
+  return list(by_image.values())
+
+
+def classes_of(data: Any, fixed: Sequence[str] = ()) -> Classes:
+  """The classes: `fixed` ones, or `data.classes`, or the labels of the training manifest, sorted.
+
+  Raises UserError: the training labels look as if they were read wrongly.
+  """
+  if chosen := class_lib.chosen(data.classes):
+    return Classes(tuple(fixed) or chosen, others=True)
+  if fixed:
+    return Classes(tuple(fixed))
+  return class_lib.of_labels(parse(data.train, data).entries, data.train, separator=data.separator)
+
+
+def open_manifest(manifest: str, data: Any, name: str, class_names: Sequence[str] = ()) -> ImageFiles:
+  """The records of a manifest, called `name`, with the classes of `class_names` or of a `data` section.
+
+  Raises UserError: the first problems.
+  """
+  parsed = parse(manifest, data)
+  classes = classes_of(data, class_names)
+  entries, unknown, notes = class_lib.apply(parsed.entries, classes)
+  missing = [each for each in parsed.problems if isinstance(each, Missing)]
+  problems = [each for each in parsed.problems if not isinstance(each, Missing)] + unknown
+  problems += missing if data.corrupt == "error" else []
+  if problems:
+    more = f" and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
+    remedy = "`rmam-jax validate` with the same --config flags lists all."
+    raise UserError(f"{'; '.join(problems[:SHOWN])}{more}. {remedy}")
+  table, paths = tabulate(entries, classes.names), [entry.image for entry in entries]
+  made_by = hashlib.sha256(repr(classes.names).encode())
+  for array in table:
+    made_by.update(np.ascontiguousarray(array).tobytes())
+  origin = f"{manifest}, images in {parsed.folder}"
+  return ImageFiles(name, origin, classes.names, table, paths, made_by.hexdigest(), (*parsed.notes, *notes))

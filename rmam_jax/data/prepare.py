@@ -3,7 +3,7 @@
 import pathlib
 import shutil
 
-from rmam_jax.data import splits
+from rmam_jax.data import stored
 from rmam_jax.runtime.errors import UserError, check_name
 
 ARCHIVES = {  # the official ones of each data set
@@ -39,7 +39,7 @@ def make_builder(name: str, root: pathlib.Path):
 
 
 def prepare(name: str, *, root: str = "", archives: str = "") -> pathlib.Path:
-  """Prepares a data set of `ARCHIVES` below `splits.data_root(root)`, unless it is there, and returns its folder.
+  """Prepares a data set of `ARCHIVES` below `stored.data_root(root)`, unless it is there, and returns its folder.
 
   `archives` is a folder with the official archives; if it is empty they are downloaded.
 
@@ -47,10 +47,10 @@ def prepare(name: str, *, root: str = "", archives: str = "") -> pathlib.Path:
     UserError: the name is unknown, tensorflow is missing, or only a part of data prepared before is there; archives are
       missing, have another size (all are named) or another checksum; no space, or no network.
   """
-  data_root = splits.data_root(root)
+  data_root = stored.data_root(root)
   builder = make_builder(name, data_root)
   folder = pathlib.Path(builder.data_dir)
-  if splits.is_prepared(name, folder):
+  if stored.is_prepared(name, folder):
     return folder
   official = {url.rsplit("/", 1)[-1]: info.size for url, info in builder.url_infos.items()}
   sizes = {archive: official[archive] for archive in ARCHIVES[name]}  # in bytes

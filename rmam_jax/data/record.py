@@ -1,7 +1,8 @@
 """The one record type, the index of a split's records, and what `difficult` labels count as."""
 
+import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -28,6 +29,26 @@ class Index(NamedTuple):
   labels: np.ndarray  # float32 [N, L]
   ignore: np.ndarray  # bool [N, L]
   annotated: np.ndarray  # bool [N], whether anything is marked in the image, difficult or not
+
+
+class Source(Protocol):
+  """Where records come from, by position: prepared data, a folder, a manifest."""
+
+  name: str  # of the data set and its split, for messages
+  origin: str  # where they are read from
+  class_names: tuple[str, ...]  # the L classes in order
+  index: Index
+  made_by: str  # a digest that changes with what the records are made from
+  notes: Sequence[str]  # what is worth knowing of them
+  paths: Sequence[str]  # of the images' files, by position; none where many are stored in one file
+  proposals_path: pathlib.Path  # where proposals of all of them may be kept
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, position: int) -> Record: ...
+
+  def digest(self, positions: np.ndarray) -> str:
+    """Of the images and boxes at these positions."""
 
 
 def multi_hot(classes: Sequence[int], num_classes: int) -> np.ndarray:

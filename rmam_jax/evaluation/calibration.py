@@ -23,6 +23,15 @@ def probabilities(scores: np.ndarray, kind: str, temperature: float = 1.0) -> np
   return np.asarray(losses.PROBABILITIES[kind](scores / temperature))
 
 
+def log_odds(scores: np.ndarray, kind: str) -> np.ndarray:
+  """Scores [..., L] as log-odds of those probabilities: what ranks images for a class, and what thresholds are on.
+
+  Scores of a sigmoid are log-odds as they are. Eq. 7 fixes scores only up to a constant for each image, so that they
+  rank its classes and not the images: see `losses.softmax_log_odds`.
+  """
+  return np.asarray(losses.LOG_ODDS[kind](scores))
+
+
 def fit_temperature(scores: np.ndarray, labels: np.ndarray, ignore: np.ndarray, kind: str) -> float:
   """The temperature T under which scores / T have the lowest loss `kind`, of `losses` (Guo et al., 2017)."""
   scores = scores.astype(np.float32)
@@ -45,8 +54,9 @@ def best_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def fit_thresholds(scores: np.ndarray, labels: np.ndarray, ignore: np.ndarray, rule: str) -> np.ndarray:
-  """Thresholds [L] on the scores: by the rule "global" one for all, of highest OF1; by "per_class" each of highest F1.
+  """Thresholds [L] on log-odds, the scores given here.
 
+  By the rule "global" one for all, of highest OF1; by "per_class" each of highest F1.
   A class without positives takes the global one.
   """
   check_name("evaluation.thresholds", rule, RULES)
@@ -87,7 +97,7 @@ class Thresholds(NamedTuple):
 
   kind: str  # the classification loss that the scores were trained with
   temperature: float
-  scores_from: float | np.ndarray  # the lowest score; a number or [L]
+  scores_from: float | np.ndarray  # the lowest log-odds, without temperature; a number or [L]
   probabilities_from: float  # the lowest probability
   top: int  # how many labels at most, the highest; 0 is no limit
 
@@ -95,9 +105,13 @@ class Thresholds(NamedTuple):
     """[..., L] -> float [..., L] in [0, 1]."""
     return probabilities(scores, self.kind, self.temperature)
 
+  def log_odds(self, scores: np.ndarray) -> np.ndarray:
+    """[..., L] -> float [..., L], without temperature."""
+    return log_odds(scores, self.kind)
+
   def chosen(self, scores: np.ndarray) -> np.ndarray:
     """[N, L] -> bool [N, L]."""
-    high = (scores >= self.scores_from) & (self.probabilities(scores) >= self.probabilities_from)
+    high = (self.log_odds(scores) >= self.scores_from) & (self.probabilities(scores) >= self.probabilities_from)
     return high & metrics.top_k_labels(scores, self.top or scores.shape[1])
 
 

@@ -16,6 +16,33 @@ F1_NAMES = ("CP", "CR", "CF1", "OP", "OR", "OF1")
 AP_METHODS = ("all_point", "interpolated", "eleven_point")
 
 
+def _checked(
+  scores: Any, labels: Any, ignore: Any, dims: int, what: str = "scores"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """The three as arrays of one shape: numbers, 0 or 1, bool (False where `ignore` is None).
+
+  Raises ValueError: their shapes, kinds or values are others; says which.
+  """
+  scores, labels = np.asarray(scores), np.asarray(labels)
+  marks = np.zeros(labels.shape, bool) if ignore is None else np.asarray(ignore)
+  shapes = {what: scores.shape, "labels": labels.shape, "ignore": marks.shape}
+  if len(set(shapes.values())) > 1 or scores.ndim != dims:
+    found = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+    raise ValueError(
+      f"{what}, labels and ignore must have the same shape, {'[N]' if dims == 1 else '[N, L]'}; got {found}"
+    )
+  if scores.dtype.kind not in "fiub":
+    raise ValueError(f"{what} must be numbers, got {scores.dtype}")
+  for name, array in (("labels", labels), ("ignore", marks)):
+    if array.dtype.kind not in "fiub" or not np.isin(array, (0, 1)).all():
+      wrong = array.dtype if array.dtype.kind not in "fiub" else array[~np.isin(array, (0, 1))][0]
+      raise ValueError(f"{name} must be 0 or 1, got {wrong}")
+  if not np.isfinite(scores).all():
+    raise ValueError(f"{what} must be finite")
+  scores = scores if scores.dtype.kind == "f" else scores.astype(float)  # unsigned ones cannot be negated
+  return scores, labels.astype(np.float32) if labels.dtype.kind != "f" else labels, marks.astype(bool)
+
+
 def average_precision(scores: np.ndarray, labels: np.ndarray, method: str = "all_point") -> float:
   """Average precision of one class, in [0, 1], or nan without positives: scores [N], labels [N].
 
@@ -25,9 +52,7 @@ def average_precision(scores: np.ndarray, labels: np.ndarray, method: str = "all
   """
   if method not in AP_METHODS:
     raise ValueError(f"method must be one of {', '.join(AP_METHODS)}, got {method!r}")
-  scores, labels = np.asarray(scores), np.asarray(labels)
-  if not np.isfinite(scores).all():
-    raise ValueError("scores must be finite")
+  scores, labels, _ = _checked(scores, labels, None, 1)
   positives = int(labels.sum())
   if positives == 0:
     return float("nan")
@@ -51,7 +76,7 @@ def by_threshold(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np
 
 def precision_recall_curve(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Recall and precision of one class at each distinct score, the highest first, both empty without positives."""
-  scores, labels = np.asarray(scores), np.asarray(labels)
+  scores, labels, _ = _checked(scores, labels, None, 1)
   if not labels.sum():
     return np.zeros(0), np.zeros(0)
   true, taken = by_threshold(scores, labels)
@@ -62,13 +87,10 @@ def average_precisions(
   scores: np.ndarray, labels: np.ndarray, *, ignore: np.ndarray | None = None, method: str = "all_point"
 ) -> np.ndarray:
   """The average precision of each class: [N, L], [N, L] -> [L]. Ignored labels are left out of their class."""
-  kept = _kept(labels, ignore)
+  scores, labels, ignore = _checked(scores, labels, ignore, 2)
+  kept = ~ignore
   classes = range(labels.shape[1])
   return np.array([average_precision(scores[kept[:, c], c], labels[kept[:, c], c], method) for c in classes])
-
-
-def _kept(labels: np.ndarray, ignore: np.ndarray | None) -> np.ndarray:
-  return np.ones(labels.shape, bool) if ignore is None else ~np.asarray(ignore, bool)
 
 
 def mean_average_precision(precisions: np.ndarray) -> float:
@@ -101,8 +123,10 @@ def precision_recall_f1(
   recall 0; F1 is 0 where both are. All classes count, as in the paper and in others' code. CF1 is the harmonic mean of
   CP and CR, as printed; macro_F1 is the mean of the classes' F1, which some print as CF1. All are in [0, 1].
   """
-  kept = _kept(labels, ignore)
-  predicted, actual = np.asarray(predicted, bool) & kept, np.asarray(labels, bool) & kept
+  predicted, labels, ignore = _checked(predicted, labels, ignore, 2, "predicted")
+  if not np.isin(predicted, (0, 1)).all():
+    raise ValueError("predicted must be bool, or 0 or 1: compare scores with a threshold first")
+  predicted, actual = (predicted == 1) & ~ignore, (labels == 1) & ~ignore
   correct, predicted, actual = (marks.sum(axis=0) for marks in (predicted & actual, predicted, actual))
   precision_L, recall_L = correct / np.maximum(predicted, 1), correct / np.maximum(actual, 1)
   cp, cr = precision_L.mean(), recall_L.mean()
@@ -120,7 +144,7 @@ class Protocol(NamedTuple):
   ap_difficult: str  # in average precision, ignored labels are left out ("ignore") or count as "negative" or "positive"
   f1_difficult: str  # the same in CP ... OF1
   top_k: int  # labels an image at most; 0: as many as reach the threshold
-  threshold: float  # of a label's score; of the network's, a logit
+  threshold: float  # of a label's score; of the network's, log-odds
   strict: bool  # the score must exceed the threshold, not only reach it
   class_f1: str  # which of `precision_recall_f1`'s is called CF1: "CF1" or "macro_F1"
 
@@ -130,7 +154,7 @@ def logit(probability: float) -> float:
   return float(np.log(probability / (1 - probability)))
 
 
-# What each prints. Others' code takes the network's scores as logits, whatever it was trained with. `difficult` occurs
+# What each prints. The network's scores are log-odds, a softmax's too, for others' logits. `difficult` occurs
 # in VOC only: for codes written for COCO it is what their labels would hold.
 PROTOCOLS: dict[str, Protocol] = {
   "paper": Protocol("svm", "", "ignore", "ignore", 3, 0.0, True, "CF1"),

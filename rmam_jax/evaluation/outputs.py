@@ -109,7 +109,7 @@ def one_ahead(items: Iterable) -> Iterator:
   return (item for item, _ in itertools.pairwise(itertools.chain(items, [None])))
 
 
-def _compute_arrays(forward, params, split, positions, *, data, batch_size, advance=lambda count: None) -> dict:
+def _compute_arrays(forward, params, split, positions, *, data, batch_size, maps, advance=lambda count: None) -> dict:
   """The records at these positions, as arrays with a leading dimension of images or boxes; `advance` counts images."""
 
   def begin(batch):  # starts the network: arrays, still padded, with why each image cannot be read; and the records
@@ -126,6 +126,7 @@ def _compute_arrays(forward, params, split, positions, *, data, batch_size, adva
     corrupt=data.corrupt,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
+    maps=maps,
   )
   parts, records = [], []
   for arrays, of_batch in one_ahead(map(begin, decoded)):  # the next is decoded while the devices work on this one
@@ -158,13 +159,17 @@ def _from_arrays(arrays: Mapping[str, np.ndarray]) -> Outputs:
   )
 
 
-def compute_outputs(forward: Forward, params: Any, split: Split, *, data: Any, batch_size: int) -> Outputs:
+def compute_outputs(
+  forward: Forward, params: Any, split: Split, *, data: Any, batch_size: int, maps: batches.StoredMaps | None = None
+) -> Outputs:
   """Runs the views of every record of a split once.
 
   `data` is that section of the configuration, `batch_size` a multiple of the number of devices: the last batch is
-  padded, and the padding left out. Raises a UserError that names the first record with a score that is not finite.
+  padded, and the padding left out. `maps` are the split's, if they are stored. Raises a UserError that names the first
+  record with a score that is not finite.
   """
-  return _from_arrays(_compute_arrays(forward, params, split, range(len(split)), data=data, batch_size=batch_size))
+  options = {"data": data, "batch_size": batch_size, "maps": maps}
+  return _from_arrays(_compute_arrays(forward, params, split, range(len(split)), **options))
 
 
 def digest_params(params: Any) -> str:
@@ -218,6 +223,7 @@ def extract(
   data: Any,
   batch_size: int,
   progress: str,
+  maps: batches.StoredMaps | None = None,
 ) -> Outputs:
   """`compute_outputs`, read from disk as far as it is there; the rest is computed and written there.
 
@@ -233,12 +239,12 @@ def extract(
       break
     chunks.append(path)
     done = stop
-  size = max(CHUNK // batch_size, 1) * batch_size
+  size, options = max(CHUNK // batch_size, 1) * batch_size, {"data": data, "batch_size": batch_size, "maps": maps}
   hidden = not processes.is_first()
   with tqdm.tqdm(total=len(split), initial=done, desc=progress, unit=" images", leave=False, disable=hidden) as bar:
     for start in range(done, len(split), size):
       positions = range(start, min(start + size, len(split)))
-      arrays = _compute_arrays(forward, params, split, positions, data=data, batch_size=batch_size, advance=bar.update)
+      arrays = _compute_arrays(forward, params, split, positions, advance=bar.update, **options)
       chunks.append(folder / f"{start:08d}-{positions.stop:08d}.npz")
       if processes.is_first():
         files.write_npz(chunks[-1], arrays)

@@ -8,25 +8,41 @@ from typing import Any
 import numpy as np
 
 from rmam_jax import heads
+from rmam_jax.data import proposals
 from rmam_jax.evaluation import calibration, metrics
 from rmam_jax.evaluation import views as views_lib
 from rmam_jax.evaluation.outputs import Outputs
 from rmam_jax.evaluation.selection import Selection
 from rmam_jax.ops import next_region
+from rmam_jax.ops.boxes import WHOLE_IMAGE
+
+# What regions that know nothing of the image would reach, by the prefix of their figures, with what people are told.
+BASELINES = {
+  "fixed_grid_": "a grid that never moves, with the best choice among its regions",
+  "chance_": "the same regions at random places",
+  "centred_": "a centred box of 0.7 of the image, for every label",
+  "whole_": "the whole image, for every label",
+}
+CENTRED_BOX = (0.15, 0.15, 0.85, 0.85)
 
 
 def _all_region_metrics(test: Outputs, config: Any) -> dict[str, float]:
-  """How the regions fit the objects, against the same regions at random places and a grid of as many that never moves.
+  """How the regions fit the objects, and how `BASELINES` do.
 
   Nothing is trained in the grid, so it has no winning regions: its figures are what the best choice would reach.
   """
   objects = test.objects()
   ours = views_lib.region_boxes(test.thetas, config).transpose(1, 0, 2)
   grid = views_lib.region_boxes(next_region.grid_thetas(len(test.thetas), config.model.fixed_grid.scale), config)
+  one_box = {
+    prefix: metrics.region_metrics(np.broadcast_to(np.array(box), (len(ours), 1, 4)), None, *objects)
+    for prefix, box in (("centred_", CENTRED_BOX), ("whole_", WHOLE_IMAGE))
+  }
   found = {
     "": metrics.region_metrics(ours, test.winners, *objects),
     "fixed_grid_": metrics.region_metrics(np.broadcast_to(grid, ours.shape), None, *objects),
     "chance_": metrics.chance_region_metrics(ours, test.winners, *objects),
+    **one_box,
   }
   return {prefix + name: value for prefix, figures in found.items() for name, value in figures._asdict().items()}
 
@@ -38,9 +54,9 @@ def _precisions(prefix: str, config: Any, class_names: Sequence[str], scores: np
   return {f"{prefix}mAP": metrics.mean_average_precision(every), f"{prefix}AP": by_class}
 
 
-def _network(config: Any, class_names: Sequence[str], test: Outputs) -> dict[str, Any]:
-  """Figures of the network's own scores, and of the auxiliary head's."""
-  found = _precisions("", config, class_names, test.scores, test)
+def _network(config: Any, kind: str, class_names: Sequence[str], test: Outputs) -> dict[str, Any]:
+  """Figures of the network's own scores, and of the auxiliary head's, which are trained with a sigmoid."""
+  found = _precisions("", config, class_names, calibration.log_odds(test.scores, kind), test)
   predicted = metrics.top_k_labels(test.scores, config.evaluation.top_k)
   results = {
     **found,
@@ -65,11 +81,12 @@ def _calibrated(kind: str, class_names: Sequence[str], test: Outputs, selection:
     calibration.reliability(calibration.probabilities(test.scores, kind, temperature), test.labels, test.ignore)
     for temperature in (1.0, selection.temperature)
   )
+  given = calibration.log_odds(test.scores, kind) >= np.array(selection.thresholds)
   return {
     "thresholded": {
       "rule": selection.rule,
       "chosen_on": selection.chosen_on,
-      **metrics.precision_recall_f1(test.scores >= np.array(selection.thresholds), test.labels, ignore=test.ignore),
+      **metrics.precision_recall_f1(given, test.labels, ignore=test.ignore),
       "thresholds": dict(zip(class_names, selection.thresholds, strict=True)),
     },
     "calibration": {
@@ -98,7 +115,7 @@ def evaluate(
   `trained` names the head and its classification loss; `margins` [N, L] are None without SVMs.
   """
   head, kind = trained
-  results = _network(config, class_names, test)
+  results = _network(config, kind, class_names, test)
   if margins is not None:
     results |= {
       **_precisions("svm_", config, class_names, margins, test),
@@ -138,8 +155,9 @@ def _percent(value: float | None) -> str:
 
 def summary(results: dict[str, Any]) -> str:
   """One screen of the figures, in %."""
+  at = f" at {proposals.KINDS[results['proposals']]}" if results["proposals"] else ""
   lines = [
-    f"{results['data']}: {results['test_images']} test images, head '{results['head']}', seed {results['seed']}",
+    f"{results['data']}: {results['test_images']} test images, head '{results['head']}'{at}, seed {results['seed']}",
     "",
     f"  mAP ({results['AP_method']})       {_percent(results['mAP'])}   network scores, {views_lib.in_words(results)}",
   ]
@@ -174,9 +192,9 @@ def summary(results: dict[str, Any]) -> str:
     f" {_percent(calibrated['ECE_uncalibrated'])} without",
   ]
   if "coverage" in results:
-    lines += ["", "  where it looked         ours   fixed grid*   chance"]
+    lines += ["", "  where it looked         ours   fixed grid*   chance   centred box   whole image"]
     for name in metrics.REGION_METRICS:
-      ours, grid, chance = (_percent(results[prefix + name]) for prefix in ("", "fixed_grid_", "chance_"))
-      lines.append(f"    {name:<18} {ours}        {grid}     {chance}")
+      ours, grid, chance, centred, whole = (_percent(results[prefix + name]) for prefix in ("", *BASELINES))
+      lines.append(f"    {name:<18} {ours}        {grid}     {chance}         {centred}         {whole}")
     lines.append("    * with the best choice among its regions, which nothing has trained it to make")
   return "\n".join(lines)

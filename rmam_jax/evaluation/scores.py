@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rmam_jax.evaluation import metrics
+from rmam_jax.evaluation import calibration, metrics
 from rmam_jax.evaluation import views as views_lib
 from rmam_jax.evaluation.outputs import Outputs
 from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError, check_name
 
 FILE = "scores.npz"
+NETWORK = "log-odds"  # what the network's scores in it are; those of before were its own, which Eq. 7-8 does not fix
 
 
 class Scores(NamedTuple):
@@ -23,7 +24,7 @@ class Scores(NamedTuple):
   class_names: np.ndarray  # [L]
   labels: np.ndarray  # float32 [N, L]
   ignore: np.ndarray  # bool [N, L]
-  network: np.ndarray  # float32 [N, L]
+  network: np.ndarray  # float32 [N, L], log-odds
   svm: np.ndarray  # float64 [N, L], margins; [N, 0] without SVMs
   made_by: np.ndarray  # str, JSON, from `made_by`
 
@@ -33,20 +34,29 @@ ALIKE = ("views", "mirror", "feature", "svm_normalize")  # in which runs must ag
 
 def made_by(config: Any, checkpoint: str) -> dict[str, Any]:
   """What scores depend on: the configuration of the evaluation, and the digest of the best epoch's checkpoint."""
-  fields = {name: config.evaluation[name] for name in (*ALIKE, "svm_solver", "svm_images", "svm_c", "ap_method")}
-  return {"checkpoint": checkpoint, **fields, **views_lib.names(config)}
+  names = (*ALIKE, "svm_solver", "svm_images", "svm_c", "svm_refit", "ap_method")
+  fields = {name: config.evaluation[name] for name in names}
+  return {"checkpoint": checkpoint, "network": NETWORK, **fields, **views_lib.names(config)}
 
 
 def save(
-  folder: pathlib.Path, outputs: Outputs, class_names: Sequence[str], svm: np.ndarray | None, made: Mapping[str, Any]
+  folder: pathlib.Path,
+  outputs: Outputs,
+  class_names: Sequence[str],
+  kind: str,
+  svm: np.ndarray | None,
+  made: Mapping[str, Any],
 ) -> None:
-  """The scores of a split to WORKDIR/scores.npz; `svm` are the margins, `made` is from `made_by`."""
+  """The scores of a split to WORKDIR/scores.npz, the network's as log-odds.
+
+  `kind` is the classification loss that they were trained with, `svm` are the margins, `made` is from `made_by`.
+  """
   scores = Scores(
     ids=np.array(outputs.ids),
     class_names=np.array(class_names),
     labels=outputs.labels,
     ignore=outputs.ignore,
-    network=outputs.scores,
+    network=calibration.log_odds(outputs.scores, kind),
     svm=np.zeros((len(outputs.labels), 0)) if svm is None else svm,
     made_by=np.array(json.dumps(made)),
   )

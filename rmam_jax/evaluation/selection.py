@@ -28,7 +28,7 @@ class Selection(NamedTuple):
   svm_c: float | None  # None without SVMs
   svm_mAP: dict[str, float]  # of each value of C that was tried, on that split; empty if there was but one
   temperature: float  # see `calibration`
-  thresholds: list[float]  # [L], on the network's scores
+  thresholds: list[float]  # [L], on the log-odds of the network's scores
   prediction: dict[str, Any]  # temperature and thresholds for scores of the centre view alone, which prediction sees
 
 
@@ -68,9 +68,13 @@ def select(
   """
 
   def calibrated(outputs: Outputs) -> dict[str, Any]:
-    known = outputs.scores, outputs.labels, outputs.ignore
-    thresholds = calibration.fit_thresholds(*known, config.evaluation.thresholds)
-    return {"temperature": calibration.fit_temperature(*known, kind), "thresholds": thresholds.tolist()}
+    known = outputs.labels, outputs.ignore
+    log_odds = calibration.log_odds(outputs.scores, kind)
+    thresholds = calibration.fit_thresholds(log_odds, *known, config.evaluation.thresholds)
+    return {
+      "temperature": calibration.fit_temperature(outputs.scores, *known, kind),
+      "thresholds": thresholds.tolist(),
+    }
 
   svm_c, tried = _choose_c(config, train, validation)
   return Selection(

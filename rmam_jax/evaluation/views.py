@@ -17,7 +17,7 @@ from rmam_jax.data import batches
 from rmam_jax.ops import spatial_transformer
 from rmam_jax.runtime.errors import UserError, check_name
 
-KINDS = ("centre", "five", "ten")
+KINDS = ("centre", "two", "five", "ten")
 MIRRORS = ("image", "map")
 
 
@@ -41,8 +41,8 @@ def from_config(config: Any) -> Views:
   kind, mirror = config.evaluation.views, config.evaluation.mirror
   check_name("evaluation.views", kind, KINDS)
   check_name("evaluation.mirror", mirror, MIRRORS)
-  if kind == "centre":
-    return CENTRE
+  if kind in ("centre", "two"):
+    return CENTRE._replace(mirror=mirror if kind == "two" else "")
   size, crop, stride = config.data.image_size, config.data.crop_size, backbones.stride(config.model)
   margin = size - crop
   if crop % stride or margin % (2 * stride):
@@ -52,13 +52,13 @@ def from_config(config: Any) -> Views:
     )
   end = margin // stride
   windows = ((end // 2, end // 2), (0, 0), (0, end), (end, 0), (end, end))
-  return Views(windows, crop // stride, mirror if kind == "ten" else "")
+  return Views(windows, crop // stride, mirror if kind in ("two", "ten") else "")
 
 
 def names(config: Any) -> dict[str, str]:
   """`evaluation.views` and, where it counts, `evaluation.mirror`."""
   kind = config.evaluation.views
-  return {"views": kind, "mirror": config.evaluation.mirror if kind == "ten" else ""}
+  return {"views": kind, "mirror": config.evaluation.mirror if kind in ("two", "ten") else ""}
 
 
 def in_words(named: Mapping[str, Any]) -> str:
@@ -68,10 +68,16 @@ def in_words(named: Mapping[str, Any]) -> str:
 
 
 def feature_maps(model: recognizer.Recognizer, params: Any, images: jax.Array, views: Views) -> jax.Array:
-  """Images [B, height, width, 3] -> the maps of their views [B, V, h, w, C], the centre first."""
-  images = jnp.stack([images, images[:, :, ::-1]] if views.mirror == "image" else [images], axis=1)
-  maps = model.apply({"params": params}, images.reshape(-1, *images.shape[2:]), method="feature_map")
-  maps = maps.reshape(*images.shape[:2], *maps.shape[1:])
+  """Images [B, height, width, 3] -> the maps of their views [B, V, h, w, C], the centre first.
+
+  The images may be maps already: those of the centre view and of its mirror image [B, 2, h, w, C].
+  """
+  if images.ndim == 5:
+    maps = images if views.mirror == "image" else images[:, :1]
+  else:
+    images = jnp.stack([images, images[:, :, ::-1]] if views.mirror == "image" else [images], axis=1)
+    maps = model.apply({"params": params}, images.reshape(-1, *images.shape[2:]), method="feature_map")
+    maps = maps.reshape(*images.shape[:2], *maps.shape[1:])
   if views.mirror == "map":
     maps = jnp.concatenate([maps, maps[:, :, :, ::-1]], axis=1)
   side = views.side or maps.shape[2]

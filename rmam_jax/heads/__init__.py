@@ -2,13 +2,21 @@
 
 from collections.abc import Iterable
 
-from rmam_jax.heads import fixed_grid, pooling, proposals, rarl, recurrent, rlsd, saliency, whole_image
+from rmam_jax.heads import fixed_grid, pooling, proposals, rarl, recurrent, rlsd, saliency, two_stream, whole_image
 from rmam_jax.heads.spec import BOXES, DENSE_SCORES, RPN, HeadLoss, HeadSpec
 from rmam_jax.runtime.errors import check_name
 
 __all__ = ["BOXES", "DENSE_SCORES", "RPN", "SPECS", "HeadLoss", "HeadSpec", "get", "register", "unused_sections"]
 
-_WAYS_OF_LOOKING = (recurrent.SPEC, saliency.SPEC, rarl.SPEC, *rlsd.SPECS, fixed_grid.SPEC, proposals.SPEC)
+_WAYS_OF_LOOKING = (
+  recurrent.SPEC,
+  saliency.SPEC,
+  two_stream.SPEC,
+  rarl.SPEC,
+  *rlsd.SPECS,
+  fixed_grid.SPEC,
+  proposals.SPEC,
+)
 _CONTROLS = (whole_image.SPEC, *pooling.SPECS)
 SPECS = {spec.name: spec for spec in (*_WAYS_OF_LOOKING, *_CONTROLS)}
 

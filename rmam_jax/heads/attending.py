@@ -11,6 +11,7 @@ from rmam_jax.heads.spec import HeadSpec
 from rmam_jax.ops import attention
 from rmam_jax.ops.attention import Attention
 from rmam_jax.ops.next_region import no_parameters
+from rmam_jax.runtime.errors import UserError, check_name
 
 
 class Attending(nn.Module):
@@ -29,11 +30,19 @@ class Attending(nn.Module):
     return self.attend(params, feature_map, **guide)
 
 
+def check_prior(model: Any) -> None:
+  """Raises UserError unless `model.prior` is a probability below 1."""
+  if not 0 <= model.prior < 1:
+    raise UserError(f"model.prior must be a probability below 1, or 0 for none, got {model.prior}")
+
+
 def init_options(model: Any, num_classes: int) -> dict[str, Any]:
-  """What the `model` section of a configuration says of `attention.init_attention`."""
-  names = ("x_width", "lstm_width", "z_width", "forget_bias")
+  """What the `model` section of a configuration says of `attention.init_attention`; UserError for an unknown fan."""
+  names = ("x_width", "lstm_width", "z_width", "forget_bias", "prior")
   fields = {name: model[name] for name in names}
-  return {"num_classes": num_classes, "region_size": tuple(model.region_size), **fields}
+  check_name("model.xavier", model.xavier, ("fan_avg", "fan_in"))
+  check_prior(model)
+  return {"num_classes": num_classes, "region_size": tuple(model.region_size), "fan": model.xavier, **fields}
 
 
 def sampling(model: Any) -> dict[str, Any]:

@@ -16,6 +16,8 @@ def _check(config: Any) -> None:
       f"head 'proposals' looks at proposals: set data.proposals, and data.num_proposals to the {regions} of"
       " model.num_regions"
     )
+  if data.edge_model and data.proposals != "edge_boxes":
+    raise UserError(f"data.edge_model is for data.proposals=edge_boxes, got {data.proposals!r}")
 
 
 SPEC = attending_spec(

@@ -14,7 +14,8 @@ def _rule(model: Any) -> Any:
 
 def _init(model: Any) -> Any:
   section = model.recurrent
-  return functools.partial(next_region.init_recurrent, bias=tuple(section.bias), weight_scale=section.weight_scale)
+  options = {"bias": tuple(section.bias), "weight_scale": section.weight_scale, "fan": model.xavier}
+  return functools.partial(next_region.init_recurrent, **options)
 
 
 SPEC = attending_spec(

@@ -21,6 +21,14 @@ def one_region(scores: jax.Array, features: jax.Array, memory: Any = ()) -> Atte
   return Attention(scores[None], theta, features, features, features, memory)
 
 
+def score_layer(num_classes: int, prior: float, name: str, **options: Any) -> nn.Dense:
+  """A linear layer of scores that begins as `attention.init_scores`, or, without a prior, as the options say."""
+  if prior:
+    bias = nn.initializers.constant(jax.scipy.special.logit(prior))
+    options = {"kernel_init": nn.initializers.zeros, "bias_init": bias}
+  return nn.Dense(num_classes, name=name, **options)
+
+
 class WholeImage(nn.Module):
   """The whole image sampled as one region, two dense layers, no recurrence."""
 
@@ -28,6 +36,7 @@ class WholeImage(nn.Module):
   sample: Callable[..., jax.Array]  # feature map and theta -> features, as `attention.region_features`
   x_width: int
   z_width: int
+  prior: float = 0.0  # see `attention.init_attention`
 
   @nn.compact
   def __call__(self, feature_map: jax.Array) -> Attention:
@@ -35,12 +44,13 @@ class WholeImage(nn.Module):
     region = self.sample(feature_map, theta).astype(jnp.float32)
     x = nn.relu(nn.Dense(self.x_width, name="fx")(region))
     z = nn.relu(nn.Dense(self.z_width, name="xz")(x))
-    return one_region(nn.Dense(self.num_classes, name="zs")(z), z)
+    return one_region(score_layer(self.num_classes, self.prior, "zs")(z), z)
 
 
 def _build(model: Any, num_classes: int) -> WholeImage:
   sample = functools.partial(attention.region_features, **attending.sampling(model))
-  return WholeImage(num_classes, sample, model.x_width, model.z_width)
+  attending.check_prior(model)
+  return WholeImage(num_classes, sample, model.x_width, model.z_width, model.prior)
 
 
 SPEC = HeadSpec("whole_image", _build, looks=False)

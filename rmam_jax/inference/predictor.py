@@ -20,7 +20,8 @@ from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError, os_errors
 from rmam_jax.training import exported, stages
 
-PRETRAINED = pathlib.Path(__file__).parent / "pretrained" / "digits-easy"
+PRETRAINED = pathlib.Path(__file__).parent / "pretrained"  # the recognizers that ship, by name
+DEFAULT = "digits-easy"
 
 Box = tuple[float, float, float, float]  # (left, top, right, bottom) in pixels of the original image
 Source = str | os.PathLike | bytes | np.ndarray
@@ -110,7 +111,7 @@ class Predictor:
       )
     mesh = mesh_lib.make_mesh()
     self.config, self._looks, self._threads = config, spec.looks, threads
-    self._batch_size = -(-batch_size // mesh.size) * mesh.size
+    self._batch_size, self._devices = -(-batch_size // mesh.size) * mesh.size, mesh.size
     self._params = jax.device_put(trained.params, mesh_lib.replicated(mesh))
     self._forward = outputs_lib.make_forward(stages.build_model(config, "stage_two", len(self.class_names)), mesh)
 
@@ -137,8 +138,12 @@ class Predictor:
     with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
       tasks = enumerate(images)
       groups = iter(lambda: list(itertools.islice(tasks, self._batch_size)), [])
+      first = next(groups, [])
+      # A few images need no whole batch; of more, the last batch has the shape that is compiled already.
+      size = -(-min(1 << max(len(first) - 1, 0).bit_length(), self._batch_size) // self._devices) * self._devices
+      groups = itertools.chain([first] if first else [], groups)
       views = outputs_lib.one_ahead(pool.map(self._read, group) for group in groups)  # `map` begins all of a group
-      for begun, arrays in outputs_lib.one_ahead(map(self._begin, views)):
+      for begun, arrays in outputs_lib.one_ahead(self._begin(each, size) for each in views):
         yield from self._finish(begun, arrays)
 
   def _read(self, task: tuple[int, Source]) -> _View | UserError:
@@ -150,10 +155,12 @@ class Predictor:
       return error
     return batches.view(image, data.image_size, data.crop_size, offset, offset, False), *image.shape[:2]
 
-  def _begin(self, views: Iterable[_View | UserError]) -> tuple[list[_View | UserError], dict[str, jax.Array]]:
-    """Starts the network on the views of a batch, padded: one shape is compiled once."""
+  def _begin(
+    self, views: Iterable[_View | UserError], batch: int
+  ) -> tuple[list[_View | UserError], dict[str, jax.Array]]:
+    """Starts the network on the views of a batch, padded to `batch` images: each shape is compiled once."""
     size, views = self.config.data.crop_size, list(views)
-    pixels = np.zeros((self._batch_size, size, size, 3), np.uint8)
+    pixels = np.zeros((batch, size, size, 3), np.uint8)
     for row, view in enumerate(views):
       if not isinstance(view, Exception):
         pixels[row] = view[0]
@@ -196,6 +203,10 @@ class Predictor:
 def load(folder: str | os.PathLike | None = None, **options) -> Predictor:
   """The predictor of a workdir or an exported folder, with options of `Predictor`; see `exported.load`.
 
-  Without a folder it is the recognizer of digit scenes that ships with the package.
+  It may be the name of a recognizer that ships with the package, "photographs" (the default) or "digits-easy", unless
+  there is a folder of that name.
   """
-  return Predictor(exported.load(pathlib.Path(folder or PRETRAINED)), **options)
+  path = pathlib.Path(folder or PRETRAINED / DEFAULT)
+  if not path.exists() and (PRETRAINED / path).is_dir():
+    path = PRETRAINED / path
+  return Predictor(exported.load(path), **options)

@@ -159,6 +159,11 @@ def winning_region(scores: jax.Array) -> jax.Array:
   return scores.argmax(axis=0)
 
 
+def init_scores(rows: int, num_classes: int, prior: float) -> Params:
+  """A score layer that says `prior`, a probability above 0, for every class, whatever it is given; [rows, L]."""
+  return {"kernel": jnp.zeros((rows, num_classes)), "bias": jnp.full(num_classes, jax.scipy.special.logit(prior))}
+
+
 def init_attention(
   key: jax.Array,
   *,
@@ -170,6 +175,8 @@ def init_attention(
   lstm_width: int = 4096,
   z_width: int = 4096,
   forget_bias: float = 0.0,
+  fan: str = "fan_avg",
+  prior: float = 0.0,
 ) -> Params:
   """Parameters for `attend`: Xavier uniform weights, zero biases (Sec. 5.1).
 
@@ -181,8 +188,13 @@ def init_attention(
     region_size: (h, w) of a region's features.
     x_width, lstm_width, z_width: X, N, Z; the paper gives none.
     forget_bias: the forget gate's first bias; 1 is a common other choice.
+    fan: "fan_avg", the mean of a layer's inputs and outputs as Glorot and Bengio have it, or "fan_in", Caffe's default:
+      weights are uniform in ±sqrt(3 / fan).
+    prior: the probability of every class at first, if above 0: the weights of the score layer are then 0, and its bias is
+      that probability's log-odds. A sigmoid's scores of rare classes are otherwise far off at first (Lin et al., "Focal
+      Loss", ICCV 2017).
   """
-  xavier = jax.nn.initializers.glorot_uniform()
+  xavier = jax.nn.initializers.variance_scaling(1.0, fan, "uniform")
   keys = jax.random.split(key, 10)
 
   def init_dense(key, rows, columns):
@@ -199,6 +211,6 @@ def init_attention(
       "b": jnp.zeros((4, lstm_width)).at[1].set(forget_bias).reshape(-1),
     },
     "hz": init_dense(keys[3], lstm_width, z_width),
-    "zs": init_dense(keys[4], z_width, num_classes),
+    "zs": init_scores(z_width, num_classes, prior) if prior else init_dense(keys[4], z_width, num_classes),
     "next_region": init_next_region(keys[5], channels=channels, z_width=z_width),
   }

@@ -43,7 +43,7 @@ def classification_loss(
 
   Args:
     scores: [B, L], of Eq. 6.
-    labels: [B, L] of 0 and 1; at least one 1 that is not ignored in each real row, or its target is all zero.
+    labels: [B, L] of 0 and 1. A row without a 1 that is not ignored has no target: its loss is 0.
     ignore: [B, L]; classes left out of the softmax, the target and the sum.
     example_mask: [B].
 
@@ -59,7 +59,8 @@ def classification_loss(
   labels = labels if kept is None else labels * kept
   target = labels / jnp.maximum(labels.sum(axis=-1, keepdims=True), 1)
   probability = jax.nn.softmax(scores, axis=-1, where=kept)
-  return batch_mean(((probability - target) ** 2).sum(axis=-1), example_mask)
+  has_target = labels.any(axis=-1)
+  return batch_mean(jnp.where(has_target, ((probability - target) ** 2).sum(axis=-1), 0), example_mask)
 
 
 def sigmoid_loss(
@@ -74,8 +75,27 @@ def sigmoid_loss(
 
 
 CLASSIFICATION_LOSSES = {"euclidean": classification_loss, "sigmoid": sigmoid_loss}
-# What each loss takes for the probability of a class: [..., L] -> [..., L].
+
+
+def softmax_log_odds(scores: jax.Array) -> jax.Array:
+  """log(p / (1 - p)) of the softmax p of scores, [..., L] -> [..., L]; the largest finite number where L = 1.
+
+  Eq. 7 fixes an image's scores only up to a constant, which these lack: they rank images as p does, without its ties
+  at 0 and 1.
+  """
+  scores = jnp.asarray(scores)
+  highest = jax.nn.one_hot(scores.argmax(axis=-1), scores.shape[-1], dtype=bool)
+  others = jax.nn.logsumexp(jnp.where(highest, -jnp.inf, scores), axis=-1, keepdims=True)
+  log_p = jax.nn.log_softmax(scores)
+  # Of the highest class 1 - p is known from the others alone: from p it would be lost in rounding.
+  return jnp.where(
+    highest, scores - jnp.maximum(others, jnp.finfo(scores.dtype).min), log_p - jnp.log1p(-jnp.exp(log_p))
+  )
+
+
+# What each loss takes for the probability of a class, and its log-odds: [..., L] -> [..., L].
 PROBABILITIES = {"euclidean": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
+LOG_ODDS = {"euclidean": softmax_log_odds, "sigmoid": lambda scores: scores}
 
 
 def anchor_loss(thetas: jax.Array) -> jax.Array:
@@ -97,6 +117,7 @@ def positive_loss(thetas: jax.Array, *, min_scale: float = MIN_SCALE) -> jax.Arr
 def localization_loss(
   thetas: jax.Array,
   *,
+  constrain_first: bool = True,
   scale_weight: float = 1.0,
   anchor_weight: float = ANCHOR_WEIGHT,
   positive_weight: float = POSITIVE_WEIGHT,
@@ -111,15 +132,18 @@ def localization_loss(
 
   Args:
     thetas: [K, B, 4], the regions 1..K.
+    constrain_first: whether l_S and l_P hold for region 1, too. "For the first iteration, adding no constraint" (Sec.
+      4.2) may mean that it has no anchor, or no constraint at all.
     scale_weight, anchor_weight, positive_weight: of the three terms; 0 leaves one out (Table 4).
     max_scale, min_scale: alpha and beta.
     example_mask: [B].
   """
   if thetas.ndim != 3 or thetas.shape[-1] != 4:
     raise ValueError(f"thetas must have shape [K, B, 4], got {list(thetas.shape)}")
-  l_s = scale_loss(thetas, max_scale=max_scale).sum(axis=0)
+  constrained = thetas if constrain_first else thetas[1:]
+  l_s = scale_loss(constrained, max_scale=max_scale).sum(axis=0)
   l_a = anchor_loss(thetas).sum(axis=0)
-  l_p = positive_loss(thetas, min_scale=min_scale).sum(axis=0)
+  l_p = positive_loss(constrained, min_scale=min_scale).sum(axis=0)
   return batch_mean(scale_weight * l_s + anchor_weight * l_a + positive_weight * l_p, example_mask)
 
 

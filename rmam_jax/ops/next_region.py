@@ -33,13 +33,14 @@ def recurrent(params, feature_map, *, origins=None):
   return (), choose
 
 
-def init_recurrent(key, *, channels, z_width, bias=spatial_transformer.WHOLE_IMAGE, weight_scale=0.01):
+def init_recurrent(key, *, channels, z_width, bias=spatial_transformer.WHOLE_IMAGE, weight_scale=0.01, fan="fan_avg"):
   """Small Xavier weights and, as bias, the identity: with a zero bias every region would collapse to one point.
 
-  `bias` is the first (s_x, s_y, t_x, t_y); `weight_scale` the variance of the weights relative to Xavier's.
+  `bias` is the first (s_x, s_y, t_x, t_y); `weight_scale` the variance of the weights relative to Xavier's, by the fan of
+  `attention.init_attention`.
   """
   del channels
-  init = jax.nn.initializers.variance_scaling(weight_scale, "fan_avg", "uniform")
+  init = jax.nn.initializers.variance_scaling(weight_scale, fan, "uniform")
   return {"kernel": init(key, (z_width, 4)), "bias": jnp.asarray(bias, jnp.float32)}
 
 

@@ -93,14 +93,16 @@ def attend(
   return Attention(*(every.reshape(-1, *every.shape[2:]) for every in looks), rollout)
 
 
-def init_attention(key: jax.Array, *, lstm_width: int, policy_scale: float = 0.01, **options: Any) -> Params:
+def init_attention(
+  key: jax.Array, *, lstm_width: int, policy_scale: float = 0.01, fan: str = "fan_avg", **options: Any
+) -> Params:
   """Parameters for `attend`: as RMAM's, a small policy whose first means are near the image's middle, a baseline of 0.
 
   `policy_scale` is the variance of the policy's weights relative to Xavier's; options as of `attention.init_attention`.
   """
-  policy = jax.nn.initializers.variance_scaling(policy_scale, "fan_avg", "uniform")
+  policy = jax.nn.initializers.variance_scaling(policy_scale, fan, "uniform")
   params = attention.init_attention(
-    key, lstm_width=lstm_width, init_next_region=lambda key, **_: policy(key, (lstm_width, 2)), **options
+    key, lstm_width=lstm_width, init_next_region=lambda key, **_: policy(key, (lstm_width, 2)), fan=fan, **options
   )
   policy_kernel = params.pop("next_region")
   return {

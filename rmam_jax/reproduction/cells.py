@@ -11,7 +11,7 @@ import importlib.util
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import filelock
@@ -21,7 +21,7 @@ import rmam_jax
 from rmam_jax import heads
 from rmam_jax.data.splits import open_split
 from rmam_jax.evaluation import scores as scores_lib
-from rmam_jax.reproduction.tables import SPECS
+from rmam_jax.reproduction import tables
 from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import checkpoints, evaluate, initial_weights, pipeline, stages, workdir
@@ -52,7 +52,8 @@ class Maker:
   """Makes cells from a configuration file, PATH or PATH:VARIANT, and the fields that are set for all cells.
 
   The file has SCALES, the names of two scales, and a `get_config` that takes VARIANT, a scale and a head with colons
-  between. UserError: there is no such file, it has no two scales, or a field cannot be set for all cells.
+  between. It may have CONTROLS, the heads of that table, and CLASS_GROUPS, by title the classes whose mAP is printed
+  beside that of all. UserError: there is no such file, it has no two scales, or a field cannot be set for all cells.
   """
 
   def __init__(self, config: str, changes: Mapping[str, Any]):
@@ -64,11 +65,13 @@ class Maker:
     spec.loader.exec_module(self._file)
     if len(getattr(self._file, "SCALES", ())) != 2:
       raise UserError(f"{path} names no SCALES: tables need a configuration with two, as configs/digits.py has")
+    self.controls: Sequence[str] = getattr(self._file, "CONTROLS", tables.CONTROLS)
+    self.class_groups: Mapping[str, Sequence[str]] = getattr(self._file, "CLASS_GROUPS", {})
     if reserved := [field for field in RESERVED if field in changes]:
       raise UserError(f"--config.{reserved[0]} cannot be set for all cells: they differ in it")
     self._changes = changes
     self._data: dict[str, list[str]] = {}
-    self._weights: dict[str, ml_collections.ConfigDict] = {}
+    self._weights: dict[tuple[str, str], ml_collections.ConfigDict] = {}
 
   def cell(self, name: str, seed: int, rate: float | None = None) -> Cell:
     """The cell of a spec, with `rate` in stage two or, if None, the configuration's.
@@ -76,7 +79,7 @@ class Maker:
     UserError: a field is set for all cells that makes this one what it is; or weights are not given, not there, or do
     not fit.
     """
-    spec = SPECS[name]
+    spec = tables.SPECS[name]
     head = heads.get(spec.head)
     if clash := sorted(set(spec.changes) & set(self._changes)):
       raise UserError(f"--config.{clash[0]} cannot be set for all cells: the tables' {name} has its own value")
@@ -84,15 +87,19 @@ class Maker:
     if spec.changes:  # they are stage two's: stage one is that of all rows
       config.stage_one.classification = stages.classification_of(config, "stage_one")
     config.update_from_flattened_dict({**spec.changes, **self._changes})
-    if head.guide == heads.BOXES:
+    if head.guide != heads.BOXES:
+      config.data.edge_model = ""
+    else:
       config.data.num_proposals = config.model.num_regions
+      config.data.proposals = "edge_boxes" if config.data.edge_model else config.data.proposals
     config.seed, config.controls, config.controls_rate, config.evaluation.pictures = seed, (), 0.0, 0
     if rate is not None:
       config.stage_two.learning_rate = rate
     if config.weights != initial_weights.NONE:
-      if config.weights not in self._weights:
-        self._weights[config.weights], _ = initial_weights.resolve(config)
-      resolved = self._weights[config.weights]
+      named = config.weights, config.model.backbone
+      if named not in self._weights:
+        self._weights[named], _ = initial_weights.resolve(config)
+      resolved = self._weights[named]
       config.weights_digest = resolved.weights_digest
       config.model.pixel_mean, config.model.pixel_std = resolved.model.pixel_mean, resolved.model.pixel_std
     fields, about = _fields(config), [rmam_jax.__version__, workdir.FORMAT, *self._digest_data(config.data)]
@@ -135,14 +142,18 @@ def _digest(content: Any) -> str:
 
 
 _AFTER_STAGE_ONE = ("stage_two.", "evaluation.", "controls", "model.head")  # what stage one does not see
-_OF_REGIONS = ("localization_weight", "anchor_weight", "scale_weight", "positive_weight", "max_scale", "min_scale")
+_OF_REGIONS = (
+  *("localization_weight", "constrain_first", "anchor_weight", "scale_weight", "positive_weight", "max_scale"),
+  "min_scale",
+)
 
 
 def _of_stage_one(config: ml_collections.ConfigDict, fields: Mapping[str, Any]) -> list[Any]:
   """All that stage one depends on."""
   seen = _without(fields, *_AFTER_STAGE_ONE)
   if not heads.get(config.stage_one.head).looks:  # it has no regions to constrain
-    unused = ("data.proposals", "data.num_proposals", "accumulate", *heads.unused_sections([config.stage_one.head]))
+    unused = ("data.proposals", "data.num_proposals", "data.edge_model", "accumulate")
+    unused += heads.unused_sections([config.stage_one.head])
     seen = _without(seen, *unused, *(f"loss.{name}" for name in _OF_REGIONS))
   default = seen.pop("loss.classification")
   return [seen.pop("stage_one.classification") or default, seen]

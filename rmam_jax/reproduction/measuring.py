@@ -15,7 +15,7 @@ import numpy as np
 
 from rmam_jax import heads
 from rmam_jax.data.splits import open_split
-from rmam_jax.evaluation import bootstrap, metrics
+from rmam_jax.evaluation import bootstrap, calibration, metrics, stored_maps
 from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.evaluation import scores as scores_lib
 from rmam_jax.evaluation import views as views_lib
@@ -24,7 +24,7 @@ from rmam_jax.reproduction.plan import Plan
 from rmam_jax.reproduction.tables import Ordering, Row
 from rmam_jax.runtime import files
 from rmam_jax.runtime import mesh as mesh_lib
-from rmam_jax.training import checkpoints, workdir
+from rmam_jax.training import checkpoints, stages, workdir
 
 MOST_REGIONS = 10  # that a recognizer is tried with, whatever K it was trained with
 _TIMED = 15  # batches; their median counts
@@ -39,7 +39,7 @@ class Measurements:
   def __init__(self, plan: Plan, chosen: Sequence[str]):
     self.plan, self.chosen = plan, chosen
     self._cell = functools.cache(lambda name, views, seed: cells.load(plan.cell(name, seed), plan.root, views))
-    row = tables.tables()[chosen[0]].rows[0]
+    row = tables.tables(controls=plan.maker.controls)[chosen[0]].rows[0]
     self.first, self._first_scores = self._cell(row.cells[0], row.views, plan.seeds[0])
     self.config: dict[str, Any] = self.first["config"]
     self._maps = functools.cache(self._resample)
@@ -69,6 +69,11 @@ class Measurements:
     """A figure of results.json for each seed; None where it is not there."""
     (name,) = row.cells
     return [self._cell(name, row.views, seed)[0].get(figure) for seed in self.plan.seeds]
+
+  def group_map(self, row: Row, kind: str, classes: Sequence[str]) -> list[float]:
+    """Mean average precision over some classes, for each seed; `kind` is "AP", the network's, or "svm_AP"."""
+    found = self.results(row, kind)
+    return [float(np.mean([ap for name in classes if (ap := by_class[name]) is not None])) for by_class in found]
 
   def interval(self, ordering: Ordering, kind: str) -> bootstrap.Interval:
     """How much better the better one is by the scores of `kind`, "svm" or "network"."""
@@ -100,16 +105,22 @@ def _load(folder: pathlib.Path, config: ml_collections.ConfigDict) -> tuple[outp
 def measure_by_regions(folder: pathlib.Path) -> dict[str, list[float]]:
   """mAP (Eq. 6) and coverage of the first 1, 2, ... regions, up to `MOST_REGIONS` or what the head allows; centre views."""
   config = workdir.read_config(folder)
+  kind = stages.classification_of(config, "stage_two")
   most = heads.get(config.model.head).most_regions(config.model) or MOST_REGIONS
   with config.unlocked():
     config.model.num_regions = most
   test = open_split(config.data, config.data.test)
   forward, params = _load(folder, config)
-  found = outputs_lib.compute_outputs(forward, params, test, data=config.data, batch_size=config.evaluation.batch_size)
+  maps = None
+  if not config.stage_two.backbone_rate:
+    model = stages.build_model(config, "stage_two", len(test.class_names))
+    maps = stored_maps.of_split(model, params, test, config=config, mesh=mesh_lib.make_mesh())
+  options = {"data": config.data, "batch_size": config.evaluation.batch_size, "maps": maps}
+  found = outputs_lib.compute_outputs(forward, params, test, **options)
   boxes = views_lib.region_boxes(found.thetas, config).transpose(1, 0, 2)
   figures = {"mAP": [], "coverage": []}
   for k in range(1, most + 1):
-    scores = found.region_scores[:k].max(axis=0)
+    scores = calibration.log_odds(found.region_scores[:k].max(axis=0), kind)
     every = metrics.average_precisions(scores, found.labels, ignore=found.ignore, method=config.evaluation.ap_method)
     figures["mAP"].append(metrics.mean_average_precision(every))
     figures["coverage"].append(metrics.region_metrics(boxes[:, :k], None, *found.objects()).coverage)

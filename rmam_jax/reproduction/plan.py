@@ -50,7 +50,7 @@ def make(maker: Maker, root: Path, chosen: Sequence[str], seeds: int, rates: Seq
 
   UserError: no such table, or the configuration has no SVMs, which the tables measure.
   """
-  every = tables.tables()
+  every = tables.tables(controls=maker.controls)
   if unknown := [name for name in chosen if name not in every]:
     raise UserError(f"--tables must be some of {', '.join(every)}, got {unknown[0]!r}")
   views: dict[str, dict[str, None]] = {}  # the inner one an ordered set

@@ -13,6 +13,8 @@ import numpy as np
 
 import rmam_jax
 from rmam_jax import heads
+from rmam_jax.data import proposals
+from rmam_jax.evaluation import report
 from rmam_jax.reproduction import plan, tables
 from rmam_jax.reproduction.cells import Maker
 from rmam_jax.reproduction.measuring import Measurements, measure_by_regions, milliseconds_per_image
@@ -52,31 +54,50 @@ def _paper_table(found: Measurements, number: str, table: Table) -> list[str]:
       pairs = zip(ours, printed, strict=True)
       differences = ("-" if theirs is None else f"{100 * np.mean(mine) - theirs:+.1f}" for mine, theirs in pairs)
       rows.append(["", "difference", *differences])
-  return _section(f"Table {number}: {table.title}", "", ["", "", *figures], rows)
+  by = {found.plan.cell(name, 0).config.data.proposals for row in table.rows for name in row.cells} - {""}
+  text = "".join(f"Object proposals: {proposals.KINDS[kind]}." for kind in by)
+  return _section(f"Table {number}: {table.title}", text, ["", "", *figures], rows)
+
+
+def _mean_columns(found: Measurements) -> list[str]:
+  """The titles of the columns of mean average precision."""
+  groups = [*(f"mAP {title}" for title in found.plan.maker.class_groups), "mAP"]
+  return [*groups, *(f"{title}, SVMs" for title in groups)]
 
 
 def _head(found: Measurements, row: Row, *more: str) -> list[str]:
-  figures = [_percent(found.results(row, name)) for name in ("mAP", "svm_mAP", *_REGION_METRICS)]
-  return [f"`{row.label}`", *figures, *more, f"{found.plan.cell(row.label, 0).config.stage_two.learning_rate:g}"]
+  groups = found.plan.maker.class_groups.values()
+  precisions = []
+  for prefix in ("", "svm_"):
+    precisions += [_percent(found.group_map(row, f"{prefix}AP", classes)) for classes in groups]
+    precisions.append(_percent(found.results(row, f"{prefix}mAP")))
+  figures = [_percent(found.results(row, name)) for name in _REGION_METRICS]
+  return [
+    f"`{row.label}`",
+    *precisions,
+    *figures,
+    *more,
+    f"{found.plan.cell(row.label, 0).config.stage_two.learning_rate:g}",
+  ]
 
 
 def _bounds(found: Measurements, row: Row, label: str, prefix: str) -> list[str]:
-  """What the regions of a row would reach at random places, or a grid."""
-  return [label, "-", "-", *(_percent(found.results(row, f"{prefix}_{name}")) for name in _REGION_METRICS)]
+  """What regions that know nothing of the image would reach."""
+  nothing = ["-"] * 2 * (1 + len(found.plan.maker.class_groups))
+  return [label, *nothing, *(_percent(found.results(row, f"{prefix}_{name}")) for name in _REGION_METRICS)]
 
 
 def _controls(found: Measurements, table: Table) -> list[str]:
   first = table.rows[0]
   rows = [
     *(_head(found, row) for row in table.rows),
-    [*_bounds(found, first, f"chance: `{first.label}`'s regions anywhere", "chance"), ""],
-    [*_bounds(found, first, "a grid with the best choice among its regions", "fixed_grid"), ""],
+    *([*_bounds(found, first, text, prefix.removesuffix("_")), ""] for prefix, text in report.BASELINES.items()),
   ]
   text = (
     "Every head on the same backbone and batches, for as many steps, with the losses and stage one of its"
     " configuration; the centre view; the network's own scores and the SVMs'."
   )
-  return _section("What the paper lacks", text, ["head", "mAP", "mAP, SVMs", *_REGION_METRICS, "rate"], rows)
+  return _section("What the paper lacks", text, ["head", *_mean_columns(found), *_REGION_METRICS, "rate"], rows)
 
 
 def _systems(found: Measurements, table: Table) -> list[str]:
@@ -91,7 +112,7 @@ def _systems(found: Measurements, table: Table) -> list[str]:
     " (docs/systems.md), with the same backbone, batches and number of steps, each with the losses and stage one of its"
     " configuration. ms: of the network alone for one image, the centre view, in batches, on the machine above."
   )
-  return _section("The sister systems", text, ["head", "mAP", "mAP, SVMs", *_REGION_METRICS, "ms", "rate"], rows)
+  return _section("The sister systems", text, ["head", *_mean_columns(found), *_REGION_METRICS, "ms", "rate"], rows)
 
 
 def _trials(found: Measurements) -> list[str]:
@@ -102,7 +123,7 @@ def _trials(found: Measurements) -> list[str]:
 
 def _orderings(found: Measurements) -> list[str]:
   rows = []
-  for ordering in tables.orderings(found.chosen):
+  for ordering in tables.orderings(found.chosen, found.plan.maker.controls):
     intervals = [found.interval(ordering, kind) for kind in ("svm", "network")]
     point = "{:+.1f} [{:+.1f}, {:+.1f}] {}"
     rows.append([ordering.claim, *(point.format(*(100 * np.array(each)), each.verdict) for each in intervals)])
@@ -136,7 +157,7 @@ def _write(root: pathlib.Path, found: Measurements, command: str) -> None:
   """Writes ROOT/tables.md and ROOT/looks.png; `command`, which makes the same tables, stands in it."""
   config, section = found.config, found.config["evaluation"]
   data = config["data"]["name"]
-  every = tables.tables(data)
+  every = tables.tables(data, found.plan.maker.controls)
   lines = [
     f"# Tables on {data}\n\n    {command}\n",
     f"{datetime.date.today().isoformat()}, rmam_jax {rmam_jax.__version__}, jax {jax.__version__}, {jax.device_count()}"
@@ -154,7 +175,8 @@ def _write(root: pathlib.Path, found: Measurements, command: str) -> None:
     lines += ours(found, table) if ours else _paper_table(found, number, table)
   lines += _orderings(found) + _trials(found)
   if "controls" in found.chosen and found.results(every["controls"].rows[0], "coverage")[0] is not None:  # has boxes
-    by_name = {name: found.measured_once(name, measure_by_regions) for name in tables.BY_REGIONS}
+    looking = [name for name in tables.BY_REGIONS if name in found.plan.maker.controls]
+    by_name = {name: found.measured_once(name, measure_by_regions) for name in looking}
     _draw_by_regions(root / "looks.png", by_name, config["model"]["num_regions"])
     lines += [
       "### More looks\n",

@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rmam_jax import heads
+
 TABLES = ("1", "2", "3", "4", "5", "6", "controls", "systems")
 SINGLE, TEN = "centre", "ten"
 PAPER_DATA = {"voc2007": "voc/2007", "coco": "coco/2014"}  # the names in `paper_tables.json`
@@ -12,7 +14,7 @@ PAPER_CLASSES = {
   **{"aero": "aeroplane", "bike": "bicycle", "table": "diningtable"},
   **{"mbike": "motorbike", "plant": "pottedplant", "tv": "tvmonitor"},
 }
-# Heads, each trained as configured by the cell of its name.
+# Heads, each trained as configured by the cell of its name; a configuration file may have CONTROLS of its own.
 CONTROLS = ("saliency", "recurrent", "fixed_grid", "whole_image", "score_map", "max_pool", "mean_pool")
 SYSTEMS = ("saliency", "recurrent", "rarl", "rlsd", "rlsd_ft_rpn", "score_map", "mean_pool")
 BY_REGIONS = ("saliency", "recurrent")  # the controls that are also measured by the number of regions
@@ -46,6 +48,7 @@ def _rmam(scale: int = 0, head: str = "recurrent", **losses: float) -> Spec:
 
 
 SPECS: Mapping[str, Spec] = {
+  **{head: Spec(head) for head in heads.SPECS},
   "rmam": _rmam(),
   "rmam-large": _rmam(scale=1),
   "rmam-null": _rmam(localization_weight=0.0),
@@ -53,7 +56,6 @@ SPECS: Mapping[str, Spec] = {
   "rmam-A+S": _rmam(positive_weight=0.0),
   "rmam-A+P": _rmam(scale_weight=0.0),
   "proposals": _rmam(head="proposals", localization_weight=0.0),
-  **{head: Spec(head) for head in (*CONTROLS, *SYSTEMS)},
 }
 
 
@@ -81,7 +83,7 @@ class Ordering(NamedTuple):
   worse: Row
 
 
-def tables(data: str = "") -> dict[str, Table]:
+def tables(data: str = "", controls: Sequence[str] = CONTROLS) -> dict[str, Table]:
   """All tables by their number; the last two are ours. Table 6 has the paper's figures for `data`, or else for VOC."""
   paper = json.loads(pathlib.Path(__file__).with_name("paper_tables.json").read_text())
   column = next((name for name, ours in PAPER_DATA.items() if ours == data), "voc2007")
@@ -108,7 +110,7 @@ def tables(data: str = "") -> dict[str, Table]:
     "4": [Row(label, (cell,), TEN, {"mAP": ablations[label]}) for label, cell in ABLATIONS.items()],
     "5": [Row(label, (ABLATIONS[label],), TEN, two[label]) for label in two],
     "6": [Row(label, *where, {"mAP": fusions[label][column]}) for label, where in views.items()],
-    "controls": [Row(cell, (cell,), SINGLE) for cell in CONTROLS],
+    "controls": [Row(cell, (cell,), SINGLE) for cell in controls],
     "systems": [Row(cell, (cell,), SINGLE) for cell in SYSTEMS],
   }
   about = {
@@ -124,9 +126,9 @@ def tables(data: str = "") -> dict[str, Table]:
   return {name: Table(*about[name], rows[name]) for name in TABLES}
 
 
-def orderings(chosen: Sequence[str]) -> list[Ordering]:
+def orderings(chosen: Sequence[str], controls: Sequence[str] = CONTROLS) -> list[Ordering]:
   """The paper's claims that the chosen tables speak of, and ours against every control."""
-  every = tables()
+  every = tables(controls=controls)
   three, four, six = ({row.label: row for row in every[name].rows} for name in ("3", "4", "6"))
   full = four.pop("A+S+P")
   found = {

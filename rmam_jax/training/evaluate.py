@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 import rmam_jax
 from rmam_jax import heads
 from rmam_jax.data.splits import Split, open_split
-from rmam_jax.evaluation import calibration, metrics, report, svm
+from rmam_jax.evaluation import calibration, metrics, report, stored_maps, svm
 from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.evaluation import scores as scores_lib
 from rmam_jax.evaluation import selection as selection_lib
@@ -75,14 +76,18 @@ def evaluate(
   data, section, mesh = config.data, config.evaluation, mesh_lib.make_mesh()
   if section.batch_size % mesh.size:
     raise UserError(f"evaluation.batch_size {section.batch_size} must be a multiple of the {mesh.size} devices")
-  test = open_split(data, data.test or data.validation)
-  names, head, kind = test.class_names, config.model.head, stages.classification_of(config, "stage_two")
+  names = workdir.read_class_names(folder)
+  test = open_split(data, data.test or data.validation, class_names=names)
+  head, kind = config.model.head, stages.classification_of(config, "stage_two")
   model, params, progress = checkpoints.load_best(config, folder, len(names), mesh)
   outputs = _make_outputs(config, folder, model, params, mesh)
   train = None
   if section.svm_solver:
-    train = outputs(open_split(data, data.train, section.svm_images), "images for the SVMs")
-  selection = _select(config, folder, names, train, outputs)
+    train = outputs(open_split(data, data.train, section.svm_images, names), "images for the SVMs")
+  validation = None
+  if data.validation:
+    validation = outputs(open_split(data, data.validation, class_names=names), "validation images")
+  selection = _select(config, folder, names, train, validation, outputs)
   found = outputs(test, "test images")
   about = scores_lib.made_by(config, checkpoints.best_digest(folder))  # all processes open checkpoints together
   if not processes.is_first():
@@ -91,9 +96,11 @@ def evaluate(
   if train is None:
     (folder / svm.FILE).unlink(missing_ok=True)  # of an evaluation before
   else:
-    machines = _fit_svms(config, folder, names, train, selection.svm_c)
+    # Every choice is made: where nothing is measured on the validation images, they may be learned from.
+    fitted = [train, validation] if section.svm_refit and validation is not None and data.test else [train]
+    machines = _fit_svms(config, folder, names, fitted, selection.svm_c)
     margins = machines.margins(selection_lib.svm_features(found, config))
-  scores_lib.save(folder, found, names, margins, about)
+  scores_lib.save(folder, found, names, kind, margins, about)
   results = report.evaluate(config, (head, kind), names, found, margins, selection)
   # A stage's last line has all of its seconds.
   seconds = {line["stage"]: line["seconds"] for line in workdir.read_lines(folder / "metrics.jsonl")}
@@ -103,12 +110,13 @@ def evaluate(
     "seed": config.seed,
     "best_epoch": progress["best_epoch"],
     "dropped_test_records": test.dropped,
+    "proposals": data.proposals,
     "version": rmam_jax.__version__,
     "wall_seconds": sum(seconds.values()) + time.monotonic() - started,
     "config": json.loads(config.to_json()),
   }
   if train is not None:
-    results["svm_images"] = len(train.readable)
+    results["svm_images"] = sum(len(each.readable) for each in fitted)
   results["controls"] = controls_beside(config, folder, results)
   thresholds = calibration.make_thresholds(kind, selection._asdict(), top_k=section.top_k)
   shown = panels.EvaluatedSplit(config, head, thresholds, test, found)
@@ -125,6 +133,7 @@ def _make_outputs(config: Any, folder: pathlib.Path, model: Any, params: Any, me
   """A function from a split, a label, and perhaps other views and a suffix for their folder, to outputs."""
   section, digest, configured = config.evaluation, outputs_lib.digest_params(params), views_lib.from_config(config)
   forward = functools.cache(lambda views: outputs_lib.make_forward(model, mesh, views, feature=section.feature))
+  stored = not config.stage_two.backbone_rate  # the same backbone's maps serve every head
 
   def outputs(split: Split, label: str, views: views_lib.Views = configured, suffix: str = "") -> Outputs:
     place, key = (
@@ -132,6 +141,8 @@ def _make_outputs(config: Any, folder: pathlib.Path, model: Any, params: Any, me
       outputs_lib.make_key(config, split, digest, views),
     )
     options = {"data": config.data, "batch_size": section.batch_size, "progress": label}
+    if stored and views.side is None:
+      options["maps"] = stored_maps.of_split(model, params, split, config=config, mesh=mesh)
     found = outputs_lib.extract(place, key, forward(views), params, split, **options)
     for reason in found.skipped:
       print(f"{label}: skipped: {reason}")
@@ -141,17 +152,21 @@ def _make_outputs(config: Any, folder: pathlib.Path, model: Any, params: Any, me
 
 
 def _select(
-  config: Any, folder: pathlib.Path, names: Sequence[str], train: Outputs | None, outputs: Callable[..., Outputs]
+  config: Any,
+  folder: pathlib.Path,
+  names: Sequence[str],
+  train: Outputs | None,
+  validation: Outputs | None,
+  outputs: Callable[..., Outputs],
 ) -> selection_lib.Selection | None:
   """What is chosen on the validation split, or was before if there is none; in other processes than the first, None."""
   data, first = config.data, processes.is_first()
-  if not data.validation:
+  if validation is None:
     selection = selection_lib.read(folder, names)
     if first and (note := selection_lib.differing(selection, config)):
       print(note)
     return selection
-  split = open_split(data, data.validation)
-  validation = one_view = outputs(split, "validation images")
+  split, one_view = open_split(data, data.validation, class_names=names), validation
   if views_lib.from_config(config) != views_lib.CENTRE:  # what prediction sees
     one_view = outputs(split, "validation images, one view", views_lib.CENTRE, " one view")
   if not first:  # what follows from outputs takes the devices of one process
@@ -162,15 +177,20 @@ def _select(
   return selection
 
 
-def _fit_svms(config: Any, folder: pathlib.Path, names: Sequence[str], train: Outputs, c: float | None) -> svm.Machines:
-  """The machines, saved in the workdir."""
+def _fit_svms(
+  config: Any, folder: pathlib.Path, names: Sequence[str], fitted: Sequence[Outputs], c: float | None
+) -> svm.Machines:
+  """The machines, fitted to the outputs of some splits together and saved in the workdir."""
   if c is None:
     raise UserError(
       f"{folder / selection_lib.FILE} has no C, as no SVMs were fitted where it was chosen: evaluate that run with"
       " --evaluation.svm_solver first, and copy the file again"
     )
-  options = {"ignore": train.ignore, "solver": config.evaluation.svm_solver, "class_names": names, "seed": config.seed}
-  (machines,) = svm.fit(selection_lib.svm_features(train, config), train.labels, [c], **options)
+  labels, ignore = (np.concatenate([getattr(each, field) for each in fitted]) for field in ("labels", "ignore"))
+  features = [selection_lib.svm_features(each, config) for each in fitted]
+  features = np.concatenate(features) if len(features) > 1 else features[0]  # not in memory twice
+  options = {"ignore": ignore, "solver": config.evaluation.svm_solver, "class_names": names, "seed": config.seed}
+  (machines,) = svm.fit(features, labels, [c], **options)
   if unfitted := [names[index] for index in machines.unfitted]:
     print(f"no SVM for {', '.join(unfitted)}: the training images hold only one kind; their margins are 0")
   svm.save(folder / svm.FILE, machines)
@@ -230,8 +250,9 @@ def print_protocols(
 
 
 def _is_evaluated(folder: pathlib.Path) -> bool:
-  """Whether the saved scores are those of the best epoch."""
+  """Whether the saved scores are those of the best epoch, as this version saves them."""
   workdir.read_config(folder)  # refuses what is no workdir
   if not (folder / scores_lib.FILE).exists():
     return False
-  return scores_lib.about(scores_lib.load(folder))["checkpoint"] == checkpoints.best_digest(folder)
+  made = scores_lib.about(scores_lib.load(folder))
+  return (made["checkpoint"], made.get("network")) == (checkpoints.best_digest(folder), scores_lib.NETWORK)

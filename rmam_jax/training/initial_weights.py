@@ -14,7 +14,7 @@ from rmam_jax.backbones.spec import FC6_REGION
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import exported, workdir
 from rmam_jax.weights import files as weight_files
-from rmam_jax.weights import tensors
+from rmam_jax.weights import published, tensors
 
 NONE = "none"
 
@@ -74,30 +74,36 @@ def resolve(
   config.weights_digest = ""
   if config.weights == NONE:
     return config, None
-  files = [backbones.get(config.model.backbone).published, "a safetensors file", "the folder of a model trained here"]
+  spec = backbones.get(config.model.backbone)
+  by_name = f"--config.weights={published.IMAGENET}, which finds {spec.published}; or give " if spec.published else ""
   how = (
-    f"Give {', '.join(filter(None, files[:-1]))} or {files[-1]}: --config.weights=FILE (docs/weights.md says where to"
-    " get one); or train from random weights: --config.weights=none"
+    f"Give {by_name}a safetensors file or the folder of a model trained here: --config.weights=FILE (docs/weights.md says"
+    " where to get one); or train from random weights: --config.weights=none"
   )
   if not config.weights:
     raise UserError(f"config.weights is empty and {config.data.name} is trained from ImageNet weights. {how}")
-  path = pathlib.Path(config.weights).expanduser()
-  if path.is_dir():
-    first = _from_model(path)
-  elif path.exists():
-    first = _from_file(weight_files.read(path))
+  recorded = workdir.read_config(folder) if folder and (folder / "config.json").exists() else None
+  began_with = recorded.weights_digest if recorded and recorded.weights == config.weights else ""
+  if published.is_name(config.weights):
+    path = published.find(config.weights, spec, sha256=began_with)
+    if path is not None:
+      print(f"{config.weights} is {path}")
   else:
-    recorded = workdir.read_config(folder) if folder and (folder / "config.json").exists() else {}
-    if not recorded.get("weights_digest") or recorded.weights != config.weights:
-      raise UserError(f"config.weights: there is no {config.weights}. {how}")
+    path = pathlib.Path(config.weights).expanduser()
+    path = path if path.exists() else None
+  if path is not None:
+    first = _from_model(path) if path.is_dir() else _from_file(weight_files.read(path))
+  elif not began_with:
+    raise UserError(f"config.weights: there is no {config.weights}. {how}")
+  else:
     stages = [stage for stage in ("stage_one", "stage_two") if config[stage].epochs]
     kept = [(folder / "checkpoints" / stage / "last").glob("*") for stage in stages]
     if all(any(step.name.isdigit() for step in steps) for steps in kept):
-      print(f"{path} is gone; the run goes on from its checkpoints")
-      config.weights_digest = recorded.weights_digest
+      print(f"the file of config.weights={config.weights} is gone; the run goes on from its checkpoints")
+      config.weights_digest = began_with
       config.model.update({field: tuple(recorded.model[field]) for field in ("pixel_mean", "pixel_std")})
       return config, None
-    cached = weight_files.read_cached(recorded.weights_digest)
+    cached = weight_files.read_cached(began_with)
     if cached is None:
       raise UserError(
         f"{config.weights}, which {folder} began with, is gone, and a stage that still needs it has not begun: put it"
@@ -138,9 +144,15 @@ def _fit_backbone(first: InitialWeights, config: ml_collections.ConfigDict) -> I
   shapes = {name: jnp.shape(leaf) for name, leaf in theirs.items()}
   for name in sorted(shapes | ours):
     if shapes.get(name) != ours.get(name, whole.get(name)):
+      fitting = [
+        spec.name
+        for spec in backbones.SPECS.values()
+        if any(first.title.startswith(layout.title) for layout in spec.layouts)
+      ]
       raise UserError(
-        f"{config.weights} does not fit model.backbone {config.model.backbone!r}: {name} is"
+        f"{config.weights} holds {first.title} and does not fit model.backbone {config.model.backbone!r}: {name} is"
         f" {shapes.get(name, 'absent')} there and {ours.get(name, 'absent')} in the configuration"
+        + (f". It fits --config.model.backbone={fitting[0]}" if fitting else "")
       )
   taken = {name: theirs[name] for name in ours}
   return first._replace(backbone=traverse_util.unflatten_dict(taken, sep="/"))

@@ -16,7 +16,9 @@ import numpy as np
 import tqdm
 
 from rmam_jax.data import batches
-from rmam_jax.data.splits import open_split
+from rmam_jax.data.batches import StoredMaps
+from rmam_jax.data.splits import Split, open_split
+from rmam_jax.evaluation import stored_maps
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime import processes
 from rmam_jax.runtime.errors import UserError
@@ -25,7 +27,6 @@ from rmam_jax.training import rpn as rpn_training
 from rmam_jax.training import step as step_lib
 from rmam_jax.training.initial_weights import InitialWeights
 
-SKIPPED = "skipped.jsonl"  # in a workdir: images that could not be read and were replaced
 STREAMS = (*stages.NAMES, stages.RPN)  # each has random numbers of its own
 WARM_UP, TRACED = 3, 10  # steps before a trace, which compile and warm up, and in it
 
@@ -78,11 +79,21 @@ class _Trainer:
         f" {devices} devices, got {config.accumulate}"
       )
 
-  def validate(self, stage: stages.Stage, forward: Any, params: step_lib.Params) -> dict[str, float]:
+  def maps_of(self, stage: stages.Stage, params: step_lib.Params, split: Split | None) -> StoredMaps | None:
+    """The feature maps of a split where a stage does not train its backbone; else None."""
+    if split is None or not stage.frozen:
+      return None
+    return stored_maps.of_split(stage.model, params, split, config=self.config, mesh=self.mesh)
+
+  def validate(
+    self, stage: stages.Stage, forward: Any, params: step_lib.Params, maps: StoredMaps | None
+  ) -> dict[str, float]:
     """The figures of an epoch, of which the lowest `validation_loss` is the best; none without a validation split."""
     if self.validation is None:
       return {}
     options = {"data": self.config.data, "batch_size": self.config.evaluation.batch_size}
+    if maps is not None:
+      options["maps"] = maps
     return stage.validate(forward, params, self.validation, **options)
 
   def run(
@@ -128,21 +139,21 @@ class _Trainer:
     saved.close()
     return best
 
-  def _batches(self, stage: stages.Stage, start: int) -> Iterator[Mapping[str, Any]]:
+  def _batches(self, stage: stages.Stage, start: int, maps: StoredMaps | None) -> Iterator[Mapping[str, Any]]:
     """The stage's batches from a step on."""
     fields = ("image_size", "crop_size", "flip", "threads", "workers", "corrupt")
     options = {"process_index": jax.process_index(), "process_count": jax.process_count(), "start_step": start}
     options |= {field: self.config.data[field] for field in fields} | {"batch_size": self.config.batch_size}
     seed = self.config.seed * len(stages.NAMES) + STREAMS.index(stage.name)
-    return batches.train_batches(self.train, seed=seed, **options)
+    return batches.train_batches(self.train, seed=seed, maps=maps, **options)
 
   def _next_batch(self, stream: Iterator[Mapping[str, Any]], place: dict[str, Any], bar: tqdm.tqdm) -> tuple[Any, Any]:
-    """A batch's ids and its arrays on the devices; says which images were replaced and lists them in `SKIPPED`."""
+    """A batch's ids and its arrays on the devices; says which images were replaced and lists them in `_skipped`."""
     with jax.profiler.TraceAnnotation("input"):
       batch = next(stream)
     for reason in batch.get("skipped", ()):
       bar.write(f"skipped: {reason}")
-      with (self.folder / SKIPPED).open("a") as file:
+      with _skipped(self.folder).open("a") as file:
         file.write(json.dumps({**place, "reason": str(reason)}) + "\n")
     batches.check_batch(batch)
     put = functools.partial(jax.make_array_from_process_local_data, mesh_lib.by_example(self.mesh))
@@ -161,10 +172,14 @@ class _Trainer:
       donate_argnums=0,
     )
     forward = stage.make_forward(stage.model, self.mesh)
+    maps, validation_maps = (self.maps_of(stage, state.params, split) for split in (self.train, self.validation))
     step, totals = int(state.step), list(progress.pop("unfinished", ()))  # metrics of the steps of an unfinished epoch
     log_or_none = contextlib.nullcontext()
+    with processes.first_before_others(f"log of {stage.name}"):
+      if first:  # for all, as the run may have had more processes before
+        for path in self.folder.glob("skipped*.jsonl"):
+          workdir.keep_until(path, stage.name, step)
     if first:
-      workdir.keep_until(self.folder / SKIPPED, stage.name, step)
       log_or_none = contextlib.closing(workdir.MetricsLog(self.folder, stage.name, step))
     started, label = time.monotonic() - progress["seconds"], f"{stage.name} ({stage.trains})"
     shown = {"total": stage.steps, "initial": step, "desc": label, "unit": " steps", "dynamic_ncols": True}
@@ -174,7 +189,7 @@ class _Trainer:
       bar.write(f"{label}: stopped after step {step} and saved")
 
     with (
-      contextlib.closing(self._batches(stage, step)) as stream,
+      contextlib.closing(self._batches(stage, step, maps)) as stream,
       log_or_none as log,
       tqdm.tqdm(**shown, disable=not first) as bar,
       # Several processes cannot agree on a step: there, signals act at once and the last epoch's checkpoint counts.
@@ -204,7 +219,7 @@ class _Trainer:
           return
         try:
           with stop.suspended():
-            found = self.validate(stage, forward, state.params)
+            found = self.validate(stage, forward, state.params, validation_maps)
         except KeyboardInterrupt:
           save_unfinished()
           raise
@@ -223,6 +238,12 @@ class _Trainer:
           for name, value in found.items()
         )
         bar.write(f"{label} epoch {epoch}/{stage.epochs}: loss {means['loss']:.3f}{validated}")
+
+
+def _skipped(folder: pathlib.Path) -> pathlib.Path:
+  """Where this process alone lists the images that it replaced: skipped.jsonl, of the second skipped-1.jsonl, ..."""
+  index = jax.process_index()
+  return folder / (f"skipped-{index}.jsonl" if index else "skipped.jsonl")
 
 
 def _settle(place: str, step_metrics: step_lib.Metrics, ids: Sequence[str]) -> dict[str, float]:

@@ -7,15 +7,16 @@ in `WORKDIR/controls/NAME`.
 """
 
 import contextlib
+import csv
+import io
 import pathlib
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
 
 from rmam_jax import heads
-from rmam_jax.data.splits import Split, open_split
+from rmam_jax.data.splits import Split, check_disjoint, open_split, resolved
 from rmam_jax.evaluation import selection as selection_lib
 from rmam_jax.runtime import files, processes
 from rmam_jax.runtime.errors import UserError, check_name
@@ -70,8 +71,14 @@ def _control(config: ml_collections.ConfigDict, head: str) -> ml_collections.Con
   return control
 
 
-def check(config: ml_collections.ConfigDict, todo: Sequence[Phase]) -> None:
-  """Builds all that the phases will need: a UserError refuses what cannot be done before anything is trained."""
+NOTES = 5  # of a split that are printed
+
+
+def check(config: ml_collections.ConfigDict, todo: Sequence[Phase]) -> dict[str, Split]:
+  """Builds all that the phases will need: a UserError refuses what cannot be done before anything is trained.
+
+  Returns the splits by the fields of `data` that name them.
+  """
   data = config.data
   if not 0 < data.crop_size <= data.image_size:
     raise UserError(
@@ -88,16 +95,35 @@ def check(config: ml_collections.ConfigDict, todo: Sequence[Phase]) -> None:
     selection_lib.check(todo[0].folder)
   if config.controls and not data.validation:
     raise UserError("controls choose on data.validation, which is empty: set --config.controls=() or name a split")
-  splits = filter(None, (data.train, data.validation, data.final_train, data.test))
+  fields = [field for field in ("train", "validation", "final_train", "test") if data[field]]
   with processes.first_before_others("check"):  # digit scenes may have to be made
-    opened = {split: open_split(data, split) for split in splits}
+    opened = {field: open_split(data, data[field]) for field in fields}
+  for split in opened.values():
+    print(f"{split.name}: {len(split):,} images, from {split.origin}")
+    for note in split.notes[:NOTES]:
+      print(f"  note: {note}")
+    if len(split.notes) > NOTES:
+      print(f"  and {len(split.notes) - NOTES:,} notes more, which `rmam-jax validate` lists")
+  by_name = {data[field]: split for field, split in opened.items()}
   for phase in todo:
     try:
-      _check_phase(phase, opened[phase.config.data.train])
+      _check_phase(phase, by_name[phase.config.data.train])
     except UserError as error:
       if phase.control:
         raise UserError(f"the control {phase.control} cannot be trained: {error}") from error
       raise
+  check_disjoint(opened)
+  return opened
+
+
+def _write_parts(folder: pathlib.Path, opened: Mapping[str, Split]) -> None:
+  """What `data.split` made, as tables to be looked at: a row for each image, with its labels."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for field, split in opened.items():
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerows([("image", "labels"), *((name, "|".join(labels)) for name, labels in split.listed())])
+    files.write_text(folder / f"{field}.csv", text.getvalue())
 
 
 def _check_phase(phase: Phase, train: Split) -> None:
@@ -131,8 +157,10 @@ def _run(phase: Phase, profile_folder: pathlib.Path | None) -> dict[str, Any]:
       checkpoints.take_over(stages.RPN, chosen_in, phase.folder)
     config = _with_epochs(config, checkpoints.best_epochs(chosen_in))
   loop.train(config, phase.folder, profile_folder=profile_folder)
-  if chosen_in is not None and first:
-    shutil.copyfile(chosen_in / selection_lib.FILE, phase.folder / selection_lib.FILE)
+  if chosen_in is not None:
+    with processes.first_before_others("selection"):  # all read it
+      if first:
+        files.write_text(phase.folder / selection_lib.FILE, (chosen_in / selection_lib.FILE).read_text())
   return evaluate(phase.folder)
 
 
@@ -145,8 +173,12 @@ def train_and_evaluate(
   trains there.
   """
   with workdir.locked(folder) if processes.is_first() else contextlib.nullcontext():
+    config = config.copy_and_resolve_references()
+    config.data.update(resolved(config.data))
     todo = phases(config, folder)
-    check(config, todo)
+    opened = check(config, todo)
+    if config.data.split and processes.is_first():
+      _write_parts(folder / "split", opened)
     for phase in todo:
       if phase.title:
         print(f"{phase.title}, in {phase.folder}")

@@ -13,7 +13,7 @@ import optax
 
 from rmam_jax import heads, recognizer
 from rmam_jax.data.splits import Split
-from rmam_jax.evaluation import metrics
+from rmam_jax.evaluation import calibration, metrics
 from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.heads import rpn as rpn_lib
 from rmam_jax.ops import losses
@@ -38,6 +38,7 @@ class Stage:
   optimizer: optax.GradientTransformation
   epochs: int
   steps_per_epoch: int
+  frozen: bool  # whether its backbone is not trained: it learns from stored feature maps
 
   @property
   def steps(self) -> int:
@@ -84,21 +85,57 @@ def _timetable(config: ml_collections.ConfigDict, name: str, num_records: int) -
     raise UserError(f"{name}.epochs must be at least {least}, got {section.epochs}")
   if not 0 <= section.stop_epoch <= section.epochs:
     raise UserError(f"{name}.stop_epoch must be between 0 and its {section.epochs} epochs, got {section.stop_epoch}")
+  if not 0 <= section.drop_share <= 1:
+    raise UserError(f"{name}.drop_share must be a share of the epochs, in [0, 1], got {section.drop_share}")
+  for field in ("backbone_rate", "weight_decay", "clip_norm"):
+    if section[field] < 0:
+      raise UserError(f"{name}.{field} must be 0 or more, got {section[field]}")
   steps_per_epoch = max((config.epoch_size or num_records) // config.batch_size, 1)
-  schedule = step_lib.learning_rate_schedule(
-    section.schedule,
-    peak=section.learning_rate,
-    steps=section.epochs * steps_per_epoch,
-    warmup_steps=section.warmup_steps,
-    drop_at=section.drop_epoch * steps_per_epoch,
-  )
-  optimizer = optax.adam(schedule, b1=section.beta_1, b2=section.beta_2)
-  return {"optimizer": optimizer, "epochs": section.stop_epoch or section.epochs, "steps_per_epoch": steps_per_epoch}
+  return {
+    "optimizer": _optimizer(section, section.epochs * steps_per_epoch),
+    "epochs": section.stop_epoch or section.epochs,
+    "steps_per_epoch": steps_per_epoch,
+    "frozen": not section.backbone_rate,
+  }
+
+
+def _optimizer(section: ml_collections.ConfigDict, steps: int) -> optax.GradientTransformation:
+  """Adam or AdamW by a training's section, for parameters of which some are a backbone's and some a trained network's."""
+
+  def adam(rate: float) -> optax.GradientTransformation:
+    schedule = step_lib.learning_rate_schedule(
+      section.schedule,
+      peak=section.learning_rate * rate,
+      steps=steps,
+      warmup_steps=section.warmup_steps,
+      drop_at=round(section.drop_share * steps),
+    )
+    betas = {"b1": section.beta_1, "b2": section.beta_2}
+    if not section.weight_decay:
+      return optax.adam(schedule, **betas)
+    decayed = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
+    return optax.adamw(schedule, **betas, weight_decay=section.weight_decay, mask=decayed)
+
+  optimizers = {"fresh": adam(1.0), RPN: optax.set_to_zero()}  # nothing is kept for what is not trained
+  optimizers["backbone"] = adam(section.backbone_rate) if section.backbone_rate else optax.set_to_zero()
+
+  def kinds(params):
+    return {
+      part: jax.tree.map(lambda _, kind=part if part in optimizers else "fresh": kind, tree)
+      for part, tree in params.items()
+    }
+
+  optimizer = optax.partition(optimizers, kinds)
+  return optax.chain(optax.clip_by_global_norm(section.clip_norm), optimizer) if section.clip_norm else optimizer
 
 
 def build_rpn(config: ml_collections.ConfigDict, num_records: int) -> Stage:
   """The training of a region proposal network; `config` is from `rpn.config_of`. Raises as `build`."""
   section = config.rpn
+  if not section.backbone_rate:
+    raise UserError(
+      "rpn.backbone_rate is 0, but a region proposal network is trained with its backbone: set it above 0"
+    )
   if section.samples < 2:
     raise UserError(f"rpn.samples must be at least 2, got {section.samples}")
   if not 0 <= section.negative <= section.positive <= 1:
@@ -125,17 +162,17 @@ def build(config: ml_collections.ConfigDict, name: str, *, num_classes: int, num
   check_name(f"{name}.classification", kind, losses.CLASSIFICATION_LOSSES)
   spec.check(config)
   head_loss = spec.loss(config, kind) if spec.loss else None
-  weights = ("scale_weight", "anchor_weight", "positive_weight", "max_scale", "min_scale")
+  fields = ("constrain_first", "scale_weight", "anchor_weight", "positive_weight", "max_scale", "min_scale")
   objective = step_lib.Objective(
     classification=kind,
     localization_weight=loss.localization_weight if spec.looks and head_loss is None else 0.0,
     auxiliary_weight=config[name].auxiliary_weight,
-    localization={field: loss[field] for field in weights},
+    localization={field: loss[field] for field in fields},
     head_loss=head_loss,
   )
   model = build_model(config, name, num_classes)
-  if model.rpn is not None:
-    timetable["optimizer"] = _freeze_rpn(timetable["optimizer"])
+  if model.rpn is not None and timetable["frozen"]:
+    raise UserError(f"{name}.backbone_rate is 0, but head {spec.name!r} has a second backbone: set it above 0")
   validate = functools.partial(_validate, objective)
   return Stage(name, spec.name, model, objective, outputs_lib.make_forward, validate, **timetable)
 
@@ -143,29 +180,23 @@ def build(config: ml_collections.ConfigDict, name: str, *, num_classes: int, num
 def _validate(
   objective: step_lib.Objective, forward: outputs_lib.Forward, params: step_lib.Params, split: Split, **options: Any
 ) -> dict[str, float]:
-  """The loss that the best epoch is chosen by, over the whole split at once, and its mAP.
+  """The loss that the best epoch is chosen by, over all images of the split that can be read, and its mAP.
 
   The loss is Eq. 14 with the stage's classification loss of the pooled scores, whatever else is trained: auxiliary
-  scores, a policy and its baseline, or a label sequence are not in it.
+  scores, a policy and its baseline, or a label sequence are not in it. Raises UserError if no image can be read.
   """
   found = outputs_lib.compute_outputs(forward, params, split, **options)
-  classification = losses.CLASSIFICATION_LOSSES[objective.classification]
-  loss = float(classification(found.scores, found.labels, ignore=found.ignore))
+  read = found.readable
+  if not len(read):
+    raise UserError(f"{split.name}: none of its images can be read, first {found.skipped[0]}")
+  scores, labels, ignore = found.scores[read], found.labels[read], found.ignore[read]
+  loss = float(losses.CLASSIFICATION_LOSSES[objective.classification](scores, labels, ignore=ignore))
   if objective.localization_weight:
-    localization = losses.localization_loss(found.thetas, **objective.localization)
+    localization = losses.localization_loss(found.thetas[:, read], **objective.localization)
     loss += objective.localization_weight * float(localization)
-  precisions = metrics.average_precisions(found.scores, found.labels, ignore=found.ignore)
+  ranked = calibration.log_odds(scores, objective.classification)
+  precisions = metrics.average_precisions(ranked, labels, ignore=ignore)
   return {"validation_loss": loss, "validation_mAP": metrics.mean_average_precision(precisions)}
-
-
-def _freeze_rpn(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-  """Updates all of a recognizer's parameters but its region proposal network's, and keeps nothing for those."""
-
-  def kinds(params):
-    kind = {part: "frozen" if part == RPN else "trained" for part in params}
-    return {part: jax.tree.map(lambda _, part=part: kind[part], tree) for part, tree in params.items()}
-
-  return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, kinds)
 
 
 def kept_head(config: ml_collections.ConfigDict) -> str:

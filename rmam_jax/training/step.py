@@ -32,7 +32,7 @@ class Objective(NamedTuple):
   classification: str = "euclidean"  # Eq. 7-8; or "sigmoid"
   localization_weight: float = losses.LOCALIZATION_WEIGHT  # gamma; 0 for heads that do not look
   auxiliary_weight: float = 0.0  # of the auxiliary head's own sigmoid loss
-  localization: Mapping[str, float] = {}  # keyword arguments of `losses.localization_loss`
+  localization: Mapping[str, Any] = {}  # keyword arguments of `losses.localization_loss`
   head_loss: HeadLoss | None = None  # in place of Eq. 14, for a head that has a loss of its own
 
   def __call__(
@@ -105,8 +105,11 @@ def make_train_step(
       key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
     def loss_fn(params, batch, key):
-      inputs, options = (batch["image"], batch.get("proposals")), {"rngs": {"look": key}, "mutable": ["statistics"]}
-      recognition, learned = model.apply({"params": params}, *inputs, train=True, **options)
+      stored = "feature_map" in batch
+      inputs = batch["feature_map" if stored else "image"], batch.get("proposals")
+      options = {"rngs": {"look": key}, "mutable": ["statistics"]}
+      options |= {"method": "recognize"} if stored else {"train": True}
+      recognition, learned = model.apply({"params": params}, *inputs, **options)
       loss, metrics = objective(recognition, batch["labels"], batch["ignore"], batch["mask"])
       return loss, (metrics, learned.get("statistics", {}))
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rmam_jax.evaluation import metrics
+from rmam_jax.evaluation import metrics, report
 from rmam_jax.ops import boxes as boxes_lib
 from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError
@@ -96,7 +96,7 @@ def write(
     results=results,
     curves=class_curves,
     region_metrics=[
-      (name, meaning, *(results.get(prefix + name) for prefix in ("", "fixed_grid_", "chance_")))
+      (name, meaning, [results.get(prefix + name) for prefix in ("", *report.BASELINES)])
       for name, meaning in metrics.REGION_METRICS.items()
       if name in results
     ],

@@ -67,12 +67,12 @@ def write_gallery(path: pathlib.Path, evaluated: EvaluatedSplit, results: dict[s
   """Writes a new page of the first `limit` images, or all for 0, with the figures of results.json; see `gallery`."""
   outputs, names = evaluated.outputs, evaluated.split.class_names
   shown = outputs.readable[: limit or None]
-  precisions = [results["AP"][name] for name in names]
+  precisions, log_odds = [results["AP"][name] for name in names], evaluated.thresholds.log_odds(outputs.scores)
   gallery.write(
     path,
     tqdm.tqdm(panels(evaluated, shown), total=len(shown), desc="gallery", unit=" images", leave=False),
     results=results,
-    class_curves=gallery.curves(names, precisions, outputs.scores, outputs.labels, outputs.ignore),
+    class_curves=gallery.curves(names, precisions, log_odds, outputs.labels, outputs.ignore),
     num_shown=len(shown),
   )
 

@@ -44,7 +44,7 @@ def colour(step: int) -> str:
 def draw(path: pathlib.Path, panels: Sequence[Panel], *, columns: int = 1) -> None:
   """A PNG of panels in reading order: each image with its regions, coloured by step, and its labels beside it.
 
-  Present labels are bold. The picture's size does not depend on the images'.
+  Regions that won none of the given labels are thin. Present labels are bold. The picture's size does not depend on the images'.
   """
   from matplotlib.figure import Figure
 
@@ -61,7 +61,9 @@ def draw(path: pathlib.Path, panels: Sequence[Panel], *, columns: int = 1) -> No
     steps = list(range(len(panel.boxes)))
     if len(steps) > MOST_REGIONS:
       steps = sorted({verdict.step for verdict in panel.verdicts[:MOST_VERDICTS]})
-    _draw_regions(view, panel.boxes[steps], list(map(colour, steps)), numbers=[step + 1 for step in steps])
+    won = {verdict.step for verdict in panel.verdicts if verdict.chosen}
+    for thin, some in ((True, [step for step in steps if step not in won]), (False, sorted(won.intersection(steps)))):
+      _draw_regions(view, panel.boxes[some], list(map(colour, some)), numbers=[step + 1 for step in some], thin=thin)
     _draw_verdicts(beside, panel, steps)
   figure.savefig(path)
 
@@ -81,12 +83,14 @@ def _draw_image(axes, image: np.ndarray, title: str) -> None:
   axes.set_axis_off()
 
 
-def _draw_regions(axes, boxes: np.ndarray, colours: Sequence[str], *, numbers: Sequence[int] = ()) -> None:
+def _draw_regions(
+  axes, boxes: np.ndarray, colours: Sequence[str], *, numbers: Sequence[int] = (), thin: bool = False
+) -> None:
   """The part inside the image of boxes [K, 4], each in its colour on a dark rim, with its number if there are any."""
   from matplotlib.patches import Rectangle
 
   for index, ((top, left, bottom, right), each) in enumerate(zip(boxes_lib.clip_boxes(boxes), colours, strict=True)):
-    for edge, line in (("black", 3.5), (each, 2)):
+    for edge, line in ((each, 0.8),) if thin else (("black", 3.5), (each, 2)):
       axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=edge, lw=line))
     if numbers:
       _draw_tag(axes, left, top, str(numbers[index]), each, size=7, va="top")

@@ -4,26 +4,37 @@ import contextlib
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from rmam_jax import backbones
-from rmam_jax.backbones.spec import Layout
+from rmam_jax.backbones.spec import BackboneSpec, Layout, Place
 from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.weights import h5, pth, tensors
 from rmam_jax.weights.tensors import Entry
 
 FORMAT = "rmam_jax weights 1"  # of the safetensors files that are written here
-_COUNTER = ".num_batches_tracked"  # of torch's batch normalisation: only some files have it, and nothing needs it
+_WRAPPINGS = ("module", "_orig_mod", "model", "backbone")  # what tools put before a network's own names
+_COUNTER = "num_batches_tracked"  # of batch normalisation, int64: no weight
+
+
+class Identified(NamedTuple):
+  """A file's tensors, as those of a published set."""
+
+  layout: Layout
+  places: dict[str, Place]  # of those that are taken, by our names: all of the layout, or all but fc6
+  entries: dict[str, Entry]  # by the layout's names
+  title: str  # the layout's, and how the file differs from the published one
 
 
 class Weights(NamedTuple):
   """A backbone's first parameters in the inner form."""
 
-  title: str  # where they come from
+  title: str  # where they come from, and how that differs from what was published
   # block1_conv1/kernel (HWIO, for red green blue), block1_conv1/bias, ...; fc6/kernel [h*w*C, out] and fc6/bias where the
   # set has them. All float32.
   tensors: dict[str, np.ndarray]
@@ -75,10 +86,10 @@ def read(path: pathlib.Path) -> Weights:
   with open_weights(path) as (entries, metadata):
     if metadata.get("format") == FORMAT:
       return _inner(entries, metadata, path)
-    layout = recognize(entries, path)
-    arrays = tensors.read(entries, [place.source for place in layout.places.values()], path)
-  converted = {name: np.ascontiguousarray(place.convert(arrays[place.source])) for name, place in layout.places.items()}
-  weights = Weights(layout.title, converted, layout.pixel_mean, layout.pixel_std, sha256)
+    layout, places, entries, title = identify(entries, path)
+    arrays = tensors.read(entries, [place.source for place in places.values()], path)
+  converted = {name: np.ascontiguousarray(place.convert(arrays[place.source])) for name, place in places.items()}
+  weights = Weights(title, converted, layout.pixel_mean, layout.pixel_std, sha256)
   try:
     files.cache_folder().mkdir(parents=True, exist_ok=True)
     write(_cached_path(sha256), weights)
@@ -127,18 +138,94 @@ def _inner(entries: Mapping[str, Entry], metadata: Mapping[str, str], path: path
   return Weights(title, arrays, mean, std, source)
 
 
-def recognize(entries: Mapping[str, Entry], path: pathlib.Path) -> Layout:
-  """The published set whose names are nearest to those of a file, and then its shapes; checked.
+def is_published(path: pathlib.Path, layout: Layout) -> bool:
+  """Whether a file has the checksum of the published one; where none is known, no file has it."""
+  kind, _, digits = layout.checksum.partition(":")
+  return bool(digits) and checksum(path, kind) == digits
 
-  Raises UserError: names the file and the first tensor that is missing, not expected there, or of another shape.
+
+def identify(
+  entries: Mapping[str, Entry], path: pathlib.Path, specs: Collection[BackboneSpec] | None = None
+) -> Identified:
+  """The published set, of all backbones or of `specs`, whose names and shapes are nearest to those of a file.
+
+  Prefixes such as "module." are taken off, and what lies beside them is left. The set's classifier may be absent, or
+  the user's own. Counters of batch normalisation are passed over.
+
+  Raises UserError: names the file and the first tensor that is missing, misshapen or not expected; or the network that
+  the file is of, where that is known and has no backbone here.
   """
-  entries = {name: entry for name, entry in entries.items() if not name.endswith(_COUNTER)}
-  layouts = (layout for spec in backbones.SPECS.values() for layout in spec.layouts)
+  prefix, named, spec, layout = _nearest(entries, path, specs or backbones.SPECS.values())
+  fc6 = {place.source: place.shape for ours, place in layout.places.items() if _is_fc6(ours)}
+  optional = {**layout.unused, **fc6}
+  needed = {name: shape for name, shape in layout.shapes.items() if name not in optional}
+  tops = {_top(name) for each in spec.layouts for name in each.shapes} - set(map(_top, needed))
+  left = [
+    name
+    for name, entry in named.items()
+    if (entry.shape != tuple(optional[name]) if name in optional else name not in needed and _top(name) in tops)
+  ]
+  kept = {name: entry for name, entry in named.items() if name not in left}
+  tensors.check_shapes(kept, needed | {name: optional[name] for name in kept if name in optional}, path)
+  places = {ours: place for ours, place in layout.places.items() if not _is_fc6(ours) or fc6.keys() <= kept.keys()}
+  title, beside = layout.title, [name for name in entries if not name.startswith(prefix)]
+  if own := [*beside, *(prefix + name for name in left)]:
+    title += f"; its own {own[0]} {entries[own[0]].shape}{_more(own)} not taken"
+  if absent := [name for name in optional if name not in named and not name.endswith(_COUNTER)]:
+    title += f"; {absent[0]}{_more(absent)} absent"
+  return Identified(layout, places, kept, title)
 
-  def distance(layout: Layout) -> tuple[int, int]:
-    shapes = layout.shapes
-    return len(set(entries) ^ set(shapes)), sum(entries[name].shape != shapes.get(name) for name in entries)
 
-  nearest = min(layouts, key=distance)
-  tensors.check_shapes(entries, nearest.shapes, path)
-  return nearest
+def _nearest(
+  entries: Mapping[str, Entry], path: pathlib.Path, specs: Collection[BackboneSpec]
+) -> tuple[str, dict[str, Entry], BackboneSpec, Layout]:
+  """The prefix that the file has before its names, its tensors without it, and the backbone and layout they are of."""
+  found, others = [], []
+  for prefix in _prefixes(entries):
+    named = {name[len(prefix) :]: entry for name, entry in entries.items() if name.startswith(prefix)}
+    named = {name: entry for name, entry in named.items() if not name.endswith(_COUNTER)}
+    for spec in specs:
+      for layout in spec.layouts:
+        misshapen = sum(named[name].shape != tuple(shape) for name, shape in layout.shapes.items() if name in named)
+        found.append(((len(named.keys() ^ layout.shapes.keys()), misshapen), prefix, named, spec, layout))
+      others += [(len(named.keys() ^ names), what) for what, names in spec.lookalikes.items()]
+  nearest, *_ = min(found, key=lambda each: each[0])
+  alike = [each[1:] for each in found if each[0] == nearest]
+  if len(alike) > 1:  # a network that was published twice
+    alike = [each for each in alike if is_published(path, each[-1])] or alike
+  if others and min(others)[0] < nearest[0]:
+    raise UserError(f"{path}: this is {min(others)[1]}")
+  _, named, _, layout = alike[0]
+  if 2 * len(named.keys() & layout.shapes.keys()) < len(layout.shapes):
+    known = ", ".join(spec.name for spec in specs if spec.layouts)
+    raise UserError(f"{path} holds no published weights of {known}: its first tensors are {', '.join([*entries][:3])}")
+  return alike[0]
+
+
+def _prefixes(names: Collection[str]) -> list[str]:
+  """What may stand before a network's own names: at each level the wrapping that most have, e.g. "", "module."."""
+  found = [""]
+  while len(found) <= len(_WRAPPINGS):
+    counts = {
+      longer: sum(name.startswith(longer) for name in names)
+      for longer in (f"{found[-1]}{word}." for word in _WRAPPINGS)
+    }
+    longer = max(counts, key=counts.get)
+    if not counts[longer]:
+      break
+    found.append(longer)
+  return found
+
+
+def _top(name: str) -> str:
+  """The first part of a tensor's name, of torch's or Keras'."""
+  return re.split("[./]", name)[0]
+
+
+def _is_fc6(ours: str) -> bool:
+  return ours.startswith("fc6/")
+
+
+def _more(names: Sequence[str]) -> str:
+  """What follows the first of these names."""
+  return f" and {len(names) - 1} more are" if names[1:] else " is"

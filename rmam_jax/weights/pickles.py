@@ -1,7 +1,7 @@
 """A pickle read as data.
 
 A pickle is a program for a small stack machine, and Python's own machine calls what it is told to. This one knows only
-the instructions that a state dict is made of, imports nothing and calls nothing: a call becomes a `Call`, a reference a
+the instructions that a checkpoint is made of, imports nothing and calls nothing: a call becomes a `Call`, a reference a
 `Global`, and every name has to be on the list.
 """
 
@@ -46,7 +46,9 @@ def read(file: BinaryIO, allowed: Collection[str]) -> Any:
   try:
     value, size = _run(file.read(MOST_BYTES), allowed)
   except (IndexError, KeyError, TypeError, AttributeError, ValueError) as error:
-    raise ValueError(f"refused: its pickle is not one of a state dict ({error}); nothing of it was run") from error
+    raise ValueError(
+      f"refused: its pickle is not one of a state dict ({error}); nothing of it was run. Save model.state_dict() alone"
+    ) from error
   file.seek(start + size)
   return value
 
@@ -77,7 +79,7 @@ def _run(content: bytes, allowed: Collection[str]) -> tuple[Any, int]:
       stack.append(Global(value.replace(" ", ".", 1)))
       if stack[-1].name not in allowed:
         raise ValueError(f"it refers to {stack[-1].name}")
-    elif name == "REDUCE":
+    elif name in ("REDUCE", "NEWOBJ"):
       arguments, function = stack.pop(), stack.pop()
       if not isinstance(function, Global) or not isinstance(arguments, tuple):
         raise ValueError("it calls what is no function")

@@ -22,27 +22,36 @@ _TYPES = {"torch.FloatStorage": "<f4", "torch.DoubleStorage": "<f8", "torch.Half
 _TYPES["torch.LongStorage"] = "<i8"  # counters of batch normalisation: to be named, not refused as unknown
 _PARAMETERS = ("torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter")
 _TENSORS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
-_ALLOWED = frozenset({"collections.OrderedDict", *_PARAMETERS, *_TENSORS, *_TYPES})
+# What else people save beside a state dict: options, and numbers of numpy. They too are read as data and made nothing of.
+_BESIDE = ("argparse.Namespace", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
+_ALLOWED = frozenset({"collections.OrderedDict", *_PARAMETERS, *_TENSORS, *_TYPES, *_BESIDE, "_codecs.encode"})
+_WRAPPINGS = ("state_dict", "model_state_dict", "model")  # the entries of a checkpoint that hold the state dict
 _BIG_ENDIAN = "its byte order is not little-endian: save it again on a common machine"
+
+
+class _Storage(NamedTuple):
+  """Raw numbers in the file."""
+
+  key: str
+  size: int  # in elements
+  dtype: np.dtype
+
+  @property
+  def bytes(self) -> int:
+    return self.size * self.dtype.itemsize
 
 
 class _Tensor(NamedTuple):
   """A part of a storage; its place there in bytes."""
 
-  key: str  # of the storage
-  size: int  # of the storage, in elements
-  dtype: np.dtype
+  storage: _Storage
   shape: tuple[int, ...]
   offset: int
   strides: tuple[int, ...]
 
-  @property
-  def storage_bytes(self) -> int:
-    return self.size * self.dtype.itemsize
-
-  def entry(self, storage: Callable[[], bytes]) -> Entry:
-    at = self.offset, self.strides
-    return Entry(self.shape, self.dtype.name, lambda: np.ndarray(self.shape, self.dtype, storage(), *at))
+  def entry(self, read: Callable[[], bytes]) -> Entry:
+    dtype, at = self.storage.dtype, (self.offset, self.strides)
+    return Entry(self.shape, dtype.name, lambda: np.ndarray(self.shape, dtype, read(), *at))
 
 
 @contextlib.contextmanager
@@ -82,11 +91,12 @@ def _open_zip(file: BinaryIO) -> dict[str, Entry]:
   with archive.open(pickled[0]) as stream:
     tensors = _tensors(pickles.read(stream, _ALLOWED))
   for name, tensor in tensors.items():
-    member = members.get(f"{root}data/{tensor.key}")
-    if member is None or member.file_size != tensor.storage_bytes:
-      found = "missing" if member is None else f"of {member.file_size} bytes, not {tensor.storage_bytes}"
-      raise ValueError(f"the storage {tensor.key} of {name} is {found}")
-  return {name: t.entry(functools.partial(archive.read, f"{root}data/{t.key}")) for name, t in tensors.items()}
+    storage = tensor.storage
+    member = members.get(f"{root}data/{storage.key}")
+    if member is None or member.file_size != storage.bytes:
+      found = "missing" if member is None else f"of {member.file_size} bytes, not {storage.bytes}"
+      raise ValueError(f"the storage {storage.key} of {name} is {found}")
+  return {name: t.entry(functools.partial(archive.read, f"{root}data/{t.storage.key}")) for name, t in tensors.items()}
 
 
 def _open_legacy(file: BinaryIO) -> dict[str, Entry]:
@@ -95,13 +105,13 @@ def _open_legacy(file: BinaryIO) -> dict[str, Entry]:
   if not isinstance(system, dict) or system.get("little_endian") is not True:
     raise ValueError(_BIG_ENDIAN)
   tensors, storages, places = _tensors(state), {}, {}
-  for name, tensor in tensors.items():
-    if storages.setdefault(tensor.key, tensor).storage_bytes != tensor.storage_bytes:
-      raise ValueError(f"{name} disagrees with earlier tensors on the size of storage {tensor.key}")
+  for name, storage in [*((name, tensor.storage) for name, tensor in tensors.items()), *_storages(state)]:
+    if storages.setdefault(storage.key, storage).bytes != storage.bytes:
+      raise ValueError(f"{name} disagrees with earlier tensors on the size of storage {storage.key}")
   if not isinstance(keys, list) or set(map(str, keys)) != set(storages):
     raise ValueError("its list of storages does not match its tensors")
   for key in map(str, keys):
-    header, wanted = file.read(8), storages[key].storage_bytes
+    header, wanted = file.read(8), storages[key].bytes
     places[key] = file.tell()
     if len(header) < 8 or places[key] + wanted > os.fstat(file.fileno()).st_size:
       raise ValueError(f"truncated in storage {key}: fetch it again")
@@ -109,40 +119,74 @@ def _open_legacy(file: BinaryIO) -> dict[str, Entry]:
       raise ValueError(f"storage {key} has another size than its tensors say")
     file.seek(wanted, os.SEEK_CUR)
 
-  def read(tensor: _Tensor) -> bytes:
-    file.seek(places[tensor.key])
-    return file.read(tensor.storage_bytes)
+  def read(storage: _Storage) -> bytes:
+    file.seek(places[storage.key])
+    return file.read(storage.bytes)
 
-  return {name: tensor.entry(functools.partial(read, tensor)) for name, tensor in tensors.items()}
+  return {name: tensor.entry(functools.partial(read, tensor.storage)) for name, tensor in tensors.items()}
 
 
-def _tensors(state: Any) -> dict[str, _Tensor]:
-  """What a state dict says of its tensors, each of which lies within the storage that it says it has."""
+def _tensors(checkpoint: Any) -> dict[str, _Tensor]:
+  """What a state dict says of its tensors, each of which lies within the storage that it says it has.
+
+  A checkpoint holds its state dict under one of `_WRAPPINGS`, perhaps one within the other.
+  """
+  state = checkpoint
+  for _ in _WRAPPINGS:
+    inner = [state[name] for name in _WRAPPINGS if isinstance(state.get(name), dict)] if isinstance(state, dict) else []
+    state = inner[0] if inner else state
   if not isinstance(state, dict) or not state:
     raise ValueError("its pickle holds no state dict")
   return {name: _tensor(name, value) for name, value in state.items()}
+
+
+def _storages(checkpoint: Any) -> Iterator[tuple[str, _Storage]]:
+  """All storages that a checkpoint refers to, an optimizer's too; with what to call them."""
+  waiting, seen = [checkpoint], set()
+  while waiting:
+    value = waiting.pop()
+    if id(value) in seen:
+      continue
+    seen.add(id(value))
+    match value:
+      case pickles.Persistent():
+        yield "another tensor", _storage("another tensor", value)
+      case pickles.Call(_, arguments):
+        waiting.append(arguments)
+      case dict():
+        waiting += [*value.keys(), *value.values()]
+      case list() | tuple():
+        waiting += value
+
+
+def _storage(name: str, value: Any) -> _Storage:
+  match value:  # as torch writes it, with its device at the end
+    case pickles.Persistent(("storage", pickles.Global(kind), str(key), _, size, *rest)) if kind in _TYPES and rest in (
+      [],
+      [None],
+    ):
+      if type(size) is not int or size < 0:
+        raise ValueError(f"{name} has no proper shape")
+      return _Storage(key, size, np.dtype(_TYPES[kind]))
+    case _:
+      raise ValueError(f"{name} refers to no storage of torch")
 
 
 def _tensor(name: Any, value: Any) -> _Tensor:
   while isinstance(value, pickles.Call) and value.name in _PARAMETERS and value.arguments:
     value = value.arguments[0]  # the tensor of a parameter
   match name, value:
-    case str(), pickles.Call(function, (storage, offset, shape, strides, *_)) if function in _TENSORS:
-      pass
+    case str(), pickles.Call(function, (stored, offset, shape, strides, *_)) if function in _TENSORS:
+      storage = _storage(name, stored)
     case _:
-      raise ValueError("its state dict has an entry that is not a tensor: save model.state_dict() alone")
-  match storage:  # as torch writes it, with its device at the end
-    case pickles.Persistent(("storage", pickles.Global(kind), str(key), _, size, *rest)) if kind in _TYPES and rest in (
-      [],
-      [None],
-    ):
-      dtype = np.dtype(_TYPES[kind])
-    case _:
-      raise ValueError(f"{name} refers to no storage of torch")
+      raise ValueError(
+        f"its state dict has an entry that is not a tensor, {str(name)[:80]!r}: save model.state_dict() alone"
+      )
   placed = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)
-  if not placed or any(type(number) is not int or number < 0 for number in (size, offset, *shape, *strides)):
+  if not placed or any(type(number) is not int or number < 0 for number in (offset, *shape, *strides)):
     raise ValueError(f"{name} has no proper shape")
   last = offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
-  if 0 in shape or last >= size:
-    raise ValueError(f"{name} {shape} reaches past its storage of {size} elements")
-  return _Tensor(key, size, dtype, shape, offset * dtype.itemsize, tuple(stride * dtype.itemsize for stride in strides))
+  if 0 in shape or last >= storage.size:
+    raise ValueError(f"{name} {shape} reaches past its storage of {storage.size} elements")
+  item = storage.dtype.itemsize
+  return _Tensor(storage, shape, offset * item, tuple(stride * item for stride in strides))

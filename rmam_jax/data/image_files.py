@@ -1,0 +1,145 @@
+"""Records whose images are files: what folders as VOC and COCO have them and manifests become."""
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rmam_jax.data.annotations import Entry
+from rmam_jax.data.images import upright_boxes
+from rmam_jax.data.record import Index, Record
+from rmam_jax.runtime import files
+
+
+class Table(NamedTuple):
+  """What is known of N images without opening them, as arrays that can be kept in a file. L classes, n boxes in all."""
+
+  ids: np.ndarray  # str [N]
+  labels: np.ndarray  # float32 [N, L]
+  ignore: np.ndarray  # bool [N, L]
+  sizes: np.ndarray  # float32 [N, 2] of (width, height) as the annotation states it, 0 where it does not
+  boxes: np.ndarray  # float32 [n, 4] of (top, left, bottom, right) as shares of their image
+  box_classes: np.ndarray  # int32 [n]
+  ends: np.ndarray  # int64 [N], where in these each image's boxes end
+
+
+def tabulate(entries: Sequence[Entry], class_names: Sequence[str]) -> Table:
+  """Entries, all of whose labels are among the L classes, as arrays."""
+  numbers = {name: number for number, name in enumerate(class_names)}
+  labels, ignore = (np.zeros((len(entries), len(numbers)), kind) for kind in (np.float32, bool))
+  for array, field in ((labels, "labels"), (ignore, "ignore")):
+    named = [getattr(entry, field) for entry in entries]
+    rows = np.repeat(np.arange(len(entries)), [len(names) for names in named])
+    array[rows, [numbers[name] for names in named for name in names]] = 1
+  return Table(
+    np.array([entry.id for entry in entries]),
+    labels,
+    ignore,
+    np.array([entry.size for entry in entries], np.float32).reshape(-1, 2),
+    np.array([box for entry in entries for box in entry.boxes], np.float32).reshape(-1, 4),
+    np.array([numbers[name] for entry in entries for name in entry.box_labels], np.int32),
+    np.cumsum([len(entry.boxes) for entry in entries], dtype=np.int64),
+  )
+
+
+def concatenate(tables: Sequence[Table]) -> Table:
+  """The images of several tables of the same classes, one table after the other."""
+  offsets = np.cumsum([0, *(len(table.boxes) for table in tables[:-1])])
+  moved = [table._replace(ends=table.ends + offset) for table, offset in zip(tables, offsets, strict=True)]
+  return Table(*map(np.concatenate, zip(*moved, strict=True)))
+
+
+class ImageFiles:
+  """A source of records, by position; an image is read from its file each time that its record is asked for.
+
+  Attributes:
+    name: of the data set and its split, for messages.
+    origin: where they were read from.
+    class_names, index: see `record.Source`.
+    paths: of the images' files, [N].
+    made_by: a digest of what the table was made from.
+    notes: what is worth knowing of the annotations.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    origin: str,
+    class_names: Iterable[str],
+    table: Table,
+    paths: Sequence[str],
+    made_by: str,
+    notes: Iterable[str] = (),
+  ):
+    """The images of a table, whose files are at `paths`, [N]."""
+    self.name, self.origin, self.class_names, self.made_by, self.notes = (
+      name,
+      origin,
+      tuple(class_names),
+      made_by,
+      tuple(notes),
+    )
+    self._table, self.paths = table, paths
+    self.index = Index(table.ids, table.labels, table.ignore, table.labels.any(axis=1) | table.ignore.any(axis=1))
+
+  @property
+  def proposals_path(self) -> pathlib.Path:
+    return kept_folder() / f"proposals-{self.made_by[:16]}.npz"
+
+  def __len__(self) -> int:
+    return len(self.paths)
+
+  def _boxes(self, position: int) -> slice:
+    return slice(self._table.ends[position - 1] if position else 0, self._table.ends[position])
+
+  def __getitem__(self, position: int) -> Record:
+    """Raises OSError if the image's file cannot be read."""
+    table, where, path = self._table, self._boxes(position), self.paths[position]
+    image = pathlib.Path(path).read_bytes()
+    return Record(
+      str(table.ids[position]),
+      image,
+      table.labels[position],
+      table.ignore[position],
+      upright_boxes(table.boxes[where], table.sizes[position], image),
+      table.box_classes[where],
+      path=path,
+    )
+
+  def digest(self, positions: np.ndarray) -> str:
+    """Of the boxes at these positions, and of the images by the sizes of their files."""
+    digest = hashlib.sha256()
+    for position in map(int, positions):
+      try:
+        size = os.stat(self.paths[position]).st_size
+      except OSError:
+        size = "missing"
+      where = self._boxes(position)
+      digest.update(f"{size} {len(self._table.boxes[where])} ".encode())
+      digest.update(self._table.boxes[where].tobytes() + self._table.box_classes[where].tobytes())
+    return digest.hexdigest()
+
+
+def kept_folder() -> pathlib.Path:
+  """Where tables, and proposals, of data that may lie in a folder that nobody may write to are kept."""
+  return files.cache_folder() / "data"
+
+
+def read_kept(made_by: str) -> Mapping[str, np.ndarray] | None:
+  """The arrays kept under this digest of what they were made from; None where there are none, or damaged ones."""
+  try:
+    return files.read_npz(kept_folder() / f"table-{made_by[:16]}.npz", "")
+  except (OSError, ValueError, KeyError):
+    return None
+
+
+def keep(made_by: str, arrays: Mapping[str, np.ndarray]) -> None:
+  """Keeps them, where that can be done; where it cannot the next run reads the annotations again."""
+  try:
+    kept_folder().mkdir(parents=True, exist_ok=True)
+    files.write_npz(kept_folder() / f"table-{made_by[:16]}.npz", arrays, compressed=True)
+  except (OSError, ValueError):
+    return

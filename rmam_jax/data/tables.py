@@ -1,0 +1,388 @@
+"""Rows that say which labels an image has: CSV in its dialects, lists of JSON objects, what Label Studio and CVAT export.
+
+As in `annotations`, a reader yields an `Entry` for each row, a `Note` for what is worth knowing, a plain str for what is
+wrong.
+"""
+
+import ast
+import csv
+import functools
+import io
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rmam_jax.data.annotations import Entry, Found, Note, Object, clean_name, describe, parse_xml, to_number
+from rmam_jax.runtime.errors import UserError
+
+BAR = "|"  # separates labels unless `data.separator` says otherwise
+# What columns and fields are called in the files of well-known tools, without capitals and underscores.
+IMAGE = ("image", "file name", "filename", "file", "path", "filepath", "file path", "image path", "image name")
+IMAGE += ("image index", "img", "name")
+LABELS = ("labels", "label", "tags", "tag", "classes", "class", "categories", "category", "finding labels", "choices")
+LABELS += ("choice", "objects")
+IGNORE, SPLIT = "ignore", "split"
+_NOTHING = ("", "nan", "none", "null")  # whole fields that say that there is no label
+_ONE_HOT = {"": 0, "0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1, "-1": -1, "-1.0": -1}
+_SUFFIX = re.compile(r"\.(bmp|gif|jpe?g|png|tiff?|webp)$", re.IGNORECASE)
+
+
+class Options(NamedTuple):
+  """What the `data` section says about how rows are read."""
+
+  columns: tuple[str, ...] = ()  # names of the image's column, the labels' and the one of labels to ignore
+  separator: str = ""  # of labels; empty: a bar
+  classes: tuple[str, ...] = ()  # which columns of 0 and 1 are classes; empty: all
+
+
+def decode(path: pathlib.Path) -> tuple[str, list[Note]]:
+  """A file's text: UTF-8 or UTF-16 with a mark, else UTF-8, else Windows-1252, which is noted.
+
+  Raises UserError: it begins as UTF-16 and is not.
+  """
+  content = path.read_bytes()
+  if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+    try:
+      return content.decode("utf-16"), []
+    except UnicodeDecodeError as error:
+      raise UserError(f"{path}: begins as a text in UTF-16, and is none ({error})") from error
+  try:
+    return content.decode("utf-8-sig"), []
+  except UnicodeDecodeError:
+    note = Note(f"{path}: not in UTF-8; it is read as Windows-1252: save it as UTF-8 if letters look wrong")
+    return content.decode("cp1252", "replace"), [note]
+
+
+def _plain(name: str) -> str:
+  return clean_name(name).casefold().replace("_", " ").replace("-", " ")
+
+
+def labels_of(value: Any, separator: str) -> tuple[str, ...]:
+  """The labels in a field: a list, an object with `choices`, or a text that holds a list or names with separators.
+
+  Raises ValueError: it is none of these, or a label holds what cannot be printed.
+  """
+  return _labels_in(value, separator) if isinstance(value, str) else _listed_labels(value)
+
+
+@functools.lru_cache(maxsize=65_536)
+def _labels_in(text: str, separator: str) -> tuple[str, ...]:
+  text = text.strip()
+  if text.startswith(("[", "{", "(")):
+    try:
+      return _listed_labels(json.loads(text))
+    except json.JSONDecodeError:
+      return _listed_labels(ast.literal_eval(text))  # only literals: nothing in it runs
+  if text.casefold() in _NOTHING:
+    return ()
+  return _listed_labels(text.split(separator) if separator.strip() else text.split())
+
+
+def _listed_labels(value: Any) -> tuple[str, ...]:
+  if isinstance(value, Mapping):
+    value = value.get("choices")
+  values = [] if value is None else value if isinstance(value, (list, tuple)) else [value]
+  if not all(isinstance(each, (str, int, float)) and not isinstance(each, bool) for each in values):
+    raise ValueError("no list of names")
+  names = tuple(dict.fromkeys(filter(None, map(clean_name, values))))
+  if not all(map(str.isprintable, names)):
+    raise ValueError("a name holds characters that cannot be printed")
+  return names
+
+
+class _Columns(NamedTuple):
+  """Where in a row what stands."""
+
+  image: int
+  labels: int | None  # None: columns of 0 and 1
+  ignore: int | None
+  split: int | None
+  classes: tuple[str, ...]  # of columns of 0 and 1
+  marks: tuple[int, ...]  # where these stand
+  unused: tuple[str, ...]
+
+
+@functools.lru_cache(maxsize=64)
+def _find_columns(header: tuple[str, ...], options: Options) -> _Columns:
+  """Raises UserError, which names the columns that there are."""
+  plain = {}
+  for number, name in enumerate(header):
+    if clean_name(name):
+      plain.setdefault(_plain(name), number)
+
+  def place(given: int, known: Iterable[str]) -> int | None:
+    if len(options.columns) <= given:
+      return next((plain[name] for name in known if name in plain), None)
+    if _plain(options.columns[given]) not in plain:
+      raise UserError(f"data.columns names {options.columns[given]!r}; the columns are {_listed(header)}")
+    return plain[_plain(options.columns[given])]
+
+  image = place(0, IMAGE)
+  if image is None:
+    raise UserError(
+      f"no column is known as that of the images; the columns are {_listed(header)}. Name them:"
+      " --config.data.columns=IMAGE,LABELS"
+    )
+  labels = None if len(options.columns) == 1 else place(1, LABELS)
+  ignore, split = place(2, (IGNORE,)), plain.get(SPLIT)
+  if labels is not None:
+    used = {image, labels, ignore, split}
+    unused = tuple(clean_name(name) for number, name in enumerate(header) if number not in used and clean_name(name))
+    return _Columns(image, labels, ignore, split, (), (), unused)
+  chosen = {_plain(name) for name in options.classes}
+  rest = {
+    number: clean_name(name) for number, name in enumerate(header) if number not in (image, split) and name.strip()
+  }
+  classes = {number: name for number, name in rest.items() if not chosen or _plain(name) in chosen}
+  if not classes:
+    raise UserError(
+      f"no column is known as that of the labels; the columns are {_listed(header)}. Name them:"
+      " --config.data.columns=IMAGE,LABELS"
+    )
+  unused = tuple(name for number, name in rest.items() if number not in classes)
+  return _Columns(image, None, None, split, tuple(classes.values()), tuple(classes), unused)
+
+
+def _listed(names: Iterable[str]) -> str:
+  return ", ".join(repr(name) for name in names)
+
+
+def read_csv(path: pathlib.Path, options: Options, part: str = "") -> Found:
+  """The rows of a table whose first row names its columns; of `part`, those whose column `split` says so.
+
+  Fields are separated by what the first row has most of: commas, semicolons or tabs.
+  """
+  text, notes = decode(path)
+  yield from notes
+  first = next((line for line in text.splitlines() if line.strip()), "")
+  delimiter = max(",;\t", key=first.count)
+  rows = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter, skipinitialspace=True)
+  columns, width, parts, before = None, 0, set(), 0
+  try:
+    for row in rows:
+      place, before = f"{path}:{before + 1}", rows.line_num
+      while len(row) > width and not row[-1].strip():
+        row.pop()
+      if not any(field.strip() for field in row):
+        continue
+      if columns is None:
+        width = len(row)
+        if _SUFFIX.search(row[0].strip()) and width == 2:
+          yield Note(f"{place}: no header; the first column is taken for the images, the second for their labels")
+          columns = _Columns(0, 1, None, None, (), (), ())
+        else:
+          try:
+            columns = _find_columns(tuple(row), options)
+          except UserError as error:
+            yield f"{place}: {error}"
+            return
+          if columns.unused:
+            yield Note(f"{place}: columns that are not read: {_listed(columns.unused)}")
+          continue
+      if len(row) < width - 1 or len(row) > width:
+        yield f"{place}: {len(row)} fields where the header has {width}: {_listed(row)}"
+        continue
+      row += [""] * (width - len(row))
+      if columns.split is not None:
+        parts.add(clean_name(row[columns.split]))
+        if part and clean_name(row[columns.split]) != part:
+          continue
+      yield from _read_row(place, row, columns, options)
+  except csv.Error as error:
+    yield f"{path}:{before + 1}: not valid CSV ({error})"
+  if columns is None:
+    yield f"{path}: an empty file; its first row must name columns, e.g. image,labels"
+  elif part and columns.split is None:
+    yield f"{path}: it has no column {SPLIT!r} to choose {part!r} by"
+  elif part and part not in parts:
+    yield f"{path}: its column {SPLIT!r} holds {_listed(sorted(parts))}, not {part!r}"
+  elif not part and len(parts) > 1:
+    yield (
+      f"{path}: its column {SPLIT!r} holds {_listed(sorted(parts))}: name one of them, e.g."
+      f" --config.data.train={path.name}:{min(parts)}"
+    )
+
+
+def _read_row(place: str, row: Sequence[str], columns: _Columns, options: Options) -> Found:
+  image = row[columns.image].strip()
+  if not image:
+    yield f"{place}: the image has no name"
+    return
+  if columns.labels is not None:
+    fields = {"labels": row[columns.labels], "ignore": "" if columns.ignore is None else row[columns.ignore]}
+    yield from _entry(place, image, fields, options)
+    return
+  marks = [_ONE_HOT.get(row[number].strip().casefold()) for number in columns.marks]
+  if None in marks:
+    wrong = marks.index(None)
+    yield (
+      f"{place}: the column {columns.classes[wrong]!r} holds {row[columns.marks[wrong]]!r}; columns of classes hold 0 and 1,"
+      " or -1 for neither. If other columns are the classes name them: --config.data.classes=cat,dog; if one column holds"
+      " the labels: --config.data.columns=IMAGE,LABELS"
+    )
+    return
+  known = list(zip(columns.classes, marks, strict=True))
+  present, neither = (tuple(name for name, mark in known if mark == wanted) for wanted in (1, -1))
+  yield Entry(place, image, present, neither, classes=columns.classes)
+
+
+def _entry(place: str, image: str, fields: Mapping[str, Any], options: Options) -> Found:
+  """An entry of labels and labels to ignore that are still as they stand in the file."""
+  found = {}
+  for name, value in fields.items():
+    try:
+      found[name] = labels_of(value, options.separator or BAR)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+      wanted = f"names that can be printed, separated by {options.separator or BAR!r}, or a list of them"
+      yield f"{place}: {name} must be {wanted}, got {_short(value)}"
+      return
+  yield Entry(place, image, **found)
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    names = [name for name, _ in pairs]
+    raise ValueError(f"the field {next(name for name in names if names.count(name) > 1)!r} stands there twice")
+  return found
+
+
+def read_lines(path: pathlib.Path, text: str, options: Options, part: str = "") -> Found:
+  """JSON lines: an object for each image."""
+  rows = []
+  for number, line in enumerate(text.split("\n"), start=1):
+    if not line.strip():
+      continue
+    place = f"{path}:{number}"
+    try:
+      rows.append((place, json.loads(line, object_pairs_hook=_unique)))
+    except (ValueError, RecursionError) as error:
+      yield f"{place}: not valid JSON ({error})"
+  yield from read_rows(path, rows, options, part)
+
+
+def read_rows(path: pathlib.Path, rows: Sequence[tuple[str, Any]], options: Options, part: str = "") -> Found:
+  """Objects, with the place of each, that name an image and its labels; or Label Studio's tasks."""
+  unused: dict[str, None] = {}
+  parts = set()
+  for place, row in rows:
+    if not isinstance(row, Mapping):
+      yield f'{place}: must be an object with "image" and "labels", got {_short(row)}'
+    elif _is_task(row):
+      try:
+        yield from list(_read_task(place, row))
+      except (AttributeError, KeyError, TypeError) as error:
+        yield f"{place}: not as Label Studio exports a task ({error!r})"
+    else:
+      try:
+        columns = _find_columns(tuple(row), options)
+      except UserError as error:
+        yield f"{place}: {error}"
+        continue
+      fields = list(row.values())
+      image = fields[columns.image]
+      if columns.labels is None:
+        yield f"{place}: no field is known as that of the labels; the fields are {_listed(row)}"
+        continue
+      if not isinstance(image, str) or not image.strip():
+        yield f"{place}: {list(row)[columns.image]!r} must be the name of an image, got {_short(image)}"
+        continue
+      if columns.split is not None:
+        parts.add(clean_name(fields[columns.split]))
+        if part and clean_name(fields[columns.split]) != part:
+          continue
+      unused |= dict.fromkeys(columns.unused)
+      ignored = None if columns.ignore is None else fields[columns.ignore]
+      yield from _entry(place, image.strip(), {"labels": fields[columns.labels], "ignore": ignored}, options)
+  if unused:
+    yield Note(f"{path}: fields that are not read: {_listed(unused)}")
+  if part and part not in parts:
+    yield f"{path}: no object has the {SPLIT} {part!r}"
+  elif not part and len(parts) > 1:
+    yield f"{path}: it holds the splits {_listed(sorted(parts))}: name one of them, {path.name}:{min(parts)}"
+
+
+def _short(value: Any) -> str:
+  return f"{value!r:.40}"
+
+
+def _is_task(row: Mapping[str, Any]) -> bool:
+  """Whether this is a task of Label Studio, exported as JSON or as its short form, JSON-MIN."""
+  if isinstance(row.get("data"), Mapping) and "annotations" in row:
+    return True
+  image = row.get("image")
+  return isinstance(image, str) and image.startswith("/data/") and "id" in row
+
+
+def _read_task(place: str, task: Mapping[str, Any]) -> Found:
+  data = task["data"] if "annotations" in task else task
+  image = next((value for value in data.values() if isinstance(value, str) and _SUFFIX.search(value.strip())), "")
+  if not image:
+    yield f"{place}: the task names no image"
+    return
+  if "annotations" in task:
+    done = [each for each in task["annotations"] if not each.get("was_cancelled")]
+    if not done:
+      yield Note(f"{place}: {image} has not been annotated: left out")
+      return
+    if len(done) > 1:
+      yield Note(f"{place}: {image} has {len(done)} annotations: the first is taken")
+    values = [each.get("value") or {} for each in done[0].get("result") or []]
+  else:  # fields of the user's own naming: lists of regions, an object with choices, or one choice as it is
+    values = []
+    for name, value in task.items():
+      if isinstance(value, list):
+        values += [each for each in value if isinstance(each, Mapping)]
+      elif isinstance(value, Mapping):
+        values.append(value)
+      elif isinstance(value, str) and _plain(name) in LABELS:
+        values.append({"choices": [value]})
+  objects = [
+    Object(clean_name(name), _percent(value))
+    for value in values
+    for kind, names in value.items()
+    if (kind == "choices" or kind.endswith("labels")) and isinstance(names, list)
+    for name in names
+    if clean_name(name)
+  ]
+  image = re.sub(r"^/data/local-files/\?d=", "", image)
+  yield from describe(place, image, (100, 100), objects)
+
+
+def _percent(value: Mapping[str, Any]) -> tuple[float, ...] | None:
+  """The edges of a region whose place is given in percent of the image; None without one, or if it is turned."""
+  try:
+    left, top, width, height = (float(value[name]) for name in ("x", "y", "width", "height"))
+  except (KeyError, TypeError, ValueError):
+    return None
+  return None if value.get("rotation") else (top, left, top + height, left + width)
+
+
+def read_cvat(path: pathlib.Path) -> Found:
+  """CVAT's own XML, "CVAT for images": <image name width height> with <tag label>, <box label xtl ytl xbr ybr>, ..."""
+  try:
+    root = parse_xml(path)
+  except UserError as error:
+    yield str(error)
+    return
+  if root.tag != "annotations":
+    yield f"{path}: not as CVAT exports images: its root is <{root.tag}>, not <annotations>"
+    return
+  for number, image in enumerate(root.iter("image")):
+    place = f"{path} image {number}"
+    objects = []
+    for each in image:
+      if not (name := clean_name(each.get("label", ""))):
+        yield f"{place}: <{each.tag}> has no label"
+        continue
+      edges = None
+      if each.tag == "box" and not each.get("rotation"):
+        edges = tuple(to_number(each.get(edge)) for edge in ("ytl", "xtl", "ybr", "xbr"))
+      objects.append(Object(name, edges))
+    if not image.get("name"):
+      yield f"{place}: the image has no name"
+      continue
+    size = to_number(image.get("width")), to_number(image.get("height"))
+    yield from describe(place, image.get("name"), size, objects)

@@ -1,0 +1,268 @@
+"""Two streams over fixed regions: what a region shows, and which regions show a class; and a dense score beside them.
+
+After Bilen, Vedaldi: "Weakly Supervised Deep Detection Networks" (CVPR 2016). Ours are the linear streams, the fixed set
+of regions in place of proposals, the outcome "nothing", the dense score that stays in the answer, and how a class's
+region is read off the streams.
+
+Letters: B batch, H W C the feature map, P = H * W its cells, N regions of the fixed set, L classes, K regions shown.
+
+The parameters are linear layers, whose inputs are means of the map over a region or over all of it:
+
+    {"what":  {"region": [C, L], "image": [C, L], "bias": [L]},   what a region shows
+     "where": {"region": [C, L]},                                 which regions show a class
+     "dense": {"image": [C, L], "bias": [L]}}                     what the whole map shows
+
+"where" needs neither the image's mean nor a bias: what is the same for all regions falls out of its softmax.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rmam_jax.ops import attention, losses, spatial_transformer
+from rmam_jax.ops import boxes as boxes_lib
+from rmam_jax.ops.attention import Attention, Params
+
+SURE = 1e-6  # the regions' probability stays that far below 1, so that it has log-odds
+MARGIN = 1.0  # in log-odds; see `recognize`
+FINE_CELLS = 40  # along a side of the map, about, that regions are read off
+
+
+class Branches(NamedTuple):
+  """What each branch says of a class, in log-odds, and which regions say so."""
+
+  regions: jax.Array  # [B, L]
+  dense: jax.Array  # [B, L]
+  weights: jax.Array  # [B, N, L]; their sum over N is the probability that the regions' branch gives
+  cells: jax.Array  # [B, H, W, L], what a cell shows, without what all cells have in common
+
+
+@functools.lru_cache
+def fixed_regions(height: int, width: int, sizes: Sequence[float], step: float, most_oblong: float) -> np.ndarray:
+  """Regions of several sizes and shapes, evenly spread over a map: int [N, 4] of (top, left, bottom, right) in cells.
+
+  Args:
+    height, width: H and W, at least 1.
+    sizes: of their sides, as shares of the map's; every height is combined with every width.
+    step: between neighbours of one size, about, as a share of the map's side.
+    most_oblong: the largest ratio of a region's longer share to its shorter one.
+  """
+
+  def spans(length, size):  # along one axis
+    cells = min(max(round(size * length), 1), length)
+    starts = np.rint(np.linspace(0, length - cells, 1 + round((1 - size) / step))).astype(int)
+    return [(start, start + cells) for start in starts.tolist()]
+
+  found = {
+    (top, left, bottom, right)
+    for tall in sizes
+    for wide in sizes
+    if max(tall, wide) <= most_oblong * min(tall, wide)
+    for top, bottom in spans(height, tall)
+    for left, right in spans(width, wide)
+  }
+  return np.array(sorted(found))
+
+
+def coverage(regions: jax.Array, height: int, width: int) -> jax.Array:
+  """How much of every cell lies in regions [..., 4], (top, left, bottom, right) in cells: [..., H, W], in [0, 1]."""
+  xp = regions.__array_namespace__()
+
+  def along(start, end, length):
+    cells = xp.arange(length)
+    return xp.clip(xp.minimum(end[..., None], cells + 1) - xp.maximum(start[..., None], cells), 0, 1)
+
+  top, left, bottom, right = xp.moveaxis(regions, -1, 0)
+  return along(top, bottom, height)[..., :, None] * along(left, right, width)[..., None, :]
+
+
+def init(key: jax.Array, *, channels: int, num_classes: int, prior: float = 0.0) -> Params:
+  """Parameters: Xavier uniform weights, zero biases; or as `attention.init_scores` has them, where there is a prior."""
+  if prior:
+    zeros = jnp.zeros((channels, num_classes))
+    bias = attention.init_scores(channels, num_classes, prior)["bias"]
+    return {
+      "what": {"region": zeros, "image": zeros, "bias": bias},
+      "where": {"region": zeros},
+      "dense": {"image": zeros, "bias": bias},
+    }
+  xavier = jax.nn.initializers.glorot_uniform()
+  what, where, dense = jax.random.split(key, 3)
+  region, image = jnp.split(xavier(what, (2 * channels, num_classes)), 2)
+  return {
+    "what": {"region": region, "image": image, "bias": jnp.zeros(num_classes)},
+    "where": {"region": xavier(where, (channels, num_classes))},
+    "dense": {"image": xavier(dense, (channels, num_classes)), "bias": jnp.zeros(num_classes)},
+  }
+
+
+def branches(params: Params, feature_map: jax.Array, regions: np.ndarray) -> Branches:
+  """Both branches of the recognizer.
+
+  The regions' probability of a class is the sum over the regions of a softmax over the regions ("where") times a softmax
+  over the classes and nothing ("what"). Without nothing, whose score is 0, every region would have to show some class,
+  and a single class would always be there. A layer of a region's mean is the mean of the layer: the layers are applied
+  to the cells, of which there are fewer, which is the same.
+
+  Args:
+    params: see the module's docstring.
+    feature_map: [B, H, W, C], float32 or bfloat16, of about unit root mean square.
+    regions: int [N, 4], of `fixed_regions` for H and W.
+  """
+  _, height, width, _ = feature_map.shape
+  wide = spatial_transformer.wide_dtype(feature_map)
+  mean = feature_map.mean(axis=(1, 2), dtype=wide)
+
+  def layer(name):  # of every cell, summed in float32 or better
+    kernel = params[name]["region"].astype(feature_map.dtype)
+    return jnp.matmul(feature_map, kernel, preferred_element_type=wide)
+
+  covered = coverage(regions, height, width)
+  averaging = jnp.asarray(covered / covered.sum(axis=(1, 2), keepdims=True), wide)
+  cells = jnp.stack([layer("what"), layer("where")])
+  what, where = jnp.einsum("nhw,sbhwl->sbnl", averaging, cells, precision="highest")
+  what += (mean @ params["what"]["image"] + params["what"]["bias"])[:, None]
+  log_what = what - jax.nn.logsumexp(jnp.pad(what, ((0, 0), (0, 0), (0, 1))), axis=-1, keepdims=True)
+  log_weights = jax.nn.log_softmax(where, axis=1) + log_what
+  log_probability = jax.nn.logsumexp(log_weights, axis=1)
+  return Branches(
+    regions=log_probability - jnp.log1p(-jnp.minimum(jnp.exp(log_probability), 1 - SURE)),
+    dense=mean @ params["dense"]["image"] + params["dense"]["bias"],
+    weights=jnp.exp(log_weights),
+    cells=cells[0],
+  )
+
+
+def mean_probability(*scores: jax.Array) -> jax.Array:
+  """The log-odds of the mean of probabilities that are given as log-odds, all of one shape."""
+  every = jnp.stack(scores)
+  present, absent = (jax.nn.logsumexp(jax.nn.log_sigmoid(sign * every), axis=0) for sign in (1, -1))
+  return present - absent
+
+
+def _scaled(maps: jax.Array) -> jax.Array:
+  """[..., H, W], each map from its lowest value to its highest scaled to [0, 1]; all 1 where they are the same."""
+  low, high = maps.min(axis=(-2, -1), keepdims=True), maps.max(axis=(-2, -1), keepdims=True)
+  return jnp.where(high > low, (maps - low) / jnp.where(high > low, high - low, 1), 1)
+
+
+def evidence(weights: jax.Array, cells: jax.Array, regions: np.ndarray, power: float) -> jax.Array:
+  """Where the evidence for classes is: [..., H, W], in [0, 2].
+
+  The sum of two maps, each scaled to [0, 1]: of the weights of the regions that cover a cell, and what the cell shows.
+
+  Args:
+    weights: [..., N], as in `Branches`.
+    cells: [..., H, W], as there.
+    regions: int [N, 4], those of the weights.
+    power: that the weights are raised to; below 1, or a class's most telling part would be all of it.
+  """
+  covering = jnp.asarray(coverage(regions, *cells.shape[-2:]), weights.dtype)
+  return _scaled(jnp.einsum("...n,nhw->...hw", weights**power, covering, precision="highest")) + _scaled(cells)
+
+
+def extents(evidence: jax.Array, threshold: float) -> jax.Array:
+  """The boxes that hold the evidence for classes: [..., H, W] -> [..., 4] of (top, left, bottom, right), as shares.
+
+  A box reaches as far as the evidence, interpolated between the centres of the cells, is above `threshold` on the way
+  from its lowest to its highest value. Where it is the same everywhere, that is all of the map.
+  """
+  *lead, height, width = evidence.shape
+  finer = max(FINE_CELLS // max(height, width), 1)
+  above = _scaled(jax.image.resize(evidence, (*lead, height * finer, width * finer), "bilinear")) >= threshold
+
+  def ends(line):  # bool [..., length] -> the first and behind the last that is true, as shares
+    length = line.shape[-1]
+    return line.argmax(axis=-1) / length, 1 - line[..., ::-1].argmax(axis=-1) / length
+
+  (top, bottom), (left, right) = ends(above.any(axis=-1)), ends(above.any(axis=-2))
+  return jnp.stack([top, left, bottom, right], axis=-1)
+
+
+def recognize(
+  params: Params,
+  feature_map: jax.Array,
+  *,
+  num_regions: int,
+  sizes: Sequence[float],
+  step: float,
+  most_oblong: float,
+  power: float,
+  threshold: float,
+  align_corners: bool = True,
+) -> Attention:
+  """The recognizer: an image's scores, and regions that show where its likeliest classes are.
+
+  A class's score is the log-odds of the mean of both branches' probabilities. The k-th region is that of the k-th
+  likeliest class, the extent of the `evidence` for it. With fewer regions than classes the last one is the whole image
+  and belongs to all classes that are left.
+
+  A class has its score in the region that it belongs to; in another one `MARGIN` less than the lower of its score and of
+  the likeliest class there. So Eq. 6 gives the image's scores and every class's own region, and each region by itself
+  says the class that it was chosen for.
+
+  Args:
+    params, feature_map: as in `branches`.
+    num_regions: K >= 1.
+    sizes, step, most_oblong: of the fixed regions; see `fixed_regions`.
+    power, threshold: see `evidence` and `extents`.
+    align_corners: as in `rmam_jax.ops.spatial_transformer`.
+
+  Returns:
+    The K regions, without gradient to the thetas. x is the mean of the map inside a region, h and z that of all of it,
+    all [K, B, C]; SVMs are no better with both. The memory is `Branches`, which `loss` needs.
+
+  Raises:
+    ValueError: K < 1, or a map that is not [B, H, W, C].
+  """
+  if num_regions < 1:
+    raise ValueError(f"num_regions must be at least 1, got {num_regions}")
+  if feature_map.ndim != 4:
+    raise ValueError(f"feature_map must have shape [B, H, W, C], got {list(feature_map.shape)}")
+  batch, height, width, _ = feature_map.shape
+  regions = fixed_regions(height, width, tuple(sizes), step, most_oblong)
+  found = branches(params, feature_map, regions)
+  scores_BL = mean_probability(found.regions, found.dense)
+
+  num_classes = scores_BL.shape[1]
+  order = jnp.argsort(jax.lax.stop_gradient(scores_BL), axis=1, descending=True)
+  located = num_classes if num_classes <= num_regions else num_regions - 1
+  weights, cells = (
+    jnp.moveaxis(jnp.take_along_axis(each, jnp.expand_dims(order[:, :located], axes), axis=-1), -1, 0)
+    for each, axes in ((found.weights, 1), (found.cells, (1, 2)))
+  )
+  where = jax.lax.stop_gradient(evidence(weights, cells, regions, power))
+  whole_image = jnp.broadcast_to(jnp.asarray(boxes_lib.WHOLE_IMAGE), (num_regions - located, batch, 4))
+  boxes_KB4 = jnp.concatenate([extents(where, threshold), whole_image])
+
+  places = jnp.arange(num_regions)[:, None, None]
+  owner_BL = jnp.minimum(jnp.argsort(order, axis=1), num_regions - 1)
+  likeliest = jnp.take_along_axis(scores_BL, order, axis=1)[:, jnp.minimum(places[:, 0, 0], num_classes - 1)]
+  elsewhere = jnp.minimum(scores_BL, likeliest.T[:, :, None]) - MARGIN
+
+  cells = coverage(boxes_KB4 * jnp.asarray((height, width) * 2, boxes_KB4.dtype), height, width)
+  inside = jnp.einsum("kbhw,bhwc->kbc", cells, feature_map) / cells.sum(axis=(2, 3))[..., None]
+  image = jnp.broadcast_to(feature_map.mean(axis=(1, 2), dtype=inside.dtype), inside.shape)
+  return Attention(
+    scores=jnp.where(owner_BL == places, scores_BL, elsewhere),
+    thetas=spatial_transformer.boxes_to_thetas(boxes_KB4, (height, width), align_corners=align_corners),
+    x=inside,
+    h=image,
+    z=image,
+    memory=found,
+  )
+
+
+def loss(
+  found: Attention, labels: jax.Array, ignore: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The head's loss (`heads.spec.HeadLoss`) of what `recognize` returns: the sigmoid losses of both branches, summed."""
+  terms = {
+    name: losses.sigmoid_loss(getattr(found.memory, name), labels, ignore=ignore, example_mask=mask)
+    for name in ("regions", "dense")
+  }
+  return terms["regions"] + terms["dense"], terms

@@ -1,0 +1,156 @@
+"""Heads on a backbone that is not trained: maps are computed once, and training reads them in place of images."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmam_jax import recognizer
+from rmam_jax.data import batches
+from rmam_jax.data.splits import open_split
+from rmam_jax.evaluation import outputs, stored_maps, views
+from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.runtime.errors import UserError
+from rmam_jax.training import evaluate, loop, pipeline, stages
+from rmam_jax.training import step as step_lib
+from tests.test_training import assert_trees_close, tiny_config
+
+FROZEN = {"stage_one.backbone_rate": 0.0, "stage_two.backbone_rate": 0.0, "evaluation.views": "two"}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  return tmp_path / "cache" / "rmam_jax" / "maps"
+
+
+def made(config):
+  split, mesh = open_split(config.data, "train", 50), mesh_lib.make_mesh()
+  model = recognizer.build(config.model, 10, head="mean_pool")  # other heads choose, and rounding may change a choice
+  params = step_lib.init_params(model, jax.random.key(0), config.data.crop_size)
+  return model, params, split, mesh
+
+
+def test_the_maps_are_those_of_the_centre_view_and_of_its_mirror(data_root, cache):
+  config = tiny_config(data_root)
+  model, params, split, mesh = made(config)
+  stored = stored_maps.of_split(model, params, split, config=config, mesh=mesh)
+  options = {"image_size": config.data.image_size, "crop_size": config.data.crop_size}
+  ((images, _, _, _),) = batches.evaluation_batches(split, range(50), batch_size=50, **options)
+  for side, seen in enumerate((images, images[:, :, ::-1])):
+    wanted = model.apply({"params": params}, seen, method="feature_map")
+    np.testing.assert_allclose(stored.maps[:, side], wanted, rtol=2e-3, atol=1e-4)
+  assert np.abs(stored.maps[:, 0].astype("f") - stored.maps[:, 1]).max() > 0.1
+  # Outputs from the maps are those from the images, with the mirror image and without.
+  for seen in (views.CENTRE, views.CENTRE._replace(mirror="image"), views.CENTRE._replace(mirror="map")):
+    forward = outputs.make_forward(model, mesh, seen)
+    by_images, by_maps = (
+      outputs.compute_outputs(forward, params, split, data=config.data, batch_size=20, maps=maps)
+      for maps in (None, stored)
+    )
+    np.testing.assert_allclose(by_maps.scores, by_images.scores, atol=5e-3)
+    assert by_maps.ids == by_images.ids
+
+
+def test_a_computation_that_was_stopped_goes_on_and_other_weights_have_maps_of_their_own(data_root, cache, monkeypatch):
+  config = tiny_config(data_root)
+  model, params, split, mesh = made(config)
+  monkeypatch.setattr(stored_maps, "CHUNK", 20)
+  real, asked = batches.evaluation_batches, []
+
+  def stopping(split, positions, **options):
+    if positions.start == 20:
+      raise KeyboardInterrupt
+    return real(split, positions, **options)
+
+  monkeypatch.setattr(batches, "evaluation_batches", stopping)
+  with pytest.raises(KeyboardInterrupt):
+    stored_maps.of_split(model, params, split, config=config, mesh=mesh)
+
+  def counting(split, positions, **options):
+    asked.append(positions.start)
+    return real(split, positions, **options)
+
+  monkeypatch.setattr(batches, "evaluation_batches", counting)
+  stored = stored_maps.of_split(model, params, split, config=config, mesh=mesh)
+  assert asked == [20, 40]
+  stored_maps.of_split(model, params, split, config=config, mesh=mesh)
+  assert asked == [20, 40]  # read from disk
+  other = jax.tree.map(lambda leaf: 2 * leaf, params)
+  others = stored_maps.of_split(model, other, split, config=config, mesh=mesh)
+  assert asked == [20, 40, 0, 20, 40]
+  assert len(list(cache.iterdir())) == 2
+  assert (np.abs(others.maps.astype("f") - stored.maps).reshape(50, -1).max(axis=1) > 0.1).all()
+  for field in ("model.pixel_mean", "data.corrupt"):
+    changed = config.copy_and_resolve_references()
+    changed.update_from_flattened_dict({field: (1.0, 2.0, 3.0) if field == "model.pixel_mean" else "skip"})
+    assert stored_maps.make_key(changed, split, params["backbone"]) != stored_maps.make_key(
+      config, split, params["backbone"]
+    )
+
+
+def test_a_map_beyond_float16_is_refused(data_root, cache):
+  config = tiny_config(data_root)
+  model, params, split, mesh = made(config)
+  params = jax.tree.map(lambda leaf: 1e4 * leaf, params)
+  with pytest.raises(UserError, match=r"digits/tiny train, .*: its feature map is not finite as float16"):
+    stored_maps.of_split(model, params, split, config=config, mesh=mesh)
+
+
+def test_a_frozen_run_trains_its_heads_alone_and_resumes_bit_for_bit(data_root, cache, tmp_path, monkeypatch):
+  config = tiny_config(data_root, **FROZEN)
+  pipeline.train_and_evaluate(config, tmp_path / "whole")
+  first = step_lib.init_params(
+    stages.build_model(config, "stage_one", 10), jax.random.fold_in(jax.random.key(0), 0), config.data.crop_size
+  )
+  params = loop.train(config, tmp_path / "whole")
+  assert_trees_close(params["backbone"], first["backbone"], 0)
+
+  real, decoded = batches.decode_image, []
+  monkeypatch.setattr(batches, "decode_image", lambda *args: decoded.append(args) or real(*args))
+  real_step = loop._settle
+
+  def stopping(place, *args):
+    if place == "stage_two, step 3":
+      raise KeyboardInterrupt
+    return real_step(place, *args)
+
+  monkeypatch.setattr(loop, "_settle", stopping)
+  with pytest.raises(KeyboardInterrupt):
+    loop.train(config, tmp_path / "stopped")
+  monkeypatch.setattr(loop, "_settle", real_step)
+  assert_trees_close(loop.train(config, tmp_path / "stopped"), params, 0)
+  assert not decoded  # every map was there
+  evaluate.evaluate(tmp_path / "stopped", {"views": "centre"})
+
+
+def test_rates_decay_and_clipping_are_those_of_optax(data_root):
+  """A stage's optimizer against the same written by hand, on a backbone and a head of one kernel and one bias each."""
+  changes = {"backbone_rate": 0.1, "weight_decay": 0.3, "clip_norm": 0.5, "learning_rate": 0.2, "schedule": "step"}
+  config = tiny_config(data_root, **{f"stage_two.{name}": value for name, value in changes.items()})
+  config.stage_two.warmup_steps = 0
+  ours = stages.build(config, "stage_two", num_classes=10, num_records=50).optimizer
+  params = {part: {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.full(2, 5.0)} for part in ("backbone", "head")}
+  gradients = jax.tree.map(lambda leaf: leaf + jnp.arange(leaf.size).reshape(leaf.shape), params)
+  updates, _ = ours.update(gradients, ours.init(params), params)
+  norm = np.sqrt(sum((np.asarray(leaf) ** 2).sum() for leaf in jax.tree.leaves(gradients)))
+  for part, rate in (("backbone", 0.02), ("head", 0.2)):
+    for name, decay in (("kernel", 0.3), ("bias", 0.0)):
+      gradient, value = (np.asarray(tree[part][name], np.float64) for tree in (gradients, params))
+      clipped = gradient * 0.5 / norm
+      wanted = -rate * (clipped / (np.abs(clipped) + 1e-8) + decay * value)  # Adam's first step is the sign
+      np.testing.assert_allclose(updates[part][name], wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("stage_two.backbone_rate", -1.0, "stage_two.backbone_rate must be 0 or more, got -1.0"),
+    ("stage_one.drop_share", 30.0, r"stage_one.drop_share must be a share of the epochs, in \[0, 1\], got 30.0"),
+    ("stage_two.clip_norm", -0.5, "stage_two.clip_norm must be 0 or more"),
+  ],
+)
+def test_bad_values_are_named(data_root, field, value, message):
+  config = tiny_config(data_root, **{field: value})
+  with pytest.raises(UserError, match=message):
+    stages.build(config, field.split(".")[0], num_classes=10, num_records=50)
