@@ -1,7 +1,8 @@
-"""VGG-16's convolutions, forward and backward, against torch's: the whole backbone, and each of its layers by itself.
+"""Backbones, forward and backward, against torch's: VGG-16 and each of its layers by itself, or others as a whole.
 
     python -m benchmarks.backbone --sides=224
     python -m benchmarks.backbone --sides=224,448 --batch=1
+    python -m benchmarks.backbone --sides=320 --backbones=efficientnet_lite0,mobilenet_v2
 
 Torch has the same kernels and its images lie channels last; the feature maps must agree before the clock runs. Backward
 is the gradient of the map's sum of squares with respect to images and kernels; of a layer, with respect to its input
@@ -14,10 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from flax import traverse_util
 from torch.nn import functional
 
 from benchmarks import machine, peer
+from rmam_jax import backbones
 from rmam_jax.backbones import vgg
+from rmam_jax.config import get_config
 
 BLOCKS = vgg.BLOCKS["vgg16"]
 TOLERANCE = 1e-4  # of the largest activation
@@ -42,6 +46,42 @@ def backbone_sides(side: int, batch: int):
 
   ours = np.asarray(forward(params, images))
   difference = np.abs(ours - torch_forward().permute(0, 2, 3, 1).numpy()).max() / np.abs(ours).max()
+  if difference > TOLERANCE:
+    raise RuntimeError(f"the feature maps differ by {difference:.0e} of the largest activation")
+  return {
+    "forward": (functools.partial(machine.finish, forward, params, images), torch_forward),
+    "forward + backward": (functools.partial(machine.finish, both, params, images), torch_both),
+  }
+
+
+def network_sides(name: str, side: int, batch: int):
+  """The same of another backbone, with the random weights of torch's; backward is with respect to its parameters."""
+  config = get_config()
+  config.model.backbone = name
+  module, spec = backbones.build(config.model), backbones.get(name)
+  network, features = peer.backbone(name)
+  network = network.to(peer.DEVICE, memory_format=torch.channels_last)
+  state = {their: value.cpu().numpy() for their, value in network.state_dict().items()}
+  layout = next(layout for layout in spec.layouts if all(place.source in state for place in layout.places.values()))
+  params = {our: jnp.asarray(place.convert(state[place.source])) for our, place in layout.places.items()}
+  params = {"params": traverse_util.unflatten_dict(params, sep="/")}
+  images = np.random.default_rng(0).normal(0, 1, (batch, side, side, 3)).astype(np.float32)
+  theirs, used = peer.images(images).to(peer.DEVICE), [*network.parameters()]
+  forward = jax.jit(module.apply)
+  both = jax.jit(jax.grad(lambda params, images: jnp.square(module.apply(params, images)).sum()))
+
+  def torch_forward():
+    with torch.no_grad():
+      found = features(theirs)
+    peer.wait()
+    return found
+
+  def torch_both():
+    torch.autograd.grad(features(theirs).square().sum(), used, allow_unused=True)
+    peer.wait()
+
+  ours = np.asarray(forward(params, images))
+  difference = np.abs(ours - torch_forward().cpu().permute(0, 2, 3, 1).numpy()).max() / np.abs(ours).max()
   if difference > TOLERANCE:
     raise RuntimeError(f"the feature maps differ by {difference:.0e} of the largest activation")
   return {
@@ -91,19 +131,27 @@ def main() -> None:
   parser = machine.make_parser(__doc__, repeats=5)
   parser.add_argument("--sides", default="224", help="of the images, in pixels")
   parser.add_argument("--batch", type=int, default=2)
+  parser.add_argument("--backbones", default="vgg16", help="by name")
   arguments = parser.parse_args()
   print(f"{machine.describe_device('flax', 'torch')}.")
   print(f"Batch {arguments.batch}; medians of {arguments.repeats}, in ms; ratio: ours over torch's.\n")
   print(machine.header("", "", "ours", "torch", "ratio"))
   for side in map(int, arguments.sides.split(",")):
-    report(f"VGG-16, {side}", backbone_sides(side, arguments.batch), arguments.repeats)
-    channels = 3
-    for block, widths in enumerate(BLOCKS):
-      size = side // 2**block
-      for depth, width in dict.fromkeys(zip((channels, *widths[:-1]), widths, strict=True)):
-        sides = layer_sides(size, arguments.batch, depth, width)
-        report(f"{size} x {size}, {depth} -> {width}", sides, arguments.repeats)
-      channels = widths[-1]
+    for name in arguments.backbones.split(","):
+      if name == "vgg16":
+        report_vgg(side, arguments.batch, arguments.repeats)
+      else:
+        report(f"{name}, {side}", network_sides(name, side, arguments.batch), arguments.repeats)
+
+
+def report_vgg(side: int, batch: int, repeats: int) -> None:
+  report(f"VGG-16, {side}", backbone_sides(side, batch), repeats)
+  channels = 3
+  for block, widths in enumerate(BLOCKS):
+    size = side // 2**block
+    for depth, width in dict.fromkeys(zip((channels, *widths[:-1]), widths, strict=True)):
+      report(f"{size} x {size}, {depth} -> {width}", layer_sides(size, batch, depth, width), repeats)
+    channels = widths[-1]
 
 
 if __name__ == "__main__":

@@ -36,6 +36,46 @@ def vgg_map(x, blocks, kernels, biases=None):
   return x
 
 
+def libraries():
+  """torchvision's models, and timm; raises ImportError where one is not installed.
+
+  Where torchvision was built for another torch than is here, its compiled operators are absent and it does not even
+  import. No network needs one: that they are declared is enough.
+  """
+  try:
+    import torchvision
+  except RuntimeError:
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+      library.define(f"{name}(Tensor boxes) -> Tensor")
+    import torchvision
+  import timm
+
+  return torchvision.models, timm
+
+
+def backbone(name: str):
+  """The published network of a backbone but VGG, with random weights, and the function from images to its last map."""
+  if name.startswith("efficientnet"):
+    from efficientnet_lite_pytorch import EfficientNet
+
+    model = EfficientNet.from_name(name.replace("_", "-"), image_size=None)  # padded by the size of its input
+    return model.eval(), model.extract_features
+  models, timm = libraries()
+  if name == "vit_small_dinov2":
+    model = timm.create_model("vit_small_patch14_dinov2", dynamic_img_size=True)
+    return model.eval(), lambda images: _token_map(model.forward_features(images)[:, 1:], images, 14)
+  model = getattr(models, name)().eval()
+  if name.startswith("resnet"):
+    return model, torch.nn.Sequential(*list(model.children())[:-2])  # without the mean and the classifier
+  return model, model.features
+
+
+def _token_map(tokens, images, patch: int):
+  height, width = (side // patch for side in images.shape[2:])
+  return tokens.permute(0, 2, 1).reshape(len(tokens), -1, height, width)
+
+
 def sample(feature_map, theta, size: tuple[int, int]):
   """Regions [B, C, h, w] at theta [B, 4] of (s_x, s_y, t_x, t_y)."""
   s_x, s_y, t_x, t_y = theta.unbind(1)

@@ -16,8 +16,9 @@ from rmam_jax.backbones import layers
 from rmam_jax.evaluation import views as views_lib
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError
-from rmam_jax.training import exported, pipeline
+from rmam_jax.training import exported, initial_weights, loop, pipeline
 from rmam_jax.training import step as step_lib
+from rmam_jax.weights import files as weight_files
 from rmam_jax.weights import tensors
 
 THIN = tuple(name for name in backbones.SPECS if name.endswith("_thin"))
@@ -282,3 +283,50 @@ def test_a_run_trains_evaluates_and_travels(backbone, data_root, tmp_path):
   image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
   (here,), (there,) = (rmam_jax.load(tmp_path / name).predict([image]) for name in ("run", "model"))
   np.testing.assert_array_equal(here.probabilities, there.probabilities)
+
+
+def test_a_stopped_run_goes_on_with_its_statistics_bit_for_bit(data_root, tmp_path, monkeypatch):
+  fields = {"model.backbone": "mobilenet_thin", "model.freeze_norm": False, "controls": (), "accumulate": 2}
+  short = {"epoch_size": 16, "stage_one.epochs": 1, "stage_two.epochs": 2}
+  config = tiny_config(data_root, **fields, **short)
+  whole = loop.train(config, tmp_path / "whole")
+  validate = loop._Trainer.validate
+
+  def interrupt(trainer, stage, forward, params):
+    interrupt.epochs += 1
+    if interrupt.epochs == 3:  # in stage two's last epoch
+      raise KeyboardInterrupt
+    return validate(trainer, stage, forward, params)
+
+  interrupt.epochs = 0
+  monkeypatch.setattr(loop._Trainer, "validate", interrupt)
+  with pytest.raises(KeyboardInterrupt):
+    loop.train(config, tmp_path / "stopped")
+  monkeypatch.setattr(loop._Trainer, "validate", validate)
+  stopped = loop.train(config, tmp_path / "stopped")
+  assert_trees_close(stopped, whole, 0)
+  variances = [leaf for name, leaf in tensors.flatten(whole["backbone"]).items() if name.endswith("var")]
+  assert min(np.abs(np.asarray(var) - 1).max() for var in variances) > 1e-2
+
+
+def test_a_finer_map_takes_a_part_of_whole_weights(tmp_path):
+  _, params = initialized("resnet_thin")
+  whole = {name: np.asarray(leaf) for name, leaf in tensors.flatten(params).items()}
+  weights = weight_files.Weights("a test's", whole, (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), "0" * 64)
+  weight_files.write(tmp_path / "thin.safetensors", weights)
+  config = thin_config("resnet_thin", **{"model.maps": "8", "weights": str(tmp_path / "thin.safetensors")})
+  resolved, first = initial_weights.resolve(config)
+  _, wanted = initialized("resnet_thin", **{"model.maps": "8"})
+  assert resolved.model.pixel_std == (4.0, 5.0, 6.0)
+  assert set(tensors.flatten(first.backbone)) == set(tensors.flatten(wanted)) < set(whole)
+  np.testing.assert_array_equal(first.backbone["stem"]["kernel"], params["stem"]["kernel"])
+
+  del whole["stage3_block1/conv1/bias"]  # not needed for this map
+  weight_files.write(tmp_path / "part.safetensors", weights)
+  config.weights = str(tmp_path / "part.safetensors")
+  initial_weights.resolve(config)
+  whole["stage2_block1/conv1/bias"] = np.zeros(3, np.float32)
+  weight_files.write(tmp_path / "wrong.safetensors", weights)
+  config.weights = str(tmp_path / "wrong.safetensors")
+  with pytest.raises(UserError, match=r"stage2_block1/conv1/bias is \(3,\) there and \(8,\) in the configuration"):
+    initial_weights.resolve(config)

@@ -7,7 +7,6 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
 from flax import traverse_util
 
@@ -24,79 +23,52 @@ def cache(tmp_path, monkeypatch):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def lite(name):
-  def make(models, timm):
-    package = pytest.importorskip("efficientnet_lite_pytorch")
-    model = package.EfficientNet.from_name(f"efficientnet-{name}", image_size=None)  # padded by the size of its input
-    return model, model.extract_features
+def libraries():
+  """What the benchmarks compare with, torchvision's models and timm; skips where one is not installed."""
+  pytest.importorskip("torch")
+  from benchmarks import peer
 
-  return make
-
-
-def of_timm(name, **options):
-  def make(models, timm):
-    model = timm.create_model(name, **options)
-    return model, model.forward_features
-
-  return make
+  try:
+    return peer, *peer.libraries()
+  except ImportError as error:
+    pytest.skip(str(error))
 
 
-def mobilenet(layers=None):
-  def make(models, timm):
-    model = models.mobilenet_v2()
-    return model, model.features[:layers]
-
-  return make
+def published_network(name):
+  pytest.importorskip("efficientnet_lite_pytorch")
+  return libraries()[0].backbone(name)
 
 
-def resnet(name, layers=-2):
-  """torchvision's, up to a layer of its own or to the last before its mean."""
-
-  def make(models, timm):
-    model = getattr(models, name)()
-    parts = list(model.children())[:layers]
-    return model, lambda x: functools.reduce(lambda x, part: part(x), parts, x)
-
-  return make
+def of_torchvision(name, layers):
+  """Up to a layer of its own."""
+  model = getattr(libraries()[1], name)()
+  parts = list(model.features if hasattr(model, "features") else model.children())[:layers]
+  return model, lambda x: functools.reduce(lambda x, part: part(x), parts, x)
 
 
-def convnext(layers=None):
-  def make(models, timm):
-    model = models.convnext_tiny()
-    return model, model.features[:layers]
-
-  return make
-
-
-def dinov2(models, timm):
-  model = timm.create_model("vit_small_patch14_dinov2", dynamic_img_size=True)
-
-  def features(images):
-    tokens = model.forward_features(images)[:, 1:]
-    height, width = (side // 14 for side in images.shape[2:])
-    return tokens.permute(0, 2, 1).reshape(len(tokens), -1, height, width)
-
-  return model, features
+def of_timm(name):
+  model = libraries()[2].create_model(name)
+  return model, model.forward_features
 
 
 # The configuration, a part of the layout's title, and the other network.
 CASES = (
-  ({"backbone": "efficientnet_lite0"}, "package", lite("lite0")),
-  ({"backbone": "efficientnet_lite1"}, "package", lite("lite1")),
-  ({"backbone": "efficientnet_lite2"}, "package", lite("lite2")),
-  ({"backbone": "efficientnet_lite0"}, "timm", of_timm("tf_efficientnet_lite0")),
-  ({"backbone": "efficientnet_lite2"}, "timm", of_timm("tf_efficientnet_lite2")),
-  ({"backbone": "mobilenet_v2"}, "torchvision", mobilenet()),
-  ({"backbone": "mobilenet_v2", "maps": "16"}, "torchvision", mobilenet(14)),
-  ({"backbone": "mobilenet_v2", "maps": "8"}, "torchvision", mobilenet(7)),
-  ({"backbone": "mobilenet_v2"}, "timm", of_timm("mobilenetv2_100")),
-  ({"backbone": "resnet50"}, "timm", of_timm("resnet50")),
-  ({"backbone": "resnet50", "maps": "16"}, "torchvision", resnet("resnet50", -3)),
-  ({"backbone": "resnet101"}, "torchvision", resnet("resnet101")),
-  ({"backbone": "convnext_tiny"}, "torchvision", convnext()),
-  ({"backbone": "convnext_tiny", "maps": "16"}, "torchvision", convnext(-2)),
-  ({"backbone": "convnext_tiny"}, "timm", of_timm("convnext_tiny")),
-  ({"backbone": "vit_small_dinov2"}, "timm", dinov2),
+  ({"backbone": "efficientnet_lite0"}, "package", published_network),
+  ({"backbone": "efficientnet_lite1"}, "package", published_network),
+  ({"backbone": "efficientnet_lite2"}, "package", published_network),
+  ({"backbone": "efficientnet_lite0"}, "timm", lambda name: of_timm("tf_efficientnet_lite0")),
+  ({"backbone": "efficientnet_lite2"}, "timm", lambda name: of_timm("tf_efficientnet_lite2")),
+  ({"backbone": "mobilenet_v2"}, "torchvision", published_network),
+  ({"backbone": "mobilenet_v2", "maps": "16"}, "torchvision", lambda name: of_torchvision(name, 14)),
+  ({"backbone": "mobilenet_v2", "maps": "8"}, "torchvision", lambda name: of_torchvision(name, 7)),
+  ({"backbone": "mobilenet_v2"}, "timm", lambda name: of_timm("mobilenetv2_100")),
+  ({"backbone": "resnet50"}, "timm", of_timm),
+  ({"backbone": "resnet50", "maps": "16"}, "torchvision", lambda name: of_torchvision(name, -3)),
+  ({"backbone": "resnet101"}, "torchvision", published_network),
+  ({"backbone": "convnext_tiny"}, "torchvision", published_network),
+  ({"backbone": "convnext_tiny", "maps": "16"}, "torchvision", lambda name: of_torchvision(name, -2)),
+  ({"backbone": "convnext_tiny"}, "timm", of_timm),
+  ({"backbone": "vit_small_dinov2"}, "timm", published_network),
 )
 
 
@@ -134,8 +106,8 @@ def module_and_params(changes, tensors):
   ("changes", "title", "make"), CASES, ids=lambda case: "-".join(case.values()) if type(case) is dict else ""
 )
 def test_the_map_equals_the_others(changes, title, make, tmp_path):
-  torch, models, timm = oracles.networks()
-  model, features = make(models, timm)
+  torch = pytest.importorskip("torch")
+  model, features = make(changes["backbone"])
   randomize(torch, model.eval())
   torch.save(model.state_dict(), tmp_path / "published.pth")
   weights = weight_files.read(tmp_path / "published.pth")
