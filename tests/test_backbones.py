@@ -62,6 +62,11 @@ def test_the_map_has_the_stride_that_its_spec_says(backbone):
   assert found.shape[:3] == (2, 2, 4)
   assert found.dtype == jnp.float32
   assert float(found.std()) > 1e-3
+  if backbone != "vit_thin":  # which takes whole patches only
+    odd = jax.eval_shape(module.apply, {"params": params}, images_of((stride + 1, 3 * stride - 1)))
+    assert odd.shape[1:3] == tuple(
+      backbones.cells(thin_config(backbone).model, side) for side in (stride + 1, 3 * stride - 1)
+    )
   half = jax.eval_shape(
     initialized(backbone, **{"model.dtype": "bfloat16"})[0].apply, {"params": params}, images_of((32, 32))
   )
@@ -132,6 +137,15 @@ def test_ten_views_are_windows_of_two_maps(backbone):
   config.data.crop_size += 1
   with pytest.raises(UserError, match=f"multiples of the map's stride, {stride} pixels"):
     views_lib.from_config(config)
+
+
+def test_a_region_lies_on_the_map_s_cells_where_the_stride_does_not_divide_the_crop():
+  whole = np.array([1.0, 1.0, 0.0, 0.0])  # from the first cell's centre to the last one's
+  for backbone, cells in (("mobilenet_thin", 3), ("convnext_thin", 2)):
+    stride = backbones.stride(thin_config(backbone).model)
+    config = thin_config(backbone, **{"data.image_size": 2 * stride + 2, "data.crop_size": 2 * stride + 2})
+    box = views_lib.region_boxes(whole, config) * (2 * stride + 2)
+    np.testing.assert_allclose(box, [stride / 2, stride / 2, *2 * [(cells - 0.5) * stride]])
 
 
 def test_sides_of_broken_patches_are_refused():

@@ -37,6 +37,11 @@ def stride(model: Any) -> int:
   return get(model.backbone).stride(model)
 
 
+def cells(model: Any, side: int) -> int:
+  """Cells of the feature map along a side of so many pixels."""
+  return -(-side // stride(model)) if get(model.backbone).rounds_up else side // stride(model)
+
+
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
   """Images [B, height, width, 3] of 0..255, uint8 or float -> float32, by the mean and deviation of each channel."""
   return (images.astype(jnp.float32) - jnp.asarray(mean)) / jnp.asarray(std)

@@ -127,6 +127,7 @@ def spec(name: str, network: Network, **options: Any) -> BackboneSpec:
       network, maps(model), jnp.dtype(model.dtype), remat, model.freeze_norm
     ),
     stride=lambda model: maps(model).strides[0],
+    rounds_up=True,
     map_rms=list(network.maps.values())[-1],
     **options,
   )

@@ -106,6 +106,7 @@ def _spec(name: str, network: Network, **options: Any) -> BackboneSpec:
     name,
     build=lambda model, remat=False: ResNet(network, maps(model), jnp.dtype(model.dtype), remat, model.freeze_norm),
     stride=lambda model: maps(model).strides[0],
+    rounds_up=True,
     **options,
   )
 

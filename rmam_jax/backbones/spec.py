@@ -93,6 +93,7 @@ class BackboneSpec:
   # module, whose input may have any size that its stride divides.
   build: Callable[..., nn.Module]
   stride: Callable[[Any], int]  # the `model` section -> pixels between neighbouring cells of the map
+  rounds_up: bool = False  # whether the pixels beyond the last whole cell make one more, or are not seen
   # Its own sections of the configuration, by their dotted names.
   defaults: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
   layouts: Sequence[Layout] = ()  # published sets of weights that fill it

@@ -86,13 +86,20 @@ def feature_maps(model: recognizer.Recognizer, params: Any, images: jax.Array, v
 
 
 def view_to_image(
-  points: np.ndarray, *, image_size: int, crop_size: int, stride: int, align_corners: bool = True
+  points: np.ndarray,
+  *,
+  image_size: int,
+  crop_size: int,
+  stride: int,
+  cells: int | None = None,
+  align_corners: bool = True,
 ) -> np.ndarray:
   """Normalised points [..., 2] of (x, y) on the centre view's feature map -> shares of the whole image.
 
-  The view may be cropped from the pixels or cut from the whole image's map: the points are the same.
+  The view may be cropped from the pixels or cut from the whole image's map: the points are the same. `cells` are those
+  of a side of its map; None: whole ones.
   """
-  pixels = spatial_transformer.map_to_pixels(points, crop_size // stride, stride, align_corners=align_corners)
+  pixels = spatial_transformer.map_to_pixels(points, cells or crop_size // stride, stride, align_corners=align_corners)
   return (np.asarray(pixels) + batches.centre_offset(image_size, crop_size)) / image_size
 
 
@@ -109,6 +116,7 @@ def region_boxes(thetas: np.ndarray, config: Any) -> np.ndarray:
     image_size=config.data.image_size,
     crop_size=config.data.crop_size,
     stride=backbones.stride(config.model),
+    cells=backbones.cells(config.model, config.data.crop_size),
     align_corners=config.model.align_corners,
   )
   return shares[..., ::-1].reshape(*thetas.shape[:-1], 4)
