@@ -317,3 +317,24 @@ def test_the_shipped_model_is_small_and_reads_digits(scenes):
   labels = np.stack([scene.labels for scene in scenes])
   precisions = metrics.average_precisions(np.stack([each.probabilities for each in found]), labels)
   assert metrics.mean_average_precision(precisions) > 0.9
+
+
+def test_the_shipped_recognizer_of_photographs_is_small_and_knows_a_cat_and_where_it_is():
+  assert sum(path.stat().st_size for path in (predictor.PRETRAINED / "photographs").iterdir()) < 12e6
+  cat, person = rmam_jax.load().predict([ROOT / "docs" / "cat.jpg", ROOT / "docs" / "astronaut.jpg"])
+  assert [label.name for label in cat.labels] == ["cat"]
+  assert [label.name for label in person.labels] == ["person"]
+  assert min(cat.labels[0].probability, person.labels[0].probability) > 0.9
+  left, top, right, bottom = cat.labels[0].box
+  head = (20, 0, 380, 290)  # by eye
+  inside = max(min(right, head[2]) - max(left, head[0]), 0) * max(min(bottom, head[3]) - max(top, head[1]), 0)
+  union = (right - left) * (bottom - top) + (head[2] - head[0]) * (head[3] - head[1]) - inside
+  assert inside / union > 0.5
+
+
+def test_a_folder_of_a_shipped_recognizer_s_name_comes_first(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert len(rmam_jax.load("digits-easy").class_names) == 10
+  (tmp_path / "digits-easy").mkdir()
+  with pytest.raises(UserError, match=r"digits-easy holds neither a model\.json"):
+    rmam_jax.load("digits-easy")

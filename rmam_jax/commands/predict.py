@@ -1,6 +1,7 @@
 """Says which labels images have, how sure it is and where it looked: a line of JSON for each image.
 
-    python predict.py photo.jpg                                      by the digit recognizer that ships with the package
+    python predict.py photo.jpg                                      by the shipped recognizer of VOC's 20 classes
+    python predict.py --workdir=digits-easy docs/scene.png           by the shipped recognizer of digit scenes
     python predict.py --workdir=runs/voc photo.jpg more/ 'a/*.png'   files, folders with all below them, patterns
     python predict.py --format=csv --out=found.csv --regions --pictures=drawn more/
 
@@ -17,7 +18,9 @@ from absl import flags
 from rmam_jax import commands
 
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Folder of a finished train.py run, or an exported model; by default the shipped digit recognizer."
+  "workdir",
+  None,
+  "Folder of a finished train.py run, or an exported model; or of a shipped one: photographs, digits-easy; by default photographs.",
 )
 _FORMAT = flags.DEFINE_enum("format", "jsonl", ["jsonl", "csv"], "JSON lines, or CSV with a header.")
 _OUT = flags.DEFINE_string("out", None, "File to write; by default stdout.")

@@ -21,7 +21,7 @@ from rmam_jax.runtime.errors import UserError, os_errors
 from rmam_jax.training import exported, stages
 
 PRETRAINED = pathlib.Path(__file__).parent / "pretrained"  # the recognizers that ship, by name
-DEFAULT = "digits-easy"
+DEFAULT = "photographs"
 
 Box = tuple[float, float, float, float]  # (left, top, right, bottom) in pixels of the original image
 Source = str | os.PathLike | bytes | np.ndarray
