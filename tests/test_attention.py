@@ -316,6 +316,16 @@ def test_saliency_by_hand():
   np.testing.assert_array_equal(visited, [[True, True, False]])
 
 
+def test_a_look_takes_out_the_places_within_its_radius():
+  scores = jnp.full((1, 9, 9, 1), -9.0).at[0, 4, 4].set(9.0)  # places are 1/4 apart, the highest in the middle
+  visited, choose = next_region.saliency({}, None, dense_scores=scores, scale=0.4, inhibition=1.5)
+  assert not visited.any()
+  visited, theta = choose(visited, jnp.zeros((1, 1)), 0)
+  np.testing.assert_allclose(theta, [[0.4, 0.4, 0, 0]], atol=1e-6)
+  x, y = np.meshgrid(np.arange(-4, 5) / 4, np.arange(-4, 5) / 4)
+  np.testing.assert_array_equal(visited.reshape(9, 9), np.hypot(x, y) < 0.6)
+
+
 def test_saliency_looks_on_when_every_place_is_taken():
   params, feature_map, _ = case("saliency")
   rule = functools.partial(saliency, inhibition=14.0)
