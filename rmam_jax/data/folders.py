@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import tqdm
 
 from rmam_jax.data import annotations
 from rmam_jax.data.annotations import Entry, Note
 from rmam_jax.data.image_files import ImageFiles, Table, concatenate, keep, read_kept, tabulate
+from rmam_jax.runtime import progress
 from rmam_jax.runtime.errors import UserError, os_errors
 
 VOC_CLASSES = (
@@ -179,7 +179,7 @@ def _voc_part(folder: pathlib.Path, stems: Sequence[str]) -> _Part:
   made_from = ["voc", place, *((s, x.st_size, x.st_mtime_ns) for s, x in zip(stems, states, strict=True))]
 
   def read() -> tuple[list[Entry | str], tuple[str, ...]]:
-    shown = tqdm.tqdm(stems, f"reading {place}", unit=" files", disable=len(stems) <= _SLOW, leave=False)
+    shown = progress.bar(stems, f"reading {place}", unit=" files", disable=len(stems) <= _SLOW, leave=False)
     found = [each for stem in shown for each in annotations.read_voc(place / f"{stem}.xml", f"{stem}.jpg")]
     return found, VOC_CLASSES
 

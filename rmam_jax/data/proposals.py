@@ -21,12 +21,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from rmam_jax.data.images import decode_image
 from rmam_jax.data.record import Record
 from rmam_jax.ops.boxes import WHOLE_IMAGE, box_iou, clip_boxes, suppress
-from rmam_jax.runtime import files
+from rmam_jax.runtime import files, progress
 from rmam_jax.runtime.errors import UserError, check_name
 
 Propose = Callable[[Record], np.ndarray]  # from a record to its proposals, float32 [K, 4]
@@ -162,7 +161,7 @@ def _search_all(
   title = f"{KINDS[kind]}, kept in {path}"
   with (
     concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
-    tqdm.tqdm(total=total, initial=done, desc=title, leave=False, disable=done >= total) as bar,
+    progress.bar(None, title, total, initial=done, leave=False, disable=done >= total) as bar,
   ):
     for start in range(done, total, _KEPT):
       for name, boxes in pool.map(propose, range(start, min(start + _KEPT, total))):

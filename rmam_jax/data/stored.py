@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from rmam_jax.data.digits import scenes
 from rmam_jax.data.record import Index, Record, multi_hot
-from rmam_jax.runtime import files
+from rmam_jax.runtime import files, progress
 from rmam_jax.runtime.errors import UserError, os_errors
 
 SAMPLED = 64  # so many stored records, with their images, tell a split from others in its digest
@@ -168,7 +167,7 @@ class Stored:
     title = f"reading the labels of {self.name}"
     rows = [
       (record.id, record.labels, record.ignore, len(record.boxes) > 0)
-      for record in tqdm.tqdm(records, title, len(self), disable=len(self) <= 5_000, leave=False)
+      for record in progress.bar(records, title, len(self), disable=len(self) <= 5_000, leave=False)
     ]
     index = Index(*map(np.array, zip(*rows, strict=True)))
     with contextlib.suppress(UserError):  # where nothing may be written the next run reads the records again

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import tqdm
 
 from rmam_jax.data import manifests
 from rmam_jax.data.annotations import Entry
 from rmam_jax.data.classes import apply
 from rmam_jax.data.images import decode_image, header, upright_boxes
 from rmam_jax.data.manifests import Missing
+from rmam_jax.runtime import progress
 from rmam_jax.runtime.errors import UserError
 
 FIELDS = ("train", "validation", "test", "final_train")
@@ -96,7 +96,7 @@ def _check_images(
   field: str, entries: Sequence[Entry], owners: dict[str, tuple[str, Entry]]
 ) -> Iterator[tuple[bool, str]]:
   """(whether it stops training, what) of images that cannot be read, occur twice, or whose boxes are of another frame."""
-  for entry in tqdm.tqdm(entries, f"images of {field}", unit=" images", leave=False):
+  for entry in progress.bar(entries, f"images of {field}", unit=" images", leave=False):
     try:
       content = pathlib.Path(entry.image).read_bytes()
     except FileNotFoundError:

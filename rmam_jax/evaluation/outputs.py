@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
-import tqdm
 
 from rmam_jax.data import batches
 from rmam_jax.data.splits import Split
 from rmam_jax.evaluation import views as views_lib
 from rmam_jax.runtime import files, processes
 from rmam_jax.runtime import mesh as mesh_lib
+from rmam_jax.runtime import progress as progress_lib
 from rmam_jax.runtime.errors import UserError, check_name
 from rmam_jax.weights import tensors
 
@@ -240,8 +240,8 @@ def extract(
     chunks.append(path)
     done = stop
   size, options = max(CHUNK // batch_size, 1) * batch_size, {"data": data, "batch_size": batch_size, "maps": maps}
-  hidden = not processes.is_first()
-  with tqdm.tqdm(total=len(split), initial=done, desc=progress, unit=" images", leave=False, disable=hidden) as bar:
+  shown = {"unit": " images", "leave": False, "disable": not processes.is_first()}
+  with progress_lib.bar(None, progress, len(split), initial=done, **shown) as bar:
     for start in range(done, len(split), size):
       positions = range(start, min(start + size, len(split)))
       arrays = _compute_arrays(forward, params, split, positions, advance=bar.update, **options)

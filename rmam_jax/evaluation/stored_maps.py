@@ -16,14 +16,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from rmam_jax import backbones, recognizer
 from rmam_jax.data import batches
 from rmam_jax.data.batches import StoredMaps
 from rmam_jax.data.splits import Split
 from rmam_jax.evaluation import outputs as outputs_lib
-from rmam_jax.runtime import files, processes
+from rmam_jax.runtime import files, processes, progress
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError, os_errors
 from rmam_jax.weights import tensors
@@ -100,9 +99,8 @@ def _compute(folder: pathlib.Path, key: Any, model: Any, params: Any, split: Spl
     maps = np.lib.format.open_memmap(path, mode, np.float16, (len(split), *shape[1:]))
     print(f"{split.name}: feature maps are computed once and kept in {folder} ({needed / 1e9:,.1f} GB)")
   chunk = max(CHUNK // batch_size, 1) * batch_size
-  with tqdm.tqdm(
-    total=len(split), initial=done["images"], desc="feature maps", unit=" images", leave=False, disable=not first
-  ) as bar:
+  shown = {"unit": " images", "leave": False, "disable": not first}
+  with progress.bar(None, "feature maps", len(split), initial=done["images"], **shown) as bar:
     for start in range(done["images"], len(split), chunk):
       positions, written = range(start, min(start + chunk, len(split))), start
       for found, reasons in outputs_lib.one_ahead(_batches(program, params, split, positions, config, by_example)):

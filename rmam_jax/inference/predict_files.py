@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
 import numpy as np
-import tqdm
 
 from rmam_jax.inference import predictor
+from rmam_jax.runtime import progress
 from rmam_jax.runtime.errors import UserError, os_errors
 from rmam_jax.visual import pictures
 
@@ -130,7 +130,7 @@ def predict_files(
     _make(picture_folder)
   failed = 0
   shared = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-  with _open(out) as file, tqdm.tqdm(total=len(paths), unit=" images", disable=len(paths) == 1) as bar:
+  with _open(out) as file, progress.bar(total=len(paths), unit=" images", disable=len(paths) == 1) as bar:
     write = _writer(format, file, with_regions)
     for path, found in zip(paths, recognizer.stream(paths), strict=True):
       if isinstance(found, Exception):

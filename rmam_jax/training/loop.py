@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-import tqdm
 
 from rmam_jax.data import batches
 from rmam_jax.data.batches import StoredMaps
@@ -21,6 +20,7 @@ from rmam_jax.data.splits import Split, open_split
 from rmam_jax.evaluation import stored_maps
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime import processes
+from rmam_jax.runtime import progress as progress_lib
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import checkpoints, initial_weights, signals, stages, workdir
 from rmam_jax.training import rpn as rpn_training
@@ -147,7 +147,7 @@ class _Trainer:
     seed = self.config.seed * len(stages.NAMES) + STREAMS.index(stage.name)
     return batches.train_batches(self.train, seed=seed, maps=maps, **options)
 
-  def _next_batch(self, stream: Iterator[Mapping[str, Any]], place: dict[str, Any], bar: tqdm.tqdm) -> tuple[Any, Any]:
+  def _next_batch(self, stream: Iterator[Mapping[str, Any]], place: dict[str, Any], bar: Any) -> tuple[Any, Any]:
     """A batch's ids and its arrays on the devices; says which images were replaced and lists them in `_skipped`."""
     with jax.profiler.TraceAnnotation("input"):
       batch = next(stream)
@@ -182,7 +182,7 @@ class _Trainer:
     if first:
       log_or_none = contextlib.closing(workdir.MetricsLog(self.folder, stage.name, step))
     started, label = time.monotonic() - progress["seconds"], f"{stage.name} ({stage.trains})"
-    shown = {"total": stage.steps, "initial": step, "desc": label, "unit": " steps", "dynamic_ncols": True}
+    shown = {"total": stage.steps, "initial": step, "unit": " steps", "dynamic_ncols": True, "disable": not first}
 
     def save_unfinished() -> None:
       saved.save_last(state, {**progress, "unfinished": totals, "seconds": time.monotonic() - started})
@@ -191,7 +191,7 @@ class _Trainer:
     with (
       contextlib.closing(self._batches(stage, step, maps)) as stream,
       log_or_none as log,
-      tqdm.tqdm(**shown, disable=not first) as bar,
+      progress_lib.bar(None, label, **shown) as bar,
       # Several processes cannot agree on a step: there, signals act at once and the last epoch's checkpoint counts.
       signals.Deferred(active=jax.process_count() == 1) as stop,
     ):

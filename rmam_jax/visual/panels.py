@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import tqdm
 
 from rmam_jax import heads
 from rmam_jax.data import batches
@@ -14,6 +13,7 @@ from rmam_jax.evaluation import views as views_lib
 from rmam_jax.evaluation.calibration import Thresholds
 from rmam_jax.evaluation.outputs import Outputs
 from rmam_jax.ops import next_region
+from rmam_jax.runtime import progress
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.visual import gallery, pictures
 
@@ -70,7 +70,7 @@ def write_gallery(path: pathlib.Path, evaluated: EvaluatedSplit, results: dict[s
   precisions, log_odds = [results["AP"][name] for name in names], evaluated.thresholds.log_odds(outputs.scores)
   gallery.write(
     path,
-    tqdm.tqdm(panels(evaluated, shown), total=len(shown), desc="gallery", unit=" images", leave=False),
+    progress.bar(panels(evaluated, shown), "gallery", len(shown), unit=" images", leave=False),
     results=results,
     class_curves=gallery.curves(names, precisions, log_odds, outputs.labels, outputs.ignore),
     num_shown=len(shown),

@@ -12,10 +12,10 @@ from typing import ClassVar
 import filelock
 import numpy as np
 import tensorflow_datasets as tfds
-import tqdm
 from PIL import Image
 
 from rmam_jax.data.digits import scenes
+from rmam_jax.runtime import progress
 
 _CHUNK = 100  # scenes drawn by one task
 _SERIAL = 2_000  # up to so many scenes, starting workers costs more than it saves
@@ -76,7 +76,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         run = functools.partial(stack.enter_context(pool).map, chunksize=_CHUNK)
       drawn = run(functools.partial(_example, setting, split), range(count))
       title = f"drawing digits/{self.builder_config.name} {split}"
-      for example in tqdm.tqdm(drawn, title, count, unit=" scenes"):
+      for example in progress.bar(drawn, title, count, unit=" scenes"):
         yield example["image/filename"], example
 
 
