@@ -53,9 +53,13 @@ def test_what_is_written_beside_it_is_not_repeated_with_bars(log):
 
 
 def test_what_was_stopped_says_how_far_it_came_and_a_hidden_bar_says_nothing(log):
-  with pytest.raises(KeyboardInterrupt), progress.bar(None, "steps", 100) as bar:
-    bar.update(7)
-    raise KeyboardInterrupt
+  def stop():
+    with progress.bar(None, "steps", 100) as bar:
+      bar.update(7)
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    stop()
   assert "7/100" in log()
   list(progress.bar(range(500), disable=True))
   assert log() == ""
