@@ -22,7 +22,7 @@ def load(folder=None, **options):
   """A trained recognizer, ready for any images: `rmam_jax.load("runs/voc").predict(["photo.jpg"])`.
 
   Args:
-    folder: a workdir of train.py or an exported model; by default the digit recognizer that ships with the package.
+    folder: a workdir of train.py or an exported model; by default the recognizer of photographs that ships with the package.
     **options: `top`, `threshold`, `batch_size`, `threads`; see `rmam_jax.inference.predictor.Predictor`.
 
   Returns:
