@@ -23,7 +23,7 @@ def load(folder=None, **options):
 
   Args:
     folder: a workdir of train.py or an exported model; by default the digit recognizer that ships with the package.
-    **options: `top`, `threshold`, `batch_size`, `threads`; see `rmam_jax.inference.predictor.Predictor`.
+    **options: `top`, `threshold`, `views`, `batch_size`, `threads`; see `rmam_jax.inference.predictor.Predictor`.
 
   Returns:
     A `rmam_jax.inference.predictor.Predictor`.
