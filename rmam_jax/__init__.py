@@ -22,8 +22,8 @@ def load(folder=None, **options):
   """A trained recognizer, ready for any images: `rmam_jax.load("runs/voc").predict(["photo.jpg"])`.
 
   Args:
-    folder: a workdir of train.py or an exported model; by default the recognizer of photographs that ships with the package.
-    **options: `top`, `threshold`, `batch_size`, `threads`; see `rmam_jax.inference.predictor.Predictor`.
+    folder: a workdir of train.py, an exported model, or the name of a shipped one; by default that of photographs.
+    **options: `top`, `threshold`, `views`, `batch_size`, `threads`; see `rmam_jax.inference.predictor.Predictor`.
 
   Returns:
     A `rmam_jax.inference.predictor.Predictor`.

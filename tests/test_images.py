@@ -2,14 +2,15 @@
 
 import io
 import struct
+import sys
 import warnings
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
-from rmam_jax.data.images import MOST_PIXELS, decode_image
+from rmam_jax.data.images import MOST_PIXELS, decode_image, pixels_of
 from rmam_jax.runtime.errors import UserError
 
 COLOURS = np.array(
@@ -47,6 +48,19 @@ def test_grey_is_three_times_itself():
 def test_black_and_white():
   found = decode_image(encode(Image.fromarray(np.array([[True, False]]))), "a")
   np.testing.assert_array_equal(found, [[[255] * 3, [0] * 3]])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_what_fills_twelve_or_eight_of_sixteen_bits_is_not_black(kind):
+  deep = np.array([[0, 2_048], [1_000, 4_095]], np.uint16)
+  found = decode_image(encode(Image.fromarray(deep), kind), "a")
+  np.testing.assert_array_equal(found[..., 0], [[0, 128], [62, 255]])  # 2,048 / 4,095 * 255 = 127.53; 62.27
+  np.testing.assert_array_equal(found[..., 0], found[..., 2])
+  shallow = np.array([[0, 7], [99, 255]], np.uint16)
+  np.testing.assert_array_equal(decode_image(encode(Image.fromarray(shallow), kind), "a")[..., 1], shallow)
+  dark = np.array([[0, 4_096]], np.uint16)  # of more than 12 bits: a dark image of 16
+  np.testing.assert_array_equal(decode_image(encode(Image.fromarray(dark), kind), "a")[..., 1], [[0, 16]])
+  assert not decode_image(encode(Image.fromarray(np.zeros((2, 2), np.uint16)), kind), "a").any()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
@@ -145,6 +159,41 @@ def test_a_truncated_image_is_refused(kind):
   encoded = encode(noise, kind)
   with pytest.raises(UserError, match="a: not a readable image"):
     decode_image(encoded[: len(encoded) // 2], "a")
+
+
+def test_avif_is_read():
+  found = decode_image(encode(Image.new("RGB", (40, 30), (200, 30, 90)), "AVIF", quality=100), "a.avif")
+  assert found.shape == (30, 40, 3)
+  np.testing.assert_allclose(found[15, 20], (200, 30, 90), atol=3)
+
+
+def test_heic_is_read_upright():
+  """A phone's photograph that lies on its side: what is 60 wide is 40 wide upright, its left end above."""
+  image = Image.new("RGB", (60, 40), (0, 0, 255))
+  image.paste((255, 0, 0), (0, 0, 30, 40))
+  exif = image.getexif()
+  exif[ExifTags.Base.Orientation] = 6
+  pytest.importorskip("pillow_heif", reason="the extra `heif` is not installed").register_heif_opener()
+  encoded = encode(image, "HEIF", quality=95, exif=exif.tobytes())
+  found = decode_image(encoded, "a.heic")
+  assert found.shape == (60, 40, 3)
+  np.testing.assert_allclose(found[[10, 50], 20], [(255, 0, 0), (0, 0, 255)], atol=12)
+  with pytest.raises(UserError, match=r"a\.heic: not a readable image"):
+    decode_image(encoded[:-20], "a.heic")
+
+
+def test_heic_without_the_extra_names_it(monkeypatch):
+  monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+  encoded = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+  with pytest.raises(UserError, match=r"^a\.heic: .*it is HEIC, which pip install 'rmam_jax\[heif\]' makes readable"):
+    decode_image(encoded, "a.heic")
+
+
+def test_an_image_of_pillow_s_is_read_as_its_file():
+  image = rgb()
+  image.getexif()[ExifTags.Base.Orientation] = 6
+  np.testing.assert_array_equal(pixels_of(image, "a"), np.rot90(COLOURS, -1))
+  assert image.size == (2, 3)  # what was given stays
 
 
 def test_real_numbers_are_refused():

@@ -130,6 +130,65 @@ def test_files_bytes_and_pixels_are_one(small, scenes, tmp_path):
   assert small.predict([]) == []
 
 
+def test_images_of_every_kind_are_one(small, scenes, tmp_path):
+  """Open files, what holds their bytes, Pillow's images, opaque and grey pixels, and what numpy makes an array of."""
+  (tmp_path / "scene.png").write_bytes(scenes[0].image)
+  grey = np.asarray(Image.open(io.BytesIO(scenes[0].image)).convert("L"))
+  rgb = np.stack([grey] * 3, axis=-1)
+  opaque = np.concatenate([rgb, np.full_like(rgb[..., :1], 255)], axis=-1)
+  deep = grey.astype(np.uint16) * 257
+  deep[20:40, 20:40] = 65_535
+  whitened = rgb.copy()
+  whitened[20:40, 20:40] = 255
+  same = [rgb, grey, grey[..., None], opaque, jax.numpy.asarray(rgb), Image.fromarray(grey), io.BytesIO(encoded(grey))]
+  found = small.predict([*same, bytearray(encoded(grey)), deep, whitened])
+  assert len({str(each) for each in found[:8]}) == 1
+  assert str(found[8]) == str(found[9]) != str(found[0])
+  with (tmp_path / "scene.png").open("rb") as file, Image.open(tmp_path / "scene.png") as image:
+    found = small.predict([file, image, tmp_path / "scene.png"])
+  assert len({str(each) for each in found}) == 1
+  batch = small.predict(np.stack([rgb, whitened]))
+  assert len(batch) == 2
+
+
+def test_what_cannot_be_read_is_called_by_its_name_where_it_has_one(small, tmp_path):
+  (tmp_path / "broken.png").write_bytes(b"no image")
+  with (tmp_path / "broken.png").open("rb") as file, (tmp_path / "broken.png").open() as text:
+    found = [str(each) for each in small.stream([file, text, io.BytesIO(b"no image"), [1, 2]])]
+  assert found[0].startswith(f"{tmp_path / 'broken.png'}: not a readable image")
+  assert found[1] == f"{tmp_path / 'broken.png'}: a file must be opened to be read as bytes: open(..., 'rb')"
+  assert found[2].startswith("image 2: not a readable image")
+  assert found[3].startswith("image 3: pixels must be uint8")
+
+
+@pytest.mark.parametrize("kind", ["two", "ten"])
+def test_more_views_are_those_of_the_evaluation_and_regions_those_of_the_centre(scenes, data_root, kind):
+  trained = untrained()
+  with trained.config.unlocked():
+    trained.config.data.image_size, trained.config.data.crop_size = 80, 64  # half of what is left: two cells of 4
+  sources = [scene.image for scene in scenes[:3]]
+  one, more = (
+    predictor.Predictor(trained, threshold=0.0, batch_size=2, views=each).predict(sources) for each in ("centre", kind)
+  )
+  model, views = stages.build_model(trained.config, "stage_two", len(NAMES)), views_lib.from_config(trained.config, kind)
+  data = trained.config.data.copy_and_resolve_references()
+  data.root = str(data_root)
+  theirs = outputs_lib.compute_outputs(
+    outputs_lib.make_forward(model, mesh_lib.make_mesh(), views),
+    trained.params,
+    splits.open_split(data, "test", 3),
+    data=data,
+    batch_size=2,
+  )
+  for index, (centre, found) in enumerate(zip(one, more, strict=True)):
+    np.testing.assert_allclose(found.probabilities, 1 / (1 + np.exp(-theirs.scores[index].astype(float))), rtol=1e-4)
+    assert not np.allclose(found.probabilities, centre.probabilities, rtol=1e-3)
+    if kind == "two":  # the centre of ten views is cut from a map that feels what is around it
+      np.testing.assert_allclose([r.box for r in found.regions], [r.box for r in centre.regions], atol=1e-3)
+  with pytest.raises(UserError, match=r"evaluation\.views must be one of centre, two, five, ten, got 'tenn'"):
+    predictor.Predictor(trained, views="tenn")
+
+
 def test_a_single_pixel_is_an_image(small):
   (found,) = small.predict([np.full((1, 1, 3), 7, np.uint8)])
   assert (found.width, found.height) == (1, 1)
@@ -156,10 +215,13 @@ def test_the_broken_do_not_touch_the_others(small, scenes, tmp_path):
 def test_what_is_no_list_of_images_is_refused(small):
   with pytest.raises(UserError, match=r"predict\(\[image\]\)"):
     small.predict("photo.jpg")
-  with pytest.raises(UserError, match=r"image 0: pixels must be uint8 \[height, width, 3\], got float64"):
+  with pytest.raises(UserError, match=r"image 0: pixels must be uint8 .*, got float64"):
     small.predict([np.zeros((4, 4, 3))])
-  with pytest.raises(UserError, match=r"got uint8 \[4, 4\]"):
-    small.predict(np.zeros((4, 4, 4), np.uint8)[:, :, 0][None])
+  for single in (Image.new("L", (4, 4)), np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8), io.BytesIO(b"x")):
+    with pytest.raises(UserError, match=r"predict\(\[image\]\)"):
+      small.predict(single)
+  with pytest.raises(UserError, match=r"got uint8 \[4, 4, 2\]"):
+    small.predict([np.zeros((4, 4, 2), np.uint8)])
   with pytest.raises(UserError, match="batch_size and threads must be at least 1, got 0"):
     predictor.Predictor(untrained(), batch_size=0)
 

@@ -6,6 +6,7 @@ Each module has its help as docstring, its flags, and `main(argv)`.
 import ast
 import contextlib
 import importlib
+import os
 import pathlib
 import re
 import signal
@@ -42,9 +43,12 @@ def main() -> NoReturn:
 def run(name: str, arguments: Sequence[str] | None = None) -> NoReturn:
   """Runs the command of this name; its arguments, without the program's name, are by default the process's."""
 
-  def found(argument: str) -> str:
-    flag, _, value = argument.partition("=")
-    return f"{flag}={find_config(value)}" if flag == "--config" else argument
+  def found(before: str, argument: str) -> str:
+    argument = expand_home(argument)
+    flag, equals, value = argument.partition("=")
+    if before == "--config":
+      return find_config(argument)
+    return f"{flag}={find_config(value)}" if flag == "--config" and equals else argument
 
   def parse(argv: list[str]) -> list[str]:
     with _reported_flags():
@@ -52,13 +56,19 @@ def run(name: str, arguments: Sequence[str] | None = None) -> NoReturn:
 
   with _reported_flags():
     # ml_collections reads the process's own arguments, already where a module defines its flags.
-    sys.argv[1:] = map(found, sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    sys.argv[1:] = map(found, ["", *arguments], arguments)
     module = importlib.import_module(f"rmam_jax.commands.{name}")
   sys.modules["__main__"].__doc__ = module.__doc__  # which --help shows, with the flags of these modules
   for defining in (module.__name__, __name__):
     for flag in flags.FLAGS.get_flags_for_module(defining):
       flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
   app.run(module.main, flags_parser=parse)
+
+
+def expand_home(argument: str) -> str:
+  """An argument with every path in it that begins with ~/ or ~NAME/ written out; shells leave those after = and commas."""
+  return re.sub(r"(?<![^=,])~\w*(?=/)", lambda home: os.path.expanduser(home[0]), argument)
 
 
 @contextlib.contextmanager
@@ -93,7 +103,9 @@ def find_config(name: str) -> str:
   package = pathlib.Path(__file__).parent.parent
   for folder in (pathlib.Path(), package, package.parent):
     if (folder / path).is_file():
-      sys.path.append(str((folder / path).absolute().parent.parent))  # a configuration imports others beside it
+      own = package if (package / "configs").is_dir() else package.parent  # a wheel's, or a checkout's
+      # A configuration imports others beside it, and from `configs` those of the package.
+      sys.path += [str((folder / path).absolute().parent.parent), str(own)]
       return f"{folder / path}{colon}{variant}"
   raise UserError(f"--config: there is no file {path}")
 

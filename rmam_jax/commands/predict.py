@@ -35,6 +35,12 @@ _THRESHOLD = flags.DEFINE_float(
   lower_bound=0,
   upper_bound=1,
 )
+_VIEWS = flags.DEFINE_enum(
+  "views",
+  "centre",
+  ["centre", "two", "five", "ten"],
+  "What is seen of an image: its centre as in training; that and its mirror image; all of it by five windows; by ten.",
+)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images in one pass through the network.", lower_bound=1)
 
 
@@ -45,8 +51,8 @@ def main(argv: list[str]) -> None:
     sys.exit("error: name an image, a folder or a pattern")
   commands.keep_compiled()
   with commands.reported_errors(interrupted="what was written before is whole"):
-    limits = {"top": _TOP.value, "threshold": _THRESHOLD.value, "batch_size": _BATCH_SIZE.value}
-    recognizer = predictor.load(_WORKDIR.value, **limits)
+    limits = {"top": _TOP.value, "threshold": _THRESHOLD.value, "views": _VIEWS.value}
+    recognizer = predictor.load(_WORKDIR.value, **limits, batch_size=_BATCH_SIZE.value)
     out, folder = (flag.value and pathlib.Path(flag.value) for flag in (_OUT, _PICTURES))
     options = {"format": _FORMAT.value, "out": out, "with_regions": _REGIONS.value, "picture_folder": folder}
     try:

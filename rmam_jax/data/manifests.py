@@ -31,6 +31,7 @@ from rmam_jax.data import classes as class_lib
 from rmam_jax.data.annotations import Entry, Found, Note
 from rmam_jax.data.classes import Classes
 from rmam_jax.data.image_files import ImageFiles, tabulate
+from rmam_jax.data.images import SUFFIXES
 from rmam_jax.data.partition import PARTS, partition
 from rmam_jax.runtime.errors import UserError, os_errors
 
@@ -38,7 +39,6 @@ SHOWN = 5  # problems in an error
 # In a folder that is named as a manifest: Roboflow's and Hugging Face's.
 KNOWN_FILES = ("_classes.csv", "_annotations.coco.json", "metadata.csv", "metadata.jsonl")
 _SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".xml")
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 _TRIED = 50  # images by which the folder of images is found
 UPLOADED = "/data/upload/"  # Label Studio's folder, which its exports do not hold
 
@@ -259,7 +259,7 @@ class _Folders:
       for each in self._names[folder]:
         whole = _folded(each)
         stem, ending = os.path.splitext(whole)
-        for plain in (whole, stem) if ending in _IMAGE_SUFFIXES else (whole,):
+        for plain in (whole, stem) if ending in SUFFIXES else (whole,):
           self._plain[folder].setdefault(plain, []).append(each)
     found = self._plain[folder].get(_folded(wanted), ())
     return f"{folder}/{found[0]}" if len(found) == 1 else None

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rmam_jax.data.annotations import Entry, Found, Note, Object, clean_name, describe, parse_xml, to_number
+from rmam_jax.data.images import SUFFIXES
 from rmam_jax.runtime.errors import UserError
 
 BAR = "|"  # separates labels unless `data.separator` says otherwise
@@ -26,7 +27,7 @@ LABELS += ("choice", "objects")
 IGNORE, SPLIT = "ignore", "split"
 _NOTHING = ("", "nan", "none", "null")  # whole fields that say that there is no label
 _ONE_HOT = {"": 0, "0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1, "-1": -1, "-1.0": -1}
-_SUFFIX = re.compile(r"\.(bmp|gif|jpe?g|png|tiff?|webp)$", re.IGNORECASE)
+_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})$", re.IGNORECASE)
 
 
 class Options(NamedTuple):

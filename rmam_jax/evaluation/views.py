@@ -36,9 +36,9 @@ class Views(NamedTuple):
 CENTRE = Views()  # one view, cropped from the pixels as in training
 
 
-def from_config(config: Any) -> Views:
-  """The views that a configuration names; raises a UserError for an unknown name, and for windows between cells."""
-  kind, mirror = config.evaluation.views, config.evaluation.mirror
+def from_config(config: Any, kind: str = "") -> Views:
+  """The views that a configuration names, or of this kind; UserError for an unknown name, and windows between cells."""
+  kind, mirror = kind or config.evaluation.views, config.evaluation.mirror
   check_name("evaluation.views", kind, KINDS)
   check_name("evaluation.mirror", mirror, MIRRORS)
   if kind in ("centre", "two"):

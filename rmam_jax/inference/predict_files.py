@@ -12,13 +12,12 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from rmam_jax.data.images import SUFFIXES
 from rmam_jax.inference import predictor
 from rmam_jax.runtime import progress
 from rmam_jax.runtime.errors import UserError, os_errors
 from rmam_jax.visual import pictures
 
-# Of the files in a folder, those that are images.
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 COLUMNS = ("image", "kind", "label", "probability", "step", "left", "top", "right", "bottom")
 
 

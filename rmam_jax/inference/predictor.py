@@ -5,13 +5,15 @@ import itertools
 import os
 import pathlib
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import jax
 import numpy as np
+from PIL import Image
 
 from rmam_jax import heads
 from rmam_jax.data import batches
+from rmam_jax.data.images import pixels_of
 from rmam_jax.evaluation import calibration
 from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.evaluation import views as views_lib
@@ -24,8 +26,8 @@ PRETRAINED = pathlib.Path(__file__).parent / "pretrained"  # the recognizers tha
 DEFAULT = "photographs"
 
 Box = tuple[float, float, float, float]  # (left, top, right, bottom) in pixels of the original image
-Source = str | os.PathLike | bytes | np.ndarray
-_View = tuple[np.ndarray, int, int]  # uint8 [crop_size, crop_size, 3]; height and width of the original
+Source = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray
+_View = tuple[np.ndarray, int, int]  # uint8 [side, side, 3]; height and width of the original
 
 
 class Label(NamedTuple):
@@ -57,15 +59,32 @@ class Prediction(NamedTuple):
 
 
 def read_image(source: Source, name: str) -> np.ndarray:
-  """A file, the bytes of one, or pixels as uint8 [height, width, 3]; raises a UserError that names what is no image."""
-  if isinstance(source, np.ndarray):
-    if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3 or 0 in source.shape:
-      raise UserError(f"{name}: pixels must be uint8 [height, width, 3], got {source.dtype} {list(source.shape)}")
-    return source
+  """An image as uint8 [height, width, 3]: a file's name, its bytes, an open one, an image of Pillow's, or pixels.
+
+  Pixels are what numpy makes an array of: uint8 [height, width], [height, width, 1], 3 (red, green, blue) or 4 (and how
+  opaque), or 16 bits of grey, uint16 [height, width]. Raises a UserError that names what is no image.
+  """
+  if isinstance(source, Image.Image):
+    return pixels_of(source, name)
   if isinstance(source, str | os.PathLike):
     with os_errors(name):
-      source = pathlib.Path(source).read_bytes()
-  return batches.decode_image(source, name)
+      source = pathlib.Path(source).expanduser().read_bytes()
+  elif hasattr(source, "read"):
+    with os_errors(name):
+      source = source.read()
+    if not isinstance(source, bytes):
+      raise UserError(f"{name}: a file must be opened to be read as bytes: open(..., 'rb')")
+  if isinstance(source, bytes | bytearray | memoryview):
+    return batches.decode_image(bytes(source), name)
+  pixels = np.asarray(source)
+  grey = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
+  colours = grey.ndim == 3 and grey.shape[-1] in (3, 4) and grey.dtype == np.uint8
+  if 0 in pixels.shape or not (colours or (grey.ndim == 2 and grey.dtype in (np.uint8, np.uint16))):
+    raise UserError(
+      f"{name}: pixels must be uint8 [height, width, 3], or [height, width] of uint8 or uint16, got {pixels.dtype}"
+      f" {list(pixels.shape)}"
+    )
+  return pixels_of(Image.fromarray(np.ascontiguousarray(grey)), name)
 
 
 class Predictor:
@@ -80,6 +99,7 @@ class Predictor:
     *,
     top: int | None = None,
     threshold: float | None = None,
+    views: str = "centre",
     batch_size: int = 32,
     threads: int = 4,
   ):
@@ -89,6 +109,8 @@ class Predictor:
       trained: from `exported.load`.
       top: at most so many labels an image; 0 is no limit.
       threshold: a label is given from this probability on, in place of the calibrated thresholds.
+      views: of `views.KINDS`. "two" sees the mirror image as well, "five" and "ten" all of the image to its border; the
+        probabilities are those of the mean over the views, the regions those of the centre view.
       batch_size: images in one pass; rounded up to a multiple of the devices.
       threads: that read and decode ahead.
 
@@ -109,19 +131,17 @@ class Predictor:
       raise UserError(
         f"head {spec.name!r} looks at proposals, which images alone do not have: it can only be evaluated"
       )
-    mesh = mesh_lib.make_mesh()
+    mesh, self._views = mesh_lib.make_mesh(), views_lib.from_config(config, views)
     self.config, self._looks, self._threads = config, spec.looks, threads
     self._batch_size, self._devices = -(-batch_size // mesh.size) * mesh.size, mesh.size
     self._params = jax.device_put(trained.params, mesh_lib.replicated(mesh))
-    self._forward = outputs_lib.make_forward(stages.build_model(config, "stage_two", len(self.class_names)), mesh)
+    self._forward = outputs_lib.make_forward(stages.build_model(config, "stage_two", len(self.class_names)), mesh, self._views)
 
   def predict(self, images: Iterable[Source]) -> list[Prediction]:
     """What the recognizer says of each image, in order; raises a UserError that names the first that cannot be read.
 
-    Images are files, the bytes of files, or pixels as uint8 [height, width, 3].
+    Images are what `read_image` takes.
     """
-    if isinstance(images, str | bytes | os.PathLike):
-      raise UserError("images must be a list of images, got a single one: predict([image])")
     predictions = []
     for found in self.stream(images):
       if isinstance(found, Exception):
@@ -135,6 +155,9 @@ class Predictor:
     An image that cannot be read gives its error in place of a prediction and the others go on. Threads read and decode
     the next images while the network works.
     """
+    single = isinstance(images, str | bytes | os.PathLike | Image.Image) or hasattr(images, "read")
+    if single or getattr(images, "ndim", 0) in (2, 3):
+      raise UserError("images must be a list of images, got a single one: predict([image])")
     with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
       tasks = enumerate(images)
       groups = iter(lambda: list(itertools.islice(tasks, self._batch_size)), [])
@@ -148,18 +171,21 @@ class Predictor:
 
   def _read(self, task: tuple[int, Source]) -> _View | UserError:
     (index, source), data = task, self.config.data
-    offset = batches.centre_offset(data.image_size, data.crop_size)
+    size = self._views.pixels(data)
+    offset = batches.centre_offset(data.image_size, size)
+    name = source if isinstance(source, str | os.PathLike) else getattr(source, "filename", "")
+    name = name or getattr(source, "name", "")  # Pillow's images and open files tell where they come from
     try:
-      image = read_image(source, os.fspath(source) if isinstance(source, str | os.PathLike) else f"image {index}")
+      image = read_image(source, os.fspath(name) if isinstance(name, str | os.PathLike) and name else f"image {index}")
     except ValueError as error:
       return error
-    return batches.view(image, data.image_size, data.crop_size, offset, offset, False), *image.shape[:2]
+    return batches.view(image, data.image_size, size, offset, offset, False), *image.shape[:2]
 
   def _begin(
     self, views: Iterable[_View | UserError], batch: int
   ) -> tuple[list[_View | UserError], dict[str, jax.Array]]:
     """Starts the network on the views of a batch, padded to `batch` images: each shape is compiled once."""
-    size, views = self.config.data.crop_size, list(views)
+    size, views = self._views.pixels(self.config.data), list(views)
     pixels = np.zeros((batch, size, size, 3), np.uint8)
     for row, view in enumerate(views):
       if not isinstance(view, Exception):
@@ -168,11 +194,10 @@ class Predictor:
 
   def _finish(self, views: list[_View | UserError], arrays: dict[str, jax.Array]) -> Iterator[Prediction | UserError]:
     """The predictions of a batch, in order; errors are passed on."""
-    fetched = jax.device_get((arrays["region_scores"], arrays["thetas"]))
-    scores_BKL, thetas_BK4 = (array[: len(views)] for array in fetched)
-    if not np.isfinite(scores_BKL).all():
+    fetched = jax.device_get([arrays[name] for name in ("scores", "region_scores", "thetas")])
+    pooled_BL, scores_BKL, thetas_BK4 = (array[: len(views)] for array in fetched)
+    if not (np.isfinite(pooled_BL).all() and np.isfinite(scores_BKL).all()):
       raise UserError("the recognizer's scores are not finite: its parameters are damaged")
-    pooled_BL = scores_BKL.max(axis=1)
     found = (
       self.thresholds.probabilities(pooled_BL),
       self.thresholds.chosen(pooled_BL),
@@ -206,7 +231,7 @@ def load(folder: str | os.PathLike | None = None, **options) -> Predictor:
   It may be the name of a recognizer that ships with the package, "photographs" (the default) or "digits-easy", unless
   there is a folder of that name.
   """
-  path = pathlib.Path(folder or PRETRAINED / DEFAULT)
+  path = pathlib.Path(folder or PRETRAINED / DEFAULT).expanduser()
   if not path.exists() and (PRETRAINED / path).is_dir():
     path = PRETRAINED / path
   return Predictor(exported.load(path), **options)
