@@ -213,8 +213,8 @@ def recognize(
     align_corners: as in `rmam_jax.ops.spatial_transformer`.
 
   Returns:
-    The K regions, without gradient to the thetas. x is the mean of the map inside a region, h and z that of all of it,
-    all [K, B, C]; SVMs are no better with both. The memory is `Branches`, which `loss` needs.
+    The K regions; no gradient flows through the thetas. x is the mean of the map inside a region, h and z that of all
+    of it, all [K, B, C]; SVMs are no better with both. The memory is `Branches`, which `loss` needs.
 
   Raises:
     ValueError: K < 1, or a map that is not [B, H, W, C].
@@ -229,13 +229,13 @@ def recognize(
   scores_BL = mean_probability(found.regions, found.dense)
 
   num_classes = scores_BL.shape[1]
-  order = jnp.argsort(jax.lax.stop_gradient(scores_BL), axis=1, descending=True)
+  order = jnp.argsort(scores_BL, axis=1, descending=True)
   located = num_classes if num_classes <= num_regions else num_regions - 1
   weights, cells = (
     jnp.moveaxis(jnp.take_along_axis(each, jnp.expand_dims(order[:, :located], axes), axis=-1), -1, 0)
     for each, axes in ((found.weights, 1), (found.cells, (1, 2)))
   )
-  where = jax.lax.stop_gradient(evidence(weights, cells, regions, power))
+  where = evidence(weights, cells, regions, power)
   whole_image = jnp.broadcast_to(jnp.asarray(boxes_lib.WHOLE_IMAGE), (num_regions - located, batch, 4))
   boxes_KB4 = jnp.concatenate([extents(where, threshold), whole_image])
 
