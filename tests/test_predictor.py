@@ -170,7 +170,10 @@ def test_more_views_are_those_of_the_evaluation_and_regions_those_of_the_centre(
   one, more = (
     predictor.Predictor(trained, threshold=0.0, batch_size=2, views=each).predict(sources) for each in ("centre", kind)
   )
-  model, views = stages.build_model(trained.config, "stage_two", len(NAMES)), views_lib.from_config(trained.config, kind)
+  model, views = (
+    stages.build_model(trained.config, "stage_two", len(NAMES)),
+    views_lib.from_config(trained.config, kind),
+  )
   data = trained.config.data.copy_and_resolve_references()
   data.root = str(data_root)
   theirs = outputs_lib.compute_outputs(

@@ -28,17 +28,17 @@ import numpy as np
 
 from rmam_jax.data import annotations, tables
 from rmam_jax.data import classes as class_lib
+from rmam_jax.data import images as image_lib
 from rmam_jax.data.annotations import Entry, Found, Note
 from rmam_jax.data.classes import Classes
 from rmam_jax.data.image_files import ImageFiles, tabulate
-from rmam_jax.data.images import SUFFIXES
 from rmam_jax.data.partition import PARTS, partition
 from rmam_jax.runtime.errors import UserError, os_errors
 
 SHOWN = 5  # problems in an error
 # In a folder that is named as a manifest: Roboflow's and Hugging Face's.
 KNOWN_FILES = ("_classes.csv", "_annotations.coco.json", "metadata.csv", "metadata.jsonl")
-_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".xml")
+SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".xml")
 _TRIED = 50  # images by which the folder of images is found
 UPLOADED = "/data/upload/"  # Label Studio's folder, which its exports do not hold
 
@@ -157,8 +157,8 @@ def _parse(path: pathlib.Path, part: str, reading: _Reading, state: object) -> P
 
 def _read_file(path: pathlib.Path, part: str, options: tables.Options) -> Found:
   suffix = path.suffix.lower()
-  if suffix not in _SUFFIXES:
-    yield f"{path}: a manifest is a folder or one of {', '.join(_SUFFIXES)}"
+  if suffix not in SUFFIXES:
+    yield f"{path}: a manifest is a folder or one of {', '.join(SUFFIXES)}"
     return
   if suffix in (".csv", ".tsv", ".txt"):
     yield from tables.read_csv(path, options, part)
@@ -188,7 +188,7 @@ def _voc(folder: pathlib.Path, listed: str) -> Found:
   paths = _xml_files(folder)
   if not paths:
     other = next(
-      (each for each in sorted(folder.glob("*")) + sorted(folder.glob("*/*.json")) if each.suffix in _SUFFIXES), ""
+      (each for each in sorted(folder.glob("*")) + sorted(folder.glob("*/*.json")) if each.suffix in SUFFIXES), ""
     )
     hint = f"; is {other} the manifest?" if other else ""
     yield f"{folder} is no VOC-style folder: it holds no XML file, and none of {', '.join(KNOWN_FILES)}{hint}"
@@ -259,7 +259,7 @@ class _Folders:
       for each in self._names[folder]:
         whole = _folded(each)
         stem, ending = os.path.splitext(whole)
-        for plain in (whole, stem) if ending in SUFFIXES else (whole,):
+        for plain in (whole, stem) if ending in image_lib.SUFFIXES else (whole,):
           self._plain[folder].setdefault(plain, []).append(each)
     found = self._plain[folder].get(_folded(wanted), ())
     return f"{folder}/{found[0]}" if len(found) == 1 else None

@@ -93,6 +93,19 @@ def _listed_labels(value: Any) -> tuple[str, ...]:
   return names
 
 
+class SeveralSplits(str):
+  """A problem: a table holds the rows of several splits, `splits`, and none is named."""
+
+  splits: tuple[str, ...]
+
+  def __new__(cls, path: pathlib.Path, splits: Iterable[str]):
+    splits = tuple(sorted(splits))
+    told = f"{path}: its column {SPLIT!r} holds {_listed(splits)}"
+    made = super().__new__(cls, f"{told}: name one of them, e.g. --config.data.train={path.name}:{splits[0]}")
+    made.splits = splits
+    return made
+
+
 class _Columns(NamedTuple):
   """Where in a row what stands."""
 
@@ -200,10 +213,7 @@ def read_csv(path: pathlib.Path, options: Options, part: str = "") -> Found:
   elif part and part not in parts:
     yield f"{path}: its column {SPLIT!r} holds {_listed(sorted(parts))}, not {part!r}"
   elif not part and len(parts) > 1:
-    yield (
-      f"{path}: its column {SPLIT!r} holds {_listed(sorted(parts))}: name one of them, e.g."
-      f" --config.data.train={path.name}:{min(parts)}"
-    )
+    yield SeveralSplits(path, parts)
 
 
 def _read_row(place: str, row: Sequence[str], columns: _Columns, options: Options) -> Found:
@@ -302,7 +312,7 @@ def read_rows(path: pathlib.Path, rows: Sequence[tuple[str, Any]], options: Opti
   if part and part not in parts:
     yield f"{path}: no object has the {SPLIT} {part!r}"
   elif not part and len(parts) > 1:
-    yield f"{path}: it holds the splits {_listed(sorted(parts))}: name one of them, {path.name}:{min(parts)}"
+    yield SeveralSplits(path, parts)
 
 
 def _short(value: Any) -> str:

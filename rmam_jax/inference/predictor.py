@@ -135,7 +135,9 @@ class Predictor:
     self.config, self._looks, self._threads = config, spec.looks, threads
     self._batch_size, self._devices = -(-batch_size // mesh.size) * mesh.size, mesh.size
     self._params = jax.device_put(trained.params, mesh_lib.replicated(mesh))
-    self._forward = outputs_lib.make_forward(stages.build_model(config, "stage_two", len(self.class_names)), mesh, self._views)
+    self._forward = outputs_lib.make_forward(
+      stages.build_model(config, "stage_two", len(self.class_names)), mesh, self._views
+    )
 
   def predict(self, images: Iterable[Source]) -> list[Prediction]:
     """What the recognizer says of each image, in order; raises a UserError that names the first that cannot be read.
