@@ -50,6 +50,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.image_size = 512  # N: images are resized to N x N
   config.data.crop_size = 448  # N - 64
   config.data.flip = True  # mirror half of the training images
+  config.data.augmentation = ml_collections.ConfigDict(  # of training images; see `data.augmentation.Augmentation`
+    {"crop_scale": (), "crop_aspect": 4 / 3, "jitter": 0.0, "cutout": 0.0}
+  )
   config.data.threads = 2  # that read ahead
   config.data.workers = 0  # processes that read, each with so many threads; 0: none but the trainer's own
 
@@ -75,7 +78,14 @@ def get_config() -> ml_collections.ConfigDict:
   model.xavier = "fan_avg"  # by which fan new layers' weights are scaled: Glorot's mean of both; or "fan_in", Caffe's
 
   loss = config.loss = ml_collections.ConfigDict()
-  loss.classification = "euclidean"  # Eq. 7-8; or "sigmoid"
+  loss.classification = "euclidean"  # Eq. 7-8; or "sigmoid", "asymmetric", "focal": docs/training.md
+  loss.class_weights = ()  # one number a class, in their order; or "balanced", by how rare they are in data.train
+  loss.max_class_weight = 10.0  # of balanced ones
+  loss.label_smoothing = 0.0  # of "sigmoid": this share of every label becomes a half
+  loss.asymmetric = ml_collections.ConfigDict(
+    {"gamma_neg": 4.0, "gamma_pos": 0.0, "clip": 0.05}
+  )  # see `ops.losses.asymmetric_loss`
+  loss.focal = ml_collections.ConfigDict({"gamma": 2.0, "alpha": 0.25})  # see `ops.losses.focal_loss`
   loss.localization_weight = 0.1  # gamma
   loss.constrain_first = True  # whether l_S and l_P hold for region 1, which has no anchor
   loss.scale_weight = 1.0
@@ -93,6 +103,7 @@ def get_config() -> ml_collections.ConfigDict:
   for name in ("stage_one", "stage_two"):
     stage = config[name] = _schedule()
     stage.classification = ""  # empty: loss.classification
+    stage.mixup = 0.0  # images are mixed in pairs, by shares from the Beta(mixup, mixup) distribution; 0: none are
     stage.auxiliary_weight = (
       0.0  # in stage two, of stage one's head, kept as a dense auxiliary loss; the paper has none
     )
@@ -170,4 +181,6 @@ def _schedule() -> ml_collections.ConfigDict:
   stage.beta_1, stage.beta_2 = 0.9, 0.999  # of Adam
   stage.weight_decay = 0.0  # of AdamW, of tensors of two and more dimensions; 0: Adam
   stage.clip_norm = 0.0  # the greatest global norm of a gradient, which is scaled down to it; 0: any
+  stage.ema = 0.0  # decay of a moving average of the weights, which is validated and kept in their place; 0: none
+  stage.patience = 0  # ends the stage after so many epochs without a lower validation loss; 0: never
   return stage

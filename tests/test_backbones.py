@@ -160,7 +160,7 @@ def test_a_step_with_every_head_has_the_shapes_that_it_had(backbone, head):
   config = thin_config(backbone, **{"model.freeze_norm": False})
   model = recognizer.build(config.model, 4, head=head, auxiliary="score_map")
   spec, optimizer = heads.get(head), optax.adam(1e-3)
-  objective = step_lib.Objective("sigmoid", head_loss=spec.loss(config, "sigmoid") if spec.loss else None)
+  objective = step_lib.Objective("sigmoid", head_loss=spec.loss(config, "sigmoid", {}) if spec.loss else None)
   state = jax.eval_shape(functools.partial(step_lib.init_state, model, optimizer, size=32), jax.random.key(0))
   batch = {
     "image": jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.uint8),

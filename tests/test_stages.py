@@ -14,6 +14,7 @@ from test_training import tiny_config
 from configs import voc
 from rmam_jax import heads
 from rmam_jax.config import get_config
+from rmam_jax.data.augmentation import Augmentation
 from rmam_jax.data.splits import open_split
 from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.ops import attention, losses, next_region
@@ -182,6 +183,9 @@ def test_by_eq_7_validation_ranks_images_by_probabilities(monkeypatch):
     (next_region.fixed_grid, "model.fixed_grid"),
     (next_region.init_recurrent, "model.recurrent"),
     (losses.localization_loss, "loss"),
+    (losses.asymmetric_loss, "loss.asymmetric"),
+    (losses.focal_loss, "loss.focal"),
+    (Augmentation, "data.augmentation"),
     (attention.init_attention, "model"),
   ],
 )

@@ -22,6 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from rmam_jax.data import augmentation as augmentation_lib
+from rmam_jax.data.augmentation import Augmentation, Change
 from rmam_jax.data.images import decode_image
 from rmam_jax.data.record import Record
 from rmam_jax.data.splits import Split
@@ -70,6 +72,22 @@ def view_boxes(boxes: np.ndarray, image_size: int, crop_size: int, top: int, lef
   return np.stack([shown[..., 0], 1 - shown[..., 3], shown[..., 2], 1 - shown[..., 1]], -1) if flip else shown
 
 
+def _changed(
+  image: np.ndarray, boxes: np.ndarray, change: Change, shown: tuple[int, int, int, int, bool]
+) -> tuple[np.ndarray, np.ndarray]:
+  """An image and its boxes as a training batch has them; `shown` are the arguments of `view` after the image."""
+  if change.window is None:
+    image, boxes = view(image, *shown), view_boxes(boxes, *shown)
+  else:
+    *_, flip = shown
+    image = augmentation_lib.resized_window(image, change.window, shown[1])
+    image = image[:, ::-1] if flip else image
+    boxes = augmentation_lib.window_boxes(boxes, change.window, flip)
+  if change.colours:
+    image = augmentation_lib.recoloured(np.ascontiguousarray(image), change.colours)
+  return image if change.hidden is None else augmentation_lib.with_hidden(image, change.hidden), boxes
+
+
 def arrays_of(batch: Mapping[str, np.ndarray]) -> Batch:
   """What of a batch goes to the devices: all but names."""
   return {name: array for name, array in batch.items() if name not in ("ids", "skipped")}
@@ -114,6 +132,7 @@ def train_batches(
   process_index: int = 0,
   process_count: int = 1,
   maps: StoredMaps | None = None,
+  augmentation: Augmentation = augmentation_lib.NONE,
 ) -> Iterator[Batch]:
   """Endless shuffled batches of random crops of a split's images, from `start_step` on.
 
@@ -128,12 +147,14 @@ def train_batches(
     corrupt: "error", or "skip": an image that cannot be read is named in its batch's `skipped` and replaced by another
       that depends on (seed, position) alone.
     maps: read in place of the images; without crops.
+    augmentation: what else is done to the images; not with `maps`.
 
   Raises:
     UserError: an option is out of its range; or, later, an image cannot be read: names split, index and file.
   """
   import grain
 
+  augmentation.check()
   mine = _share(batch_size, process_index, process_count, corrupt)
   centre = [centre_offset(image_size, crop_size)] * 2
 
@@ -141,7 +162,7 @@ def train_batches(
     rng = np.random.default_rng([seed, position])
     top, left = rng.integers(0, image_size - crop_size + 1, 2)
     mirrored = flip and rng.random() < 0.5
-    shown = image_size, crop_size, top, left, mirrored
+    shown, change = (image_size, crop_size, top, left, mirrored), augmentation.draw(rng)
     while True:
       try:
         if maps is not None:
@@ -149,7 +170,8 @@ def train_batches(
           boxes = view_boxes(record.proposals, image_size, crop_size, *centre, mirrored)
           return maps.read(index)[int(mirrored)], record, boxes
         image, record = read_image(split, index)
-        return view(image, *shown), record, view_boxes(record.proposals, *shown)
+        image, boxes = _changed(image, record.proposals, change, shown)
+        return image, record, boxes
       except ValueError as error:
         skipped.append(str(error))
         if corrupt == "error" or len(skipped) > MOST_SKIPPED:

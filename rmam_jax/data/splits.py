@@ -117,6 +117,12 @@ class Split:
     record = Record(str(name), b"", labels, labels == 0, np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
     return record._replace(proposals=np.zeros_like(self._propose(record))) if self._propose else record
 
+  def positives(self) -> np.ndarray:
+    """How many of its records show each class, int [L]; from memory."""
+    index, positions = self._source.index, self._positions
+    labels, _ = resolve_difficult(index.labels[positions], index.ignore[positions], self._difficult)
+    return (labels > 0).sum(axis=0)
+
   def listed(self) -> list[tuple[str, list[str]]]:
     """The id of each record and the names of its labels, without reading images."""
     ids, labels = (array[self._positions] for array in (self._source.index.ids, self._source.index.labels))

@@ -33,12 +33,12 @@ def log_odds(scores: np.ndarray, kind: str) -> np.ndarray:
 
 
 def fit_temperature(scores: np.ndarray, labels: np.ndarray, ignore: np.ndarray, kind: str) -> float:
-  """The temperature T under which scores / T have the lowest loss `kind`, of `losses` (Guo et al., 2017)."""
+  """The temperature T under which scores / T have the lowest loss of `losses.CALIBRATION_LOSSES` (Guo et al., 2017)."""
   scores = scores.astype(np.float32)
 
   def loss(log_temperature):
     scaled = scores / np.float32(np.exp(log_temperature))
-    return float(losses.CLASSIFICATION_LOSSES[kind](scaled, labels, ignore=ignore))
+    return float(losses.CALIBRATION_LOSSES[kind](scaled, labels, ignore=ignore))
 
   found = optimize.minimize_scalar(loss, bounds=_LOG_RANGE, method="bounded", options={"xatol": 1e-3})
   return float(np.exp(found.x))
@@ -132,7 +132,7 @@ def make_thresholds(
   scores_from: float | np.ndarray = -np.inf
   if threshold is None and "thresholds" in selection:
     scores_from = np.asarray(selection["thresholds"])
-  elif threshold is None and kind == "sigmoid":
+  elif threshold is None and kind in losses.SIGMOIDS:
     threshold = 0.5
   elif threshold is None and top is None:
     top = top_k

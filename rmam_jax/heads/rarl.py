@@ -1,6 +1,7 @@
 """The sister system RARL, reconstructed: see `ops.rarl` and docs/systems.md."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 from rmam_jax.heads import attending
@@ -33,10 +34,11 @@ def _build(model: Any, num_classes: int) -> attending.Attending:
   return attending.Attending(init_params, attend, samples=True)
 
 
-def _loss(config: Any, classification: str) -> HeadLoss:
+def _loss(config: Any, classification: str, options: Mapping[str, Any]) -> HeadLoss:
   check_name("loss.rarl.baseline", config.loss.rarl.baseline, rarl.BASELINES)
   deviation = config.model.rarl.deviation
-  return functools.partial(rarl.loss, deviation=deviation, classification=classification, **config.loss.rarl)
+  by = {"deviation": deviation, "classification": classification, "options": options}
+  return functools.partial(rarl.loss, **by, **config.loss.rarl)
 
 
 SPEC = HeadSpec(
@@ -44,6 +46,7 @@ SPEC = HeadSpec(
   _build,
   samples=True,
   loss=_loss,
+  takes_shares=False,  # its reward counts labels
   defaults={  # all of it reconstructed
     "model.rarl": {
       "steps": 5,  # T

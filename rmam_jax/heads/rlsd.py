@@ -5,6 +5,7 @@ learned from another data set's boxes, `rlsd_ft_rpn` one that learned from the d
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 from rmam_jax.heads import attending
@@ -24,8 +25,12 @@ def _build(model: Any, num_classes: int) -> attending.Attending:
   return attending.Attending(init_params, functools.partial(rlsd.recognize, **options))
 
 
-def _loss(config: Any, classification: str) -> HeadLoss:
-  del classification
+def _loss(config: Any, classification: str, options: Mapping[str, Any]) -> HeadLoss:
+  if classification not in ("euclidean", "sigmoid") or options:
+    raise UserError(
+      f"head {config.model.head!r} learns label sequences by a loss of its own: set loss.classification to 'sigmoid',"
+      f" got {classification!r}, and leave loss.class_weights empty"
+    )
   section = config.model.rlsd
   return rlsd.make_loss(steps=section.steps, order=tuple(section.order), squash_cell=config.model.squash_cell)
 
@@ -82,6 +87,7 @@ SPECS = tuple(
     guide=RPN,
     samples=True,
     loss=_loss,
+    takes_shares=False,
     defaults=_DEFAULTS,
     check=functools.partial(_check, name=name, own=own),
   )

@@ -37,7 +37,10 @@ class HeadSpec:
       [B, K, 4] that come with the images; `RPN`, boxes of a region proposal network that is trained before; or "".
     gives_dense_scores: whether its `Attention.memory` are such scores.
     samples: whether it samples in training: what a batch teaches it then depends on how the batch is cut into parts.
-    loss: from the configuration and the classification loss's name to its own loss; None: Eq. 14.
+    loss: from the configuration, the name of a classification loss (`ops.losses.CLASSIFICATION_LOSSES`) and that one's
+      keyword arguments to the head's own loss; None: Eq. 14. Raises UserError for a classification loss that has no
+      meaning for the head.
+    takes_shares: whether its loss has a meaning for labels between 0 and 1, which mixed images have.
     defaults: its own sections of the configuration, by dotted name. One without a dot is a training with a schedule.
     most_regions: of the `model` section: how many regions it can look at after training; None: any number.
     check: refuses a configuration that this head cannot be trained with.
@@ -49,7 +52,8 @@ class HeadSpec:
   guide: str = ""
   gives_dense_scores: bool = False
   samples: bool = False
-  loss: Callable[[Any, str], HeadLoss] | None = None
+  loss: Callable[[Any, str, Mapping[str, Any]], HeadLoss] | None = None
+  takes_shares: bool = True
   defaults: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
   most_regions: Callable[[Any], int | None] = lambda model: None
   check: Callable[[Any], None] = lambda config: None

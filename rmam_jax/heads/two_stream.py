@@ -1,11 +1,12 @@
 """Our head for photographs: fixed regions weighed by two streams, a dense score, a region for each likely class."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 from rmam_jax.heads import attending
 from rmam_jax.heads.spec import HeadLoss, HeadSpec
-from rmam_jax.ops import two_stream
+from rmam_jax.ops import losses, two_stream
 from rmam_jax.runtime.errors import UserError
 
 
@@ -26,11 +27,14 @@ def _build(model: Any, num_classes: int) -> attending.Attending:
   return attending.Attending(init_params, functools.partial(two_stream.recognize, **options))
 
 
-def _loss(config: Any, classification: str) -> HeadLoss:
+def _loss(config: Any, classification: str, options: Mapping[str, Any]) -> HeadLoss:
   del config
-  if classification != "sigmoid":
-    raise UserError(f"head 'two_stream' learns log-odds: set loss.classification to 'sigmoid', got {classification!r}")
-  return two_stream.loss
+  if classification not in losses.SIGMOIDS:
+    raise UserError(
+      f"head 'two_stream' learns log-odds: set loss.classification to 'sigmoid', or another of"
+      f" {', '.join(losses.SIGMOIDS)}, got {classification!r}"
+    )
+  return functools.partial(two_stream.loss, classification=classification, options=options)
 
 
 SPEC = HeadSpec(

@@ -1,9 +1,12 @@
 """What is minimised (Sec. 4, Eq. 7-14).
 
-Letters: B batch, K regions, L classes. Labels are 0 or 1. `ignore` [B, L] marks labels that are neither (VOC's
-`difficult`): they take no part. `example_mask` [B] is 1 for real examples and 0 for padding: every mean over the batch
-is the sum over real examples divided by their number.
+Letters: B batch, K regions, L classes. Labels are 0 or 1, or shares between them, as those of mixed images are: every
+loss of single classes is linear in its label. `ignore` [B, L] marks labels that are neither (VOC's `difficult`): they
+take no part. `example_mask` [B] is 1 for real examples and 0 for padding: every mean over the batch is the sum over
+real examples divided by their number. `class_weights` [L] multiply all that a class costs, present or absent; None: 1.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -32,26 +35,32 @@ def batch_mean(per_example: jax.Array, example_mask: jax.Array | None) -> jax.Ar
 def _check_labels(scores, labels):
   if scores.ndim != 2 or scores.shape != labels.shape:
     raise ValueError(f"scores and labels must both have shape [B, L], got {list(scores.shape)}, {list(labels.shape)}")
-  if not isinstance(labels, jax.core.Tracer) and not np.isin(labels, (0, 1)).all():
-    raise ValueError("labels must be 0 or 1")  # traced values cannot be read: check batches before the step
+  if not isinstance(labels, jax.core.Tracer) and not ((np.asarray(labels) >= 0) & (np.asarray(labels) <= 1)).all():
+    raise ValueError("labels must lie between 0 and 1")  # traced values cannot be read: check batches before the step
 
 
 def classification_loss(
-  scores: jax.Array, labels: jax.Array, *, ignore: jax.Array | None = None, example_mask: jax.Array | None = None
+  scores: jax.Array,
+  labels: jax.Array,
+  *,
+  ignore: jax.Array | None = None,
+  example_mask: jax.Array | None = None,
+  class_weights: Sequence[float] | None = None,
 ) -> jax.Array:
   """The Euclidean loss of Eq. 8 between the softmax of the pooled scores (Eq. 7) and labels / |labels|_1.
 
   Args:
     scores: [B, L], of Eq. 6.
-    labels: [B, L] of 0 and 1. A row without a 1 that is not ignored has no target: its loss is 0.
+    labels: [B, L] from 0 to 1. A row of zeros, but for what is ignored, has no target: its loss is 0.
     ignore: [B, L]; classes left out of the softmax, the target and the sum.
     example_mask: [B].
+    class_weights: [L], of the squares in the sum.
 
   Returns:
-    A scalar: summed over classes, mean over examples; in [0, 2].
+    A scalar: summed over classes, mean over examples; in [0, 2] without weights.
 
   Raises:
-    ValueError: shapes that differ, or labels that are not 0 or 1 (outside jit).
+    ValueError: shapes that differ, or labels that are not in [0, 1] (outside jit).
   """
   _check_labels(scores, labels)
   labels = jnp.asarray(labels, scores.dtype)
@@ -60,21 +69,105 @@ def classification_loss(
   target = labels / jnp.maximum(labels.sum(axis=-1, keepdims=True), 1)
   probability = jax.nn.softmax(scores, axis=-1, where=kept)
   has_target = labels.any(axis=-1)
-  return batch_mean(jnp.where(has_target, ((probability - target) ** 2).sum(axis=-1), 0), example_mask)
+  squares = _weighted((probability - target) ** 2, class_weights)
+  return batch_mean(jnp.where(has_target, squares.sum(axis=-1), 0), example_mask)
 
 
-def sigmoid_loss(
-  scores: jax.Array, labels: jax.Array, *, ignore: jax.Array | None = None, example_mask: jax.Array | None = None
-) -> jax.Array:
-  """Binary cross-entropy of each class by itself, in place of Eq. 8. Arguments and reduction as there."""
-  _check_labels(scores, labels)
-  terms = optax.sigmoid_binary_cross_entropy(scores, jnp.asarray(labels, scores.dtype))
+def _weighted(terms: jax.Array, class_weights: Sequence[float] | None) -> jax.Array:
+  return terms if class_weights is None else terms * jnp.asarray(class_weights, terms.dtype)
+
+
+def _reduced(terms, ignore, example_mask, class_weights):
+  """Terms of each class [B, L] -> a scalar: summed over the classes that are not ignored, the mean over examples."""
+  terms = _weighted(terms, class_weights)
   if ignore is not None:
     terms = jnp.where(jnp.asarray(ignore, bool), 0, terms)
   return batch_mean(terms.sum(axis=-1), example_mask)
 
 
-CLASSIFICATION_LOSSES = {"euclidean": classification_loss, "sigmoid": sigmoid_loss}
+def sigmoid_loss(
+  scores: jax.Array,
+  labels: jax.Array,
+  *,
+  ignore: jax.Array | None = None,
+  example_mask: jax.Array | None = None,
+  class_weights: Sequence[float] | None = None,
+) -> jax.Array:
+  """Binary cross-entropy of each class by itself, in place of Eq. 8. Arguments and reduction as there."""
+  _check_labels(scores, labels)
+  terms = optax.sigmoid_binary_cross_entropy(scores, jnp.asarray(labels, scores.dtype))
+  return _reduced(terms, ignore, example_mask, class_weights)
+
+
+def focal_loss(
+  scores: jax.Array,
+  labels: jax.Array,
+  *,
+  gamma: float = 2.0,
+  alpha: float = 0.25,
+  ignore: jax.Array | None = None,
+  example_mask: jax.Array | None = None,
+  class_weights: Sequence[float] | None = None,
+) -> jax.Array:
+  """Cross-entropy that counts less where the network is right (Lin et al., ICCV 2017, Eq. 4-5), in place of Eq. 8.
+
+  A class costs -alpha (1 - p)^gamma log p where it is present and -(1 - alpha) p^gamma log(1 - p) where it is absent, p
+  the sigmoid of its score. The other arguments and the reduction are those of `classification_loss`.
+
+  Args:
+    gamma: >= 0; with 0 it is cross-entropy, but for alpha.
+    alpha: the weight of present classes, in [0, 1]; a negative one leaves both weights out.
+  """
+  _check_labels(scores, labels)
+  labels = jnp.asarray(labels, scores.dtype)
+  log_p, log_not_p = jax.nn.log_sigmoid(scores), jax.nn.log_sigmoid(-scores)
+  present, absent = -jnp.exp(gamma * log_not_p) * log_p, -jnp.exp(gamma * log_p) * log_not_p
+  if alpha >= 0:
+    present, absent = alpha * present, (1 - alpha) * absent
+  return _reduced(labels * present + (1 - labels) * absent, ignore, example_mask, class_weights)
+
+
+def asymmetric_loss(
+  scores: jax.Array,
+  labels: jax.Array,
+  *,
+  gamma_neg: float = 4.0,
+  gamma_pos: float = 0.0,
+  clip: float = 0.05,
+  ignore: jax.Array | None = None,
+  example_mask: jax.Array | None = None,
+  class_weights: Sequence[float] | None = None,
+) -> jax.Array:
+  """The asymmetric loss (Ridnik et al., ICCV 2021, Eq. 4-7), in place of Eq. 8: easy absent classes count less.
+
+  A class costs -(1 - p)^gamma_pos log p where it is present, p the sigmoid of its score, and -q^gamma_neg log(1 - q)
+  where it is absent, q = max(p - clip, 0). The gradient flows through all of it. The other arguments and the reduction
+  are those of `classification_loss`.
+
+  Args:
+    gamma_neg, gamma_pos: >= 0.
+    clip: probabilities of absent classes up to it cost nothing; in [0, 1).
+  """
+  _check_labels(scores, labels)
+  labels = jnp.asarray(labels, scores.dtype)
+  log_p, log_not_p = jax.nn.log_sigmoid(scores), jax.nn.log_sigmoid(-scores)
+  present = -jnp.exp(gamma_pos * log_not_p) * log_p
+  if clip:
+    costs = jnp.exp(log_p) > clip
+    q = jnp.where(costs, jnp.exp(log_p) - clip, 0.5)  # any, where it costs nothing: no power of 0 is differentiated
+    absent = jnp.where(costs, -(q**gamma_neg) * jnp.log(jnp.exp(log_not_p) + clip), 0)
+  else:
+    absent = -jnp.exp(gamma_neg * log_p) * log_not_p
+  return _reduced(labels * present + (1 - labels) * absent, ignore, example_mask, class_weights)
+
+
+CLASSIFICATION_LOSSES = {
+  "euclidean": classification_loss,
+  "sigmoid": sigmoid_loss,
+  "asymmetric": asymmetric_loss,
+  "focal": focal_loss,
+}
+SIGMOIDS = ("sigmoid", "asymmetric", "focal")  # of these the score of a class is the log-odds of its probability
 
 
 def softmax_log_odds(scores: jax.Array) -> jax.Array:
@@ -94,8 +187,10 @@ def softmax_log_odds(scores: jax.Array) -> jax.Array:
 
 
 # What each loss takes for the probability of a class, and its log-odds: [..., L] -> [..., L].
-PROBABILITIES = {"euclidean": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
-LOG_ODDS = {"euclidean": softmax_log_odds, "sigmoid": lambda scores: scores}
+PROBABILITIES = {"euclidean": jax.nn.softmax, **dict.fromkeys(SIGMOIDS, jax.nn.sigmoid)}
+LOG_ODDS = {"euclidean": softmax_log_odds, **dict.fromkeys(SIGMOIDS, lambda scores: scores)}
+# What a temperature for these probabilities is fitted by: of the sigmoids cross-entropy alone is lowest at the truth.
+CALIBRATION_LOSSES = {"euclidean": classification_loss, **dict.fromkeys(SIGMOIDS, sigmoid_loss)}
 
 
 def anchor_loss(thetas: jax.Array) -> jax.Array:
@@ -163,9 +258,9 @@ def joint_loss(
   Args:
     scores: [K, B, L], of every region.
     thetas: [K, B, 4].
-    labels: [B, L] of 0 and 1.
+    labels: [B, L] from 0 to 1.
     localization_weight: gamma.
-    classification: `classification_loss` (Eq. 7-8) or `sigmoid_loss`.
+    classification: `classification_loss` (Eq. 7-8) or another of `CLASSIFICATION_LOSSES`.
     ignore, example_mask: as in `classification_loss`.
     **localization: weights and thresholds for `localization_loss`.
   """

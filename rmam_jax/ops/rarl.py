@@ -12,7 +12,7 @@ The parameters are "fx", "lstm", "hz" and "zs" of `ops.attention`, and
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -160,13 +160,15 @@ def loss(
   *,
   deviation: float,
   classification: str = "euclidean",
+  options: Mapping[str, Any] = {},
   policy_weight: float = 1.0,
   baseline: str = "learned",
   baseline_weight: float = 1.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Classification of the pooled scores of `attend` with a key and, jointly, -J, whose gradient is REINFORCE's.
 
-  Labels, ignore and mask are as in `heads.spec.HeadLoss`. Reconstructed: Eq. 7-8 as classification loss, the baseline,
+  Labels (0 or 1), ignore and mask are as in `heads.spec.HeadLoss`, `options` are those of the loss `classification`, of
+  `losses.CLASSIFICATION_LOSSES`. Reconstructed: Eq. 7-8 as classification loss, the baseline,
   and the weights of -J and of the learned baseline's squared error. Returns the loss and its terms, with the mean
   "reward" and "policy_variance". Raises a ValueError for a baseline not in `BASELINES`.
   """
@@ -181,7 +183,9 @@ def loss(
   # log pi of each centre [T, B]: of two independent Gaussians, without their constant.
   log_probability = -((rollout.centres - rollout.means) ** 2).sum(axis=-1) / (2 * deviation**2)
   terms = {
-    "classification": losses.CLASSIFICATION_LOSSES[classification](scores, labels, ignore=ignore, example_mask=mask),
+    "classification": losses.CLASSIFICATION_LOSSES[classification](
+      scores, labels, ignore=ignore, example_mask=mask, **options
+    ),
     "policy": -mean((log_probability * gains).sum(axis=0)),
   }
   total = terms["classification"] + policy_weight * terms["policy"]

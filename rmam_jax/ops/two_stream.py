@@ -16,8 +16,8 @@ The parameters are linear layers, whose inputs are means of the map over a regio
 """
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -258,11 +258,21 @@ def recognize(
 
 
 def loss(
-  found: Attention, labels: jax.Array, ignore: jax.Array, mask: jax.Array
+  found: Attention,
+  labels: jax.Array,
+  ignore: jax.Array,
+  mask: jax.Array,
+  *,
+  classification: str = "sigmoid",
+  options: Mapping[str, Any] = {},
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """The head's loss (`heads.spec.HeadLoss`) of what `recognize` returns: the sigmoid losses of both branches, summed."""
+  """The head's loss (`heads.spec.HeadLoss`) of what `recognize` returns: the losses of both branches, summed.
+
+  `classification` is one of `losses.SIGMOIDS`, and `options` are its own.
+  """
+  of_branch = losses.CLASSIFICATION_LOSSES[classification]
   terms = {
-    name: losses.sigmoid_loss(getattr(found.memory, name), labels, ignore=ignore, example_mask=mask)
+    name: of_branch(getattr(found.memory, name), labels, ignore=ignore, example_mask=mask, **options)
     for name in ("regions", "dense")
   }
   return terms["regions"] + terms["dense"], terms

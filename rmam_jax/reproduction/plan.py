@@ -138,8 +138,7 @@ def count_operations(config: ml_collections.ConfigDict) -> float:
   data, total = cells.without_proposals(config.data), 0.0
   for split in filter(None, (data.train, data.final_train)):
     train = open_split(data, split)
-    for name in stages.NAMES:
-      stage = stages.build(config, name, num_classes=len(train.class_names), num_records=len(train))
+    for stage in stages.build_all(config, train):
       total += _count(config, stage, len(train.class_names))
   if heads.get(config.model.head).guide == heads.RPN:
     own = rpn_training.config_of(config)

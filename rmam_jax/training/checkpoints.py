@@ -92,7 +92,7 @@ class StageCheckpoints:
 
   def save_last(self, state: TrainState, progress: dict) -> None:
     """Saves what the stage needs to go on; once it is complete, all but the one before it are removed."""
-    self._save("last", int(state.step), state._asdict(), progress)
+    self._save("last", int(state.step), _arrays(state), progress)
 
   def save_best(self, step: int, params: Params, progress: dict) -> None:
     """Saves the parameters of the best epoch so far."""
@@ -117,7 +117,7 @@ class StageCheckpoints:
 
     If it is damaged, says so and takes the one before it; UserError if both are, or if it is of another model.
     """
-    restored = self._restore_newest("last", like._asdict())
+    restored = self._restore_newest("last", _arrays(like))
     return restored and (TrainState(**restored[0]), restored[1])
 
   def restore_best(self, like: Params) -> tuple[Params, dict] | None:
@@ -188,6 +188,11 @@ def take_over(stage: str, source: pathlib.Path, folder: pathlib.Path) -> None:
   workdir.write_lines(folder / "metrics.jsonl", both)
   place.parent.mkdir(exist_ok=True)
   draft.rename(place)
+
+
+def _arrays(state: TrainState) -> dict[str, Any]:
+  """A state by its fields, without an average where there is none."""
+  return {name: value for name, value in state._asdict().items() if value is not None}
 
 
 def _kind(leaf: Any) -> str:

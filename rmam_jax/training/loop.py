@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from rmam_jax.data import batches
+from rmam_jax.data.augmentation import Augmentation
 from rmam_jax.data.batches import StoredMaps
 from rmam_jax.data.splits import Split, open_split
 from rmam_jax.evaluation import stored_maps
@@ -106,7 +108,8 @@ class _Trainer:
     """
     replicated = mesh_lib.replicated(self.mesh)
     key = jax.random.fold_in(jax.random.key(self.config.seed), STREAMS.index(stage.name))
-    init = functools.partial(step_lib.init_state, stage.model, stage.optimizer, size=self.config.data.crop_size)
+    options = {"size": self.config.data.crop_size, "averaged": bool(stage.ema)}
+    init = functools.partial(step_lib.init_state, stage.model, stage.optimizer, **options)
     shapes = checkpoints.abstract(jax.eval_shape(init, key), replicated)
     # Two last states, a third while it is written, and the best parameters.
     needed = 4 * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
@@ -132,8 +135,10 @@ class _Trainer:
         params = stages.take_over(params, previous, kept)
       if rpn is not None:
         params = {**params, stages.RPN: rpn}
-      state = state._replace(params=jax.device_put(params, replicated))
-    if int(state.step) < stage.steps or progress.get("unfinished"):
+      params = jax.device_put(params, replicated)
+      average = jax.tree.map(jnp.copy, params) if stage.ema else None  # a copy: the step takes both, and frees them
+      state = state._replace(params=params, average=average)
+    if not stage.is_over(int(state.step), progress["best_epoch"]) or progress.get("unfinished"):
       self._train(stage, state, progress, saved)
     best, _ = saved.restore_best(shapes.params)
     saved.close()
@@ -145,6 +150,8 @@ class _Trainer:
     options = {"process_index": jax.process_index(), "process_count": jax.process_count(), "start_step": start}
     options |= {field: self.config.data[field] for field in fields} | {"batch_size": self.config.batch_size}
     seed = self.config.seed * len(stages.NAMES) + STREAMS.index(stage.name)
+    if maps is None:  # which were computed without it
+      options["augmentation"] = Augmentation(**self.config.data.augmentation)
     return batches.train_batches(self.train, seed=seed, maps=maps, **options)
 
   def _next_batch(self, stream: Iterator[Mapping[str, Any]], place: dict[str, Any], bar: Any) -> tuple[Any, Any]:
@@ -166,7 +173,9 @@ class _Trainer:
     config, replicated, first = self.config, mesh_lib.replicated(self.mesh), processes.is_first()
     parts = stage.model, stage.optimizer, stage.objective
     train_step = jax.jit(
-      step_lib.make_train_step(*parts, accumulate=config.accumulate, seed=config.seed),
+      step_lib.make_train_step(
+        *parts, accumulate=config.accumulate, seed=config.seed, ema=stage.ema, mixup=stage.mixup
+      ),
       in_shardings=(replicated, mesh_lib.by_example(self.mesh)),
       out_shardings=replicated,
       donate_argnums=0,
@@ -195,7 +204,7 @@ class _Trainer:
       # Several processes cannot agree on a step: there, signals act at once and the last epoch's checkpoint counts.
       signals.Deferred(active=jax.process_count() == 1) as stop,
     ):
-      while step < stage.steps or totals:
+      while not stage.is_over(step, progress["best_epoch"]) or totals:
         running = None
         while len(totals) + bool(running) < stage.steps_per_epoch and not stop.asked:
           with self.trace.step():
@@ -219,7 +228,7 @@ class _Trainer:
           return
         try:
           with stop.suspended():
-            found = self.validate(stage, forward, state.params, validation_maps)
+            found = self.validate(stage, forward, state.result, validation_maps)
         except KeyboardInterrupt:
           save_unfinished()
           raise
@@ -228,7 +237,7 @@ class _Trainer:
         # Without a validation split nothing is chosen: the last epoch is the one that counts.
         if not found or found["validation_loss"] < progress["best_loss"]:
           progress = {**progress, "best_loss": found.get("validation_loss", math.inf), "best_epoch": epoch}
-          saved.save_best(step, state.params, progress)
+          saved.save_best(step, state.result, progress)
         progress["seconds"] = time.monotonic() - started
         if log is not None:
           log.write(step, {"epoch": epoch, **means, **found, "seconds": progress["seconds"]})
@@ -238,6 +247,8 @@ class _Trainer:
           for name, value in found.items()
         )
         bar.write(f"{label} epoch {epoch}/{stage.epochs}: loss {means['loss']:.3f}{validated}")
+        if step < stage.steps and stage.is_over(step, progress["best_epoch"]):
+          bar.write(f"{label}: stopped, as no epoch after {progress['best_epoch']} had a lower validation loss")
 
 
 def _skipped(folder: pathlib.Path) -> pathlib.Path:
@@ -277,8 +288,7 @@ def train(
   workdir.check(folder, config)
   with _Trace(profile_folder if processes.is_first() else None) as trace:
     trainer = _Trainer(config, folder, first, trace)
-    counts = {"num_classes": len(trainer.train.class_names), "num_records": len(trainer.train)}
-    planned = [stages.build(config, name, **counts) for name in stages.NAMES]
+    planned = stages.build_all(config, trainer.train)
     trainers = [trainer]
     if any(stage.model.rpn is not None for stage in planned):
       trainers.append(_Trainer(rpn_training.config_of(config), folder, first, _Trace(None)))
@@ -290,7 +300,6 @@ def train(
     params, kept = None, ""
     rpn = trainers[1].run(rpn_stage) if len(trainers) > 1 else None
     for stage in planned:
-      if stage.epochs:
-        params = trainer.run(stage, params, kept, None if stage.model.rpn is None else rpn)
+      params = trainer.run(stage, params, kept, None if stage.model.rpn is None else rpn)
       kept = stages.kept_head(config)
   return params

@@ -129,8 +129,7 @@ def _write_parts(folder: pathlib.Path, opened: Mapping[str, Split]) -> None:
 def _check_phase(phase: Phase, train: Split) -> None:
   config, folder = phase.config, phase.folder
   check_evaluation(config)
-  counts = {"num_classes": len(train.class_names), "num_records": len(train)}
-  if [stages.build(config, name, **counts) for name in stages.NAMES][-1].model.rpn is not None:
+  if stages.build_all(config, train)[-1].model.rpn is not None:
     own = rpn_training.config_of(config)
     stages.build_rpn(own, len(open_split(own.data, own.data.train)))
   if (phase.chosen_in or phase.control) and (folder / "config.json").exists():  # the first phase's training checks it

@@ -2,16 +2,18 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from rmam_jax import heads, recognizer
+from rmam_jax.data.augmentation import Augmentation
 from rmam_jax.data.splits import Split
 from rmam_jax.evaluation import calibration, metrics
 from rmam_jax.evaluation import outputs as outputs_lib
@@ -39,10 +41,17 @@ class Stage:
   epochs: int
   steps_per_epoch: int
   frozen: bool  # whether its backbone is not trained: it learns from stored feature maps
+  ema: float  # decay of the average of its parameters; 0: it has none
+  patience: int  # epochs without a lower validation loss that end it; 0: none do
+  mixup: float = 0.0  # see `step.mix`
 
   @property
   def steps(self) -> int:
     return self.epochs * self.steps_per_epoch
+
+  def is_over(self, step: int, best_epoch: int) -> bool:
+    """Whether it ends after this step, whose epochs so far were best at `best_epoch`, 0 where there was none."""
+    return step >= self.steps or bool(self.patience and step // self.steps_per_epoch - best_epoch >= self.patience)
 
 
 def head_of(config: ml_collections.ConfigDict, name: str) -> heads.HeadSpec:
@@ -87,7 +96,9 @@ def _timetable(config: ml_collections.ConfigDict, name: str, num_records: int) -
     raise UserError(f"{name}.stop_epoch must be between 0 and its {section.epochs} epochs, got {section.stop_epoch}")
   if not 0 <= section.drop_share <= 1:
     raise UserError(f"{name}.drop_share must be a share of the epochs, in [0, 1], got {section.drop_share}")
-  for field in ("backbone_rate", "weight_decay", "clip_norm"):
+  if not 0 <= section.ema < 1:
+    raise UserError(f"{name}.ema must be the decay of an average, at least 0 (none) and below 1, got {section.ema}")
+  for field in ("backbone_rate", "weight_decay", "clip_norm", "patience"):
     if section[field] < 0:
       raise UserError(f"{name}.{field} must be 0 or more, got {section[field]}")
   steps_per_epoch = max((config.epoch_size or num_records) // config.batch_size, 1)
@@ -96,6 +107,8 @@ def _timetable(config: ml_collections.ConfigDict, name: str, num_records: int) -
     "epochs": section.stop_epoch or section.epochs,
     "steps_per_epoch": steps_per_epoch,
     "frozen": not section.backbone_rate,
+    "ema": section.ema,
+    "patience": section.patience,
   }
 
 
@@ -155,13 +168,93 @@ def build_rpn(config: ml_collections.ConfigDict, num_records: int) -> Stage:
   )
 
 
-def build(config: ml_collections.ConfigDict, name: str, *, num_classes: int, num_records: int) -> Stage:
-  """A stage as `config` describes it; raises UserError for a value that no stage can have and names its field."""
+def build_all(config: ml_collections.ConfigDict, train: Split) -> list[Stage]:
+  """The stages that `config` trains on a split, in order; without stage one where it has no epochs. Raises as `build`."""
+  names = [name for name in NAMES if name != "stage_one" or config.stage_one.epochs]
+  counts = {"num_classes": len(train.class_names), "num_records": len(train), "positives": train.positives()}
+  return [build(config, name, **counts) for name in names]
+
+
+def class_weights(loss: ml_collections.ConfigDict, num_classes: int, positives: Sequence[int]) -> tuple[float, ...]:
+  """What `loss.class_weights` says, as a number for each class; () where it is empty.
+
+  "balanced" is the mean number of positives of a class, divided by the class's own; at most `loss.max_class_weight`,
+  and 1 for a class without positives. Raises UserError for anything but positive numbers, one a class.
+  """
+  given = loss.class_weights
+  if given in ("balanced", ("balanced",)):
+    if loss.max_class_weight <= 0:
+      raise UserError(f"loss.max_class_weight must be above 0, got {loss.max_class_weight}")
+    counts = np.asarray(positives, float)
+    found = np.divide(counts.mean(), counts, out=np.ones_like(counts), where=counts > 0)
+    return tuple(np.minimum(found, loss.max_class_weight).tolist())
+  numbers = all(isinstance(each, (int, float)) and 0 < each < np.inf for each in given)
+  if given and not (numbers and len(given) == num_classes):
+    raise UserError(
+      f"loss.class_weights must be 'balanced' or hold a positive number for each of the {num_classes} classes, got"
+      f" {given}"
+    )
+  return tuple(map(float, given))
+
+
+def _loss_options(config: ml_collections.ConfigDict, kind: str, weights: Sequence[float]) -> dict[str, Any]:
+  """The keyword arguments of a classification loss by the `loss` section; UserError for one that is out of its range."""
+  sections = {
+    "asymmetric": {"gamma_neg": (0, np.inf), "gamma_pos": (0, np.inf), "clip": (0, 1)},
+    "focal": {"gamma": (0, np.inf), "alpha": (-np.inf, 1)},
+  }
+  options: dict[str, Any] = {"class_weights": weights} if weights else {}
+  for field, (low, high) in sections.get(kind, {}).items():
+    value = options[field] = config.loss[kind][field]
+    if not low <= value <= high:
+      raise UserError(f"loss.{kind}.{field} must be in [{low}, {high}], got {value}")
+  return options
+
+
+def _check_augmentation(config: ml_collections.ConfigDict) -> None:
+  """Refuses augmentation that is out of range, or that no stage would see, as all learn from stored feature maps."""
+  augmentation = Augmentation(**config.data.augmentation)
+  augmentation.check()
+  if augmentation.changes and not any(config[name].epochs and config[name].backbone_rate for name in NAMES):
+    raise UserError(
+      "data.augmentation changes images, but with backbone_rate 0 every stage learns from stored feature maps: train the"
+      " backbone (stage_two.backbone_rate above 0), or leave crop_scale, jitter and cutout at their defaults"
+    )
+
+
+def _check_shares(config: ml_collections.ConfigDict, name: str, kind: str, spec: heads.HeadSpec) -> None:
+  """Refuses label smoothing and mixup where labels between 0 and 1, or mixed images, have no meaning."""
+  smoothing, mixup = config.loss.label_smoothing, config[name].mixup
+  if not 0 <= smoothing < 1:
+    raise UserError(f"loss.label_smoothing must be a share, at least 0 and below 1, got {smoothing}")
+  if smoothing and kind != "sigmoid":
+    raise UserError(f"loss.label_smoothing is for the loss 'sigmoid', but that of {name} is {kind!r}: set it to 0")
+  if mixup < 0:
+    raise UserError(f"{name}.mixup must be 0 or more, got {mixup}")
+  if mixup and spec.guide in (heads.BOXES, heads.RPN):
+    raise UserError(f"{name}.mixup is {mixup}, but head {spec.name!r} looks at boxes of single images: set it to 0")
+  for field, value in ((f"{name}.mixup", mixup), ("loss.label_smoothing", smoothing)):
+    if value and not spec.takes_shares:
+      raise UserError(
+        f"{field} is {value}, but the loss of head {spec.name!r} needs labels that are 0 or 1: set it to 0"
+      )
+
+
+def build(
+  config: ml_collections.ConfigDict, name: str, *, num_classes: int, num_records: int, positives: Sequence[int] = ()
+) -> Stage:
+  """A stage as `config` describes it; raises UserError for a value that no stage can have and names its field.
+
+  `positives` are the training records of each class, [L], which balanced class weights need.
+  """
   loss, kind, spec = config.loss, classification_of(config, name), head_of(config, name)
   timetable = _timetable(config, name, num_records)
   check_name(f"{name}.classification", kind, losses.CLASSIFICATION_LOSSES)
   spec.check(config)
-  head_loss = spec.loss(config, kind) if spec.loss else None
+  _check_augmentation(config)
+  _check_shares(config, name, kind, spec)
+  options = _loss_options(config, kind, class_weights(loss, num_classes, positives))
+  head_loss = spec.loss(config, kind, options) if spec.loss else None
   fields = ("constrain_first", "scale_weight", "anchor_weight", "positive_weight", "max_scale", "min_scale")
   objective = step_lib.Objective(
     classification=kind,
@@ -169,12 +262,15 @@ def build(config: ml_collections.ConfigDict, name: str, *, num_classes: int, num
     auxiliary_weight=config[name].auxiliary_weight,
     localization={field: loss[field] for field in fields},
     head_loss=head_loss,
+    options=options,
+    label_smoothing=loss.label_smoothing,
   )
   model = build_model(config, name, num_classes)
   if model.rpn is not None and timetable["frozen"]:
     raise UserError(f"{name}.backbone_rate is 0, but head {spec.name!r} has a second backbone: set it above 0")
   validate = functools.partial(_validate, objective)
-  return Stage(name, spec.name, model, objective, outputs_lib.make_forward, validate, **timetable)
+  forward, mixup = outputs_lib.make_forward, config[name].mixup
+  return Stage(name, spec.name, model, objective, forward, validate, **timetable, mixup=mixup)
 
 
 def _validate(
@@ -183,14 +279,14 @@ def _validate(
   """The loss that the best epoch is chosen by, over all images of the split that can be read, and its mAP.
 
   The loss is Eq. 14 with the stage's classification loss of the pooled scores, whatever else is trained: auxiliary
-  scores, a policy and its baseline, or a label sequence are not in it. Raises UserError if no image can be read.
+  scores, a policy and its baseline, a label sequence, smoothed labels or mixed images are not in it. Raises UserError if no image can be read.
   """
   found = outputs_lib.compute_outputs(forward, params, split, **options)
   read = found.readable
   if not len(read):
     raise UserError(f"{split.name}: none of its images can be read, first {found.skipped[0]}")
   scores, labels, ignore = found.scores[read], found.labels[read], found.ignore[read]
-  loss = float(losses.CLASSIFICATION_LOSSES[objective.classification](scores, labels, ignore=ignore))
+  loss = float(objective.classification_loss(scores, labels, ignore=ignore))
   if objective.localization_weight:
     localization = losses.localization_loss(found.thetas[:, read], **objective.localization)
     loss += objective.localization_weight * float(localization)

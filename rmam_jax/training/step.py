@@ -24,27 +24,37 @@ class TrainState(NamedTuple):
   step: jax.Array  # int32, of the present stage
   params: Params
   opt_state: optax.OptState
+  average: Params | None = None  # of the parameters over the steps, where a stage keeps one; see `moving_average`
+
+  @property
+  def result(self) -> Params:
+    """What is validated and kept: the average, or without one the parameters."""
+    return self.params if self.average is None else self.average
 
 
 class Objective(NamedTuple):
   """What a stage minimises: Eq. 14 or the head's own loss, and the auxiliary head's classification loss beside it."""
 
-  classification: str = "euclidean"  # Eq. 7-8; or "sigmoid"
+  classification: str = "euclidean"  # one of `losses.CLASSIFICATION_LOSSES`
   localization_weight: float = losses.LOCALIZATION_WEIGHT  # gamma; 0 for heads that do not look
   auxiliary_weight: float = 0.0  # of the auxiliary head's own sigmoid loss
   localization: Mapping[str, Any] = {}  # keyword arguments of `losses.localization_loss`
   head_loss: HeadLoss | None = None  # in place of Eq. 14, for a head that has a loss of its own
+  options: Mapping[str, Any] = {}  # keyword arguments of the classification loss
+  label_smoothing: float = 0.0  # the share of every label that becomes a half, in training alone
 
   def __call__(
     self, recognition: Recognition, labels: jax.Array, ignore: jax.Array, mask: jax.Array
   ) -> tuple[jax.Array, Metrics]:
     """The loss and its terms, each a mean over the real examples."""
+    if self.label_smoothing:
+      labels = (1 - self.label_smoothing) * labels + self.label_smoothing / 2
     common = {"ignore": ignore, "example_mask": mask}
     if self.head_loss is not None:
       loss, terms = self.head_loss(recognition.attention, labels, ignore, mask)
     else:
       scores, thetas = recognition.attention.scores, recognition.attention.thetas
-      classification = losses.CLASSIFICATION_LOSSES[self.classification]
+      classification = self.classification_loss
       options = {"localization_weight": self.localization_weight, **common, **self.localization}
       loss = losses.joint_loss(scores, thetas, labels, classification=classification, **options)
       # Under jit these are the same sums again, and computed once.
@@ -57,16 +67,61 @@ class Objective(NamedTuple):
       loss += self.auxiliary_weight * terms["auxiliary"]
     return loss, {"loss": loss, **terms}
 
+  def classification_loss(self, scores: jax.Array, labels: jax.Array, **masks: Any) -> jax.Array:
+    """Pooled scores and labels [B, L], `ignore` and `example_mask` -> the classification loss alone, a scalar."""
+    return losses.CLASSIFICATION_LOSSES[self.classification](scores, labels, **masks, **self.options)
+
 
 def init_params(model: nn.Module, key: jax.Array, size: int) -> Params:
   """A recognizer's first parameters; `size`, the side of the images in pixels, changes none of them."""
   return model.init(key, jnp.zeros((1, size, size, 3), jnp.uint8))["params"]
 
 
-def init_state(model: nn.Module, optimizer: optax.GradientTransformation, key: jax.Array, size: int) -> TrainState:
-  """A fresh state: first parameters and what the optimizer keeps for them."""
+def init_state(
+  model: nn.Module, optimizer: optax.GradientTransformation, key: jax.Array, size: int, *, averaged: bool = False
+) -> TrainState:
+  """A fresh state: first parameters, what the optimizer keeps for them, and their average if it is asked for."""
   params = init_params(model, key, size)
-  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), params if averaged else None)
+
+
+def moving_average(average: Params, params: Params, step: jax.Array, decay: float) -> Params:
+  """The exponential moving average after a step, batch normalisation's statistics among its leaves.
+
+  It moves towards the parameters by 1 - min(decay, (1 + step) / (10 + step)), `step` counted from 0: so the first
+  parameters are soon forgotten (the rule of TensorFlow's `ExponentialMovingAverage`). What does not change stays as it
+  is, bit for bit.
+  """
+  moved = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+  return jax.tree.map(lambda mean, leaf: mean + (moved * (leaf - mean)).astype(mean.dtype), average, params)
+
+
+def mix(batch: Mapping[str, jax.Array], key: jax.Array, alpha: float) -> dict[str, jax.Array]:
+  """Mixup (Zhang et al., ICLR 2018): every example becomes a mixture with the one before it, of images and of labels.
+
+  One share for the whole batch is drawn from Beta(alpha, alpha). Labels become shares between 0 and 1; what is ignored
+  in one of both images is ignored in the mixture. An example whose neighbour is padding stays as it is.
+
+  Args:
+    batch: as `data.batches` describes it; its images or feature maps come out as float32.
+    key: of the random numbers.
+    alpha: > 0.
+  """
+
+  def other(array):
+    return jnp.roll(array, 1, axis=0)
+
+  share = jax.random.beta(key, alpha, alpha)  # of the image itself
+  share_B = jnp.where(other(batch["mask"]) > 0, share, 1)
+
+  def mixed(array):
+    own, theirs = array.astype(jnp.float32), other(array).astype(jnp.float32)
+    weight = share_B.reshape(-1, *[1] * (array.ndim - 1))
+    return weight * own + (1 - weight) * theirs
+
+  ignore = batch["ignore"].astype(bool)
+  found = {**batch, "labels": mixed(batch["labels"]), "ignore": ignore | (other(ignore) & (share_B < 1)[:, None])}
+  return found | {name: mixed(batch[name]) for name in ("image", "feature_map") if name in batch}
 
 
 def make_train_step(
@@ -77,6 +132,8 @@ def make_train_step(
   axis_name: str | None = None,
   accumulate: int = 1,
   seed: int = 0,
+  ema: float = 0.0,
+  mixup: float = 0.0,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]:
   """Builds the step: state, batch -> state, metrics. Pure; neither jitted nor donated.
 
@@ -94,6 +151,8 @@ def make_train_step(
       normalisation that is not frozen normalises each part by itself; the running statistics go towards their mean.
     seed: of that noise, Flax's generator "look", which depends on `state.step` too, but not on the devices under `jit`;
       under `pmap` each device has its own.
+    ema: the decay of the average that the state keeps, see `moving_average`; it counts only where there is one.
+    mixup: alpha of `mix`, which depends on seed and step as the noise does; 0: images are not mixed.
   """
 
   if axis_name is not None and hasattr(model.backbone, "axis_name"):
@@ -113,6 +172,8 @@ def make_train_step(
       loss, metrics = objective(recognition, batch["labels"], batch["ignore"], batch["mask"])
       return loss, (metrics, learned.get("statistics", {}))
 
+    if mixup:
+      batch = mix(batch, jax.random.fold_in(key, 1), mixup)
     part_gradients = jax.grad(loss_fn, has_aux=True)
     if accumulate == 1:
       gradients, (metrics, statistics) = part_gradients(state.params, batch, key)
@@ -125,7 +186,8 @@ def make_train_step(
     params = _overlaid(optax.apply_updates(state.params, updates), statistics)
     metrics["gradient_norm"] = optax.tree.norm(gradients)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
-    after = TrainState(state.step + 1, params, opt_state)
+    average = None if state.average is None else moving_average(state.average, params, state.step, ema)
+    after = TrainState(state.step + 1, params, opt_state, average)
     return jax.tree.map(functools.partial(jnp.where, finite), after, state), metrics
 
   return train_step

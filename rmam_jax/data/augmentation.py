@@ -1,0 +1,99 @@
+"""Training images that are changed at random: crops of other sizes and shapes, colours, a hidden square.
+
+All of it is drawn from one generator, which `batches` makes from (seed, position): the same example is changed in the
+same way whatever runs beside it. Boxes are (top, left, bottom, right) as shares.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from rmam_jax.runtime.errors import UserError
+
+ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+
+
+class Change(NamedTuple):
+  """What is done to one image."""
+
+  window: np.ndarray | None = None  # the box that is shown; None: the window that `batches.view` cuts
+  colours: tuple[tuple[int, float], ...] = ()  # (place in `ENHANCERS`, factor), in the order in which they are applied
+  hidden: np.ndarray | None = None  # a box of the view
+
+
+class Augmentation(NamedTuple):
+  """The section `data.augmentation`; without arguments nothing is changed."""
+
+  crop_scale: tuple[float, ...] = ()  # least and largest share of the image's area that a view shows; (): see `view`
+  crop_aspect: float = 4 / 3  # of such views the largest ratio of their aspect to the image's, and of that to theirs
+  jitter: float = 0.0  # brightness, contrast and saturation are multiplied by 1 - jitter to 1 + jitter
+  cutout: float = 0.0  # the side of a square in the view's mean colour, as a share of the view's; 0: none
+
+  def check(self) -> None:
+    """Raises a UserError for a value out of its range."""
+    scale = self.crop_scale
+    for field, allowed, wanted in (
+      ("crop_scale", not scale or (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1), "(least, largest) share, or ()"),
+      ("crop_aspect", self.crop_aspect >= 1, "at least 1"),
+      ("jitter", 0 <= self.jitter <= 1, "in [0, 1]"),
+      ("cutout", 0 <= self.cutout <= 1, "in [0, 1]"),
+    ):
+      if not allowed:
+        raise UserError(f"data.augmentation.{field} must be {wanted}, got {getattr(self, field)}")
+
+  @property
+  def changes(self) -> bool:
+    """Whether it does anything."""
+    return bool(self.crop_scale or self.jitter or self.cutout)
+
+  def draw(self, rng: np.random.Generator) -> Change:
+    """A change; takes no numbers of the generator for what is off."""
+    window = hidden = None
+    colours: tuple[tuple[int, float], ...] = ()
+    if self.crop_scale:
+      area, turn = rng.uniform(*self.crop_scale), rng.uniform(-1, 1) * math.log(self.crop_aspect)
+      sides = np.minimum(math.sqrt(area) * np.exp([-turn / 2, turn / 2]), 1)
+      corner = rng.uniform(size=2) * (1 - sides)
+      window = np.concatenate([corner, corner + sides])
+    if self.jitter:
+      order, factors = rng.permutation(len(ENHANCERS)), rng.uniform(1 - self.jitter, 1 + self.jitter, len(ENHANCERS))
+      colours = tuple(zip(order.tolist(), factors.tolist(), strict=True))
+    if self.cutout:
+      centre = rng.uniform(size=2)
+      hidden = np.concatenate([centre - self.cutout / 2, centre + self.cutout / 2]).clip(0, 1)
+    return Change(window, colours, hidden)
+
+
+NONE = Augmentation()
+
+
+def resized_window(image: np.ndarray, window: np.ndarray, side: int) -> np.ndarray:
+  """What a box of an image shows, side x side: uint8 [height, width, 3] -> [side, side, 3]."""
+  top, left, bottom, right = window * np.array(image.shape[:2] * 2)
+  options = {"box": (left, top, right, bottom), "resample": Image.Resampling.BILINEAR}
+  return np.asarray(Image.fromarray(image).resize((side, side), **options))
+
+
+def window_boxes(boxes: np.ndarray, window: np.ndarray, flip: bool) -> np.ndarray:
+  """Boxes [..., 4] of an image as shares of what a window of it shows, which is then mirrored if asked."""
+  corner, sides = np.tile(window[:2], 2), np.tile(window[2:] - window[:2], 2)
+  shown = (boxes - corner) / sides
+  return np.stack([shown[..., 0], 1 - shown[..., 3], shown[..., 2], 1 - shown[..., 1]], -1) if flip else shown
+
+
+def recoloured(image: np.ndarray, colours: tuple[tuple[int, float], ...]) -> np.ndarray:
+  """Brightness, contrast and saturation multiplied by their factors, in the order given: uint8 [..., 3] -> the same."""
+  picture = Image.fromarray(image)
+  for place, factor in colours:
+    picture = ENHANCERS[place](picture).enhance(factor)
+  return np.asarray(picture)
+
+
+def with_hidden(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+  """A view [height, width, 3] whose box `hidden` has the view's mean colour."""
+  top, left, bottom, right = np.rint(hidden * np.array(image.shape[:2] * 2)).astype(int)
+  found = image.copy()
+  found[top:bottom, left:right] = np.rint(image.mean(axis=(0, 1)))
+  return found
