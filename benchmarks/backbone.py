@@ -3,6 +3,7 @@
     python -m benchmarks.backbone --sides=224
     python -m benchmarks.backbone --sides=224,448 --batch=1
     python -m benchmarks.backbone --sides=320 --backbones=efficientnet_lite0,mobilenet_v2
+    OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.backbone --cpu      # where others use the machine, too
 
 Torch has the same kernels and its images lie channels last; the feature maps must agree before the clock runs. Backward
 is the gradient of the map's sum of squares with respect to images and kernels; of a layer, with respect to its input
@@ -10,6 +11,9 @@ and to its kernel, apart.
 """
 
 import functools
+import time
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -119,10 +123,10 @@ def layer_sides(side: int, batch: int, channels: int, width: int):
   return {name: (functools.partial(machine.finish, programs[name], *inputs), peers[name]) for name in programs}
 
 
-def report(label: str, sides, repeats: int) -> None:
-  """A row for each pass: our time, torch's, and their ratio."""
+def report(label: str, sides, options: Mapping[str, Any]) -> None:
+  """A row for each pass: our time, torch's, and their ratio; the options are those of `machine.medians`."""
   for name, (ours, theirs) in sides.items():
-    found = machine.medians({"ours": ours, "torch": theirs}, repeats)
+    found = machine.medians({"ours": ours, "torch": theirs}, **options)
     times = (f"{1e3 * found['ours']:.1f}", f"{1e3 * found['torch']:.1f}", f"{found['ours'] / found['torch']:.2f}")
     print(machine.row(label, name, *times), flush=True)
 
@@ -132,25 +136,30 @@ def main() -> None:
   parser.add_argument("--sides", default="224", help="of the images, in pixels")
   parser.add_argument("--batch", type=int, default=2)
   parser.add_argument("--backbones", default="vgg16", help="by name")
+  parser.add_argument("--cpu", action="store_true", help="the processor's time and not the clock's")
   arguments = parser.parse_args()
   print(f"{machine.describe_device('flax', 'torch')}.")
-  print(f"Batch {arguments.batch}; medians of {arguments.repeats}, in ms; ratio: ours over torch's.\n")
+  print(
+    f"Batch {arguments.batch}; medians of {arguments.repeats}, in ms{' of the processor' * arguments.cpu}; ratio: ours over torch's.\n"
+  )
   print(machine.header("", "", "ours", "torch", "ratio"))
+  options = {"repeats": arguments.repeats, "clock": time.process_time if arguments.cpu else time.perf_counter}
   for side in map(int, arguments.sides.split(",")):
     for name in arguments.backbones.split(","):
       if name == "vgg16":
-        report_vgg(side, arguments.batch, arguments.repeats)
+        report_vgg(side, arguments.batch, options)
       else:
-        report(f"{name}, {side}", network_sides(name, side, arguments.batch), arguments.repeats)
+        report(f"{name}, {side}", network_sides(name, side, arguments.batch), options)
 
 
-def report_vgg(side: int, batch: int, repeats: int) -> None:
-  report(f"VGG-16, {side}", backbone_sides(side, batch), repeats)
+def report_vgg(side: int, batch: int, options: Mapping[str, Any]) -> None:
+  """The whole of it, and each layer."""
+  report(f"VGG-16, {side}", backbone_sides(side, batch), options)
   channels = 3
   for block, widths in enumerate(BLOCKS):
     size = side // 2**block
     for depth, width in dict.fromkeys(zip((channels, *widths[:-1]), widths, strict=True)):
-      report(f"{size} x {size}, {depth} -> {width}", layer_sides(size, batch, depth, width), repeats)
+      report(f"{size} x {size}, {depth} -> {width}", layer_sides(size, batch, depth, width), options)
     channels = widths[-1]
 
 

@@ -49,7 +49,9 @@ def finish(program: Callable, *inputs) -> None:
   jax.block_until_ready(program(*inputs))
 
 
-def medians(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def medians(
+  sides: Mapping[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
   """Median seconds of each side over so many turns, so that a disturbance meets them all.
 
   Each does its work twice in a turn and waits for the result. The second time counts: the first pays for what the side
@@ -59,9 +61,9 @@ def medians(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str
   for _ in range(repeats):
     for name, work in sides.items():
       work()
-      started = time.perf_counter()
+      started = clock()
       work()
-      taken[name].append(time.perf_counter() - started)
+      taken[name].append(clock() - started)
   return {name: statistics.median(times) for name, times in taken.items()}
 
 
