@@ -53,7 +53,8 @@ def test_what_is_written_beside_it_is_not_repeated_with_bars(log):
 
 
 def test_what_was_stopped_says_how_far_it_came_and_a_hidden_bar_says_nothing(log):
-  with pytest.raises(KeyboardInterrupt), progress.bar(None, "steps", 100) as bar:
+  bar = progress.bar(None, "steps", 100)
+  with pytest.raises(KeyboardInterrupt), bar:
     bar.update(7)
     raise KeyboardInterrupt
   assert "7/100" in log()
