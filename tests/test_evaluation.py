@@ -447,7 +447,7 @@ def test_another_test_set_is_measured_with_what_was_chosen_before(workdir, data_
   assert {name: (workdir / name).read_bytes() for name in kept} == before
   table = evaluate.print_protocols([workdir], ["paper"], test="train")
   assert table[str(workdir)]["paper"]["mAP"] == pytest.approx(other["svm_mAP"])
-  with pytest.raises(UserError, match="data.validation and data.test are both 'validation'"):
+  with pytest.raises(UserError, match=r"data\.validation and data\.test are both 'validation'"):
     evaluate.evaluate(workdir, test="validation")
 
 
