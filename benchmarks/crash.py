@@ -21,9 +21,9 @@ import time
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from benchmarks import machine
+from rmam_jax.runtime import progress
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHORT = (
@@ -143,7 +143,8 @@ def main() -> None:
     operations = run(program, root / "whole", root / "cache")
     seconds, wanted = time.monotonic() - started, outcome(root / "whole")
     same = finished = 0
-    for number in tqdm.trange(arguments.kills, unit=" kills"):
+    bar = progress.bar(range(arguments.kills), unit=" kills")
+    for number in bar:
       folder = root / str(number)
       at_operation = {"operation": int(rng.integers(1, operations + 1))} if number % 2 else {}
       moment = at_operation or {"seconds": float(rng.uniform(0, seconds))}
@@ -153,7 +154,7 @@ def main() -> None:
       differing = sorted(key for key in wanted | found if wanted.get(key) != found.get(key))
       same += not differing
       if differing:
-        tqdm.tqdm.write(f"{moment}: differs in {', '.join(differing)}")
+        bar.write(f"{moment}: differs in {', '.join(differing)}")
   print(
     f"{arguments.kills} kills of {program}.py, a run of {seconds:.0f} s and {operations} operations on files, seed"
     f" {arguments.seed}: {same} ended identical, {arguments.kills - same} did not ({finished} had ended before they"

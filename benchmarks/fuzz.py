@@ -34,7 +34,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-import tqdm
 from PIL import Image
 
 from benchmarks import machine
@@ -42,6 +41,7 @@ from configs import common
 from rmam_jax.backbones import vgg
 from rmam_jax.data import manifests
 from rmam_jax.data.images import decode_image
+from rmam_jax.runtime import progress
 from rmam_jax.training import checkpoints, exported
 from rmam_jax.training import step as step_lib
 from rmam_jax.weights import files as weight_files
@@ -292,7 +292,7 @@ def run(name: str, target: Target, count: int, seed: int, folder: pathlib.Path) 
   target.make(folder)
   paths = sorted(path for path in folder.rglob("*") if path.is_file())
   wanted = target.read(folder)
-  for number in tqdm.trange(count, desc=name, leave=False):
+  for number in progress.bar(range(count), name, leave=False):
     rng = random.Random(f"{seed} {name} {number}")
     path = rng.choice(paths)
     content = path.read_bytes()

@@ -18,12 +18,12 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from benchmarks import machine, roofline, steps
 from configs import common, voc
 from rmam_jax.data.digits import scenes
 from rmam_jax.evaluation import metrics
+from rmam_jax.runtime import progress
 from rmam_jax.training import stages
 from rmam_jax.training import step as step_lib
 
@@ -48,7 +48,7 @@ def draw_scenes(size: int, split: str, count: int) -> tuple[np.ndarray, np.ndarr
   labels = np.zeros((count, len(scenes.CLASSES)), np.float32)
   with concurrent.futures.ProcessPoolExecutor() as pool:
     drawn = pool.map(functools.partial(scenes.draw_scene, setting, split), range(count), chunksize=16)
-    for index, (image, present, _) in enumerate(tqdm.tqdm(drawn, f"drawing {split}", count, unit=" scenes")):
+    for index, (image, present, _) in enumerate(progress.bar(drawn, f"drawing {split}", count, unit=" scenes")):
       images[index], labels[index, present] = image, 1
   return images, labels
 
@@ -89,7 +89,7 @@ def train(stage, params, batches, seconds: float):
   state = jax.tree.map(jnp.array, step_lib.TrainState(np.int32(0), params, stage.optimizer.init(params)))
   program = steps.compile_step(stage, state, next(batches))
   waiting, told = collections.deque(), []
-  started, bar = time.perf_counter(), tqdm.tqdm(total=round(seconds), unit=" s", desc=stage.name)
+  started, bar = time.perf_counter(), progress.bar(None, stage.name, round(seconds), unit=" s")
   while (now := time.perf_counter() - started) < seconds or not told:
     state, found = program(state, next(batches))
     waiting.append(found["loss"])

@@ -5,6 +5,7 @@
     python train.py $FLAGS --workdir=runs/mine
     python train.py $FLAGS --config.weights=runs/photographs --workdir=runs/mine     begins with a model trained here
 
+`rmam-jax init FOLDER` writes a configuration of your own that begins with this one and needs none of these flags.
 Three lists are named by `data.train`, `data.validation` and `data.test`. docs/data.md says what manifests may look like,
 docs/weights.md where the weights come from. The default trains heads on the maps of EfficientNet-Lite0, which are
 computed once, on a laptop in minutes. Other recipes, backbones, heads and sizes:

@@ -76,7 +76,7 @@ def test_everything_in_all_is_there():
       ["eval.py", "--workdir=x", "--evaluation.view=ten"],
       "--evaluation.view: there is no field 'view'; did you mean 'views'?",
     ),
-    (["-m", "rmam_jax", "trian"], "the command must be one of train, eval,"),
+    (["-m", "rmam_jax", "trian"], "the command must be one of init, train, eval,"),
   ],
 )
 def test_what_is_misspelt_is_told_in_one_line(tmp_path, arguments, message):
@@ -114,7 +114,7 @@ def test_a_configuration_of_one_s_own_may_import_others_beside_it(tmp_path):
 
 def test_every_command_is_listed_with_its_help():
   found = call("-m", "rmam_jax")
-  for name in ("train", "eval", "predict", "reproduce", "validate", "prepare", "weights"):
+  for name in ("init", "train", "eval", "predict", "reproduce", "validate", "prepare", "weights"):
     assert f"\n  {name} " in found.stdout
     assert call("-m", "rmam_jax", name, "--help").stdout.startswith(
       found.stdout.split(f"\n  {name} ")[1].splitlines()[0].strip()

@@ -9,6 +9,7 @@ import pytest
 from test_training import tiny_config
 
 from rmam_jax import recognizer
+from rmam_jax.config import get_config
 from rmam_jax.data import splits, stored
 from rmam_jax.data.record import Index, Record
 from rmam_jax.data.splits import open_split
@@ -117,7 +118,7 @@ def test_the_centre_window_s_places_are_those_of_the_pixels_crop():
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"views": "twenty"}, r"evaluation\.views must be one of centre, five, ten, got 'twenty'"),
+    ({"views": "twenty"}, r"evaluation\.views must be one of centre, two, five, ten, got 'twenty'"),
     ({"mirror": "none"}, r"evaluation\.mirror must be one of image, map, got 'none'"),
   ],
 )
@@ -423,6 +424,63 @@ def test_without_a_validation_split_the_selection_of_another_run_is_used(workdir
   (workdir / "config.json").write_text(json.dumps(config))
   with pytest.raises(UserError, match="nothing may be chosen on the test split"):
     evaluate.evaluate(workdir)
+
+
+def test_another_test_set_is_measured_with_what_was_chosen_before(workdir, data_root, tmp_path):
+  (workdir / "selection.json").unlink()
+  with pytest.raises(UserError, match=r"has not been evaluated, .*eval\.py --workdir=.* first"):
+    evaluate.evaluate(workdir, test="train")
+  own = evaluate.evaluate(workdir)
+  kept = ("config.json", "results.json", "selection.json", "svm.npz", "scores.npz")
+  before = {name: (workdir / name).read_bytes() for name in kept}
+  same = evaluate.evaluate(workdir, test="test")  # named, it is the same set: whatever is measured must be the same
+  for name in ("mAP", "svm_mAP", "svm_images", "svm_c", "thresholded", "calibration", "coverage"):
+    assert same[name] == own[name], name
+  other = evaluate.evaluate(workdir, test="train")
+  assert (other["data"], other["test_images"], own["test_images"]) == ("digits/tiny train", 160, 40)
+  assert str(data_root) in other["origin"]
+  assert files.read_json(workdir / "tests" / "train" / "results.json")["mAP"] == other["mAP"]
+  scores = scores_lib.load(workdir / "tests" / "train")
+  machines = svm.load(workdir / "svm.npz")
+  chunk = np.load(next((workdir / "features" / "digits-tiny-train-train").glob("*.npz")))
+  np.testing.assert_allclose(scores.svm, machines.margins(svm.normalize(chunk["features"])), rtol=1e-6)
+  assert {name: (workdir / name).read_bytes() for name in kept} == before
+  table = evaluate.print_protocols([workdir], ["paper"], test="train")
+  assert table[str(workdir)]["paper"]["mAP"] == pytest.approx(other["svm_mAP"])
+  with pytest.raises(UserError, match=r"data\.validation and data\.test are both 'validation'"):
+    evaluate.evaluate(workdir, test="validation")
+
+
+def test_data_that_have_moved_are_found_by_the_folder_that_is_named(workdir, data_root, tmp_path):
+  own = evaluate.evaluate(workdir)
+  config = files.read_json(workdir / "config.json")
+  config["data"]["root"] = str(tmp_path / "gone")
+  files.write_json(workdir / "config.json", config)
+  there = evaluate.evaluate(workdir, data_root=str(data_root))
+  assert there["mAP"] == own["mAP"]
+  assert files.read_json(workdir / "config.json") == config
+
+
+def test_where_own_images_lie_by_now(tmp_path):
+  new = tmp_path / "new"
+  (new / "lists").mkdir(parents=True)
+  (new / "images").mkdir()
+  (new / "Annotations").mkdir()
+  for name in ("lists/train.csv", "val.csv"):
+    (new / name).touch()
+  data = get_config().data
+  data.update(name="custom", train="/old/cats/lists/train.csv", validation="~/cats/val.csv:validation", test="")
+  data.images = "/old/cats/images"
+  assert splits.moved(data, str(new)) == {
+    "train": f"{new}/lists/train.csv",
+    "validation": f"{new}/val.csv:validation",
+    "images": f"{new}/images",
+  }
+  data.update(train="/old/new:train", validation="", images="")  # a folder as VOC has it, itself
+  assert splits.moved(data, str(new)) == {"train": f"{new}:train"}
+  data.train = "/old/cats/all.csv"
+  with pytest.raises(UserError, match=r"--data_root=.*/new holds no all\.csv, which was /old/cats/all\.csv"):
+    splits.moved(data, str(new))
 
 
 def test_tables_come_from_saved_scores(workdir, monkeypatch, capsys):

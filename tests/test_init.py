@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rmam_jax.commands import expand_home
+from rmam_jax.commands import expand_home, find_config
 from rmam_jax.data import discovery
 from rmam_jax.runtime.errors import UserError
 
@@ -141,6 +141,11 @@ def test_nothing_and_too_much_are_one_line(home):
     discovery.look([str(home / "gone")])
   with pytest.raises(UserError, match=rf"^{home}: no list .*image,labels and goes on with a\.jpg,cat\|dog\.$"):
     discovery.look([str(home)])
+  for name in ("cat", "dog"):
+    (home / name).mkdir()
+    shutil.copy(home / "a.jpg", home / name / "a.jpg")
+  with pytest.raises(UserError, match=r"images in 2 folders \(cat, dog\): if each is a class, .* cat/a\.jpg,cat\.$"):
+    discovery.look([str(home)])
   (home / "notes.txt").write_text("hello\n")
   with pytest.raises(UserError, match=r"What was looked at: .*notes\.txt:1: no column"):
     discovery.look([str(home)])
@@ -213,6 +218,13 @@ def test_what_is_written_works_from_any_folder(home, tmp_path, request, installe
     "error: photos_config.py exists: remove it or name another file with --out=FILE\n",
   )
   assert not list(other.iterdir())
+
+
+def test_a_configuration_of_one_s_own_finds_the_package_s(tmp_path, monkeypatch):
+  (tmp_path / "mine.py").touch()
+  monkeypatch.setattr(sys, "path", [])
+  assert find_config(f"{tmp_path}/mine.py:thin") == f"{tmp_path}/mine.py:thin"
+  assert [place for place in sys.path if (pathlib.Path(place) / "configs" / "custom.py").is_file()] == [str(ROOT)]
 
 
 def test_the_lines_that_people_change_can_be_changed(home, tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from rmam_jax.visual import pictures
+from rmam_jax.visual import fonts, pictures
 
 
 def read(path):
@@ -75,3 +75,26 @@ def test_a_picture_is_as_large_whatever_the_image(tmp_path):
     panel = pictures.Panel(name * 30, np.zeros((*size, 3), np.uint8), np.array([[0.1, 0.1, 0.9, 0.9]]), [])
     pictures.draw(tmp_path / f"{name}.png", [panel])
   assert len({read(path).shape for path in tmp_path.iterdir()}) == 1
+
+
+def test_letters_that_the_usual_font_lacks_come_from_another_or_are_numbers(tmp_path, monkeypatch, capsys):
+  """matplotlib brings fonts for mathematics, which have a bold A of their own, and none for Chinese."""
+  usual = ["sans-serif"]
+  assert fonts.fit("cat ünïcode") == ("cat ünïcode", usual)
+  text, families = fonts.fit("\N{MATHEMATICAL BOLD CAPITAL A} cat")
+  assert text == "\N{MATHEMATICAL BOLD CAPITAL A} cat"
+  assert len(families) == 2
+  assert fonts.fit(text)[1] == families
+  # As on a machine that has matplotlib's fonts alone.
+  own = {name: files for name, files in fonts._families().items() if all("mpl-data" in path for path in files)}
+  monkeypatch.setattr(fonts, "_families", lambda: own)
+  fonts._family_with.cache_clear()
+  fonts._tell.cache_clear()
+  assert fonts.fit("猫 cat") == ("[732B] cat", usual)
+  assert fonts.fit("犬")[0] == "[72AC]"
+  assert capsys.readouterr().err.count("\n") == 1  # it is said once
+  verdicts = [pictures.Verdict(name, 0.9, True, True, None) for name in ("猫", text)]
+  panel = pictures.Panel("犬.jpg", np.zeros((8, 8, 3), np.uint8), np.zeros((0, 4)), verdicts)
+  pictures.draw(tmp_path / "one.png", [panel])  # a missing letter would be a warning, which is an error here
+  pictures.regions_and_labels(tmp_path / "two.png", [panel])
+  fonts._family_with.cache_clear()

@@ -121,11 +121,12 @@ def test_a_head_that_does_not_look_gives_labels_only(scenes):
   assert len(found.labels) == 10
 
 
-def test_files_bytes_and_pixels_are_one(small, scenes, tmp_path):
+def test_files_bytes_and_pixels_are_one(small, scenes, tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
   (tmp_path / "scene.png").write_bytes(scenes[0].image)
   with Image.open(tmp_path / "scene.png") as image:
     pixels = np.asarray(image.convert("RGB"))
-  found = small.predict([tmp_path / "scene.png", str(tmp_path / "scene.png"), scenes[0].image, pixels])
+  found = small.predict([tmp_path / "scene.png", "~/scene.png", scenes[0].image, pixels])
   assert len({str(each) for each in found}) == 1
   assert small.predict([]) == []
 

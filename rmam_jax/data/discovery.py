@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rmam_jax import config as config_lib
-from rmam_jax.data import classes, manifests
+from rmam_jax.data import classes as class_lib
+from rmam_jax.data import images, manifests
 from rmam_jax.data.partition import PARTS
 from rmam_jax.data.tables import SeveralSplits
 from rmam_jax.runtime.errors import UserError, os_errors
@@ -159,20 +160,31 @@ def _read(name: str, passed_over: list[str]) -> list[Manifest]:
     return []
   problems = list(parsed.problems)
   try:
-    classes.of_labels(parsed.entries, name, separator="")
+    class_lib.of_labels(parsed.entries, name, separator="")
   except UserError as error:
     problems.append(str(error))
-  images = len(parsed.entries)
-  return [Manifest(name, _split_of(name), images, tuple(sorted(labels)), parsed.folder, tuple(map(str, problems)))]
+  count = len(parsed.entries)
+  return [Manifest(name, _split_of(name), count, tuple(sorted(labels)), parsed.folder, tuple(map(str, problems)))]
 
 
 def _nothing(paths: Sequence[pathlib.Path], passed_over: Sequence[str]) -> str:
   shown = "; ".join(passed_over[:_SHOWN]) + (f"; and {len(passed_over) - _SHOWN} more" * (len(passed_over) > _SHOWN))
+  classes = sorted(folder.name for path in paths if path.is_dir() for folder in path.iterdir() if _has_images(folder))
+  hint = ""
+  if len(classes) > 1:
+    hint = (
+      f" It holds images in {len(classes)} folders ({', '.join(classes[:_SHOWN])}{', ...' * (len(classes) > _SHOWN)}): if"
+      f" each is a class, a line of the table is {classes[0]}/a.jpg,{classes[0]}."
+    )
   looked = f" What was looked at: {shown}" if shown else ""
   return (
     f"{', '.join(map(str, paths))}: no list that says which labels each image has, there or in a folder right below. The"
-    f" simplest is a table that begins with the line image,labels and goes on with a.jpg,cat|dog.{looked}"
+    f" simplest is a table that begins with the line image,labels and goes on with a.jpg,cat|dog.{hint}{looked}"
   )
+
+
+def _has_images(folder: pathlib.Path) -> bool:
+  return folder.is_dir() and any(each.suffix.lower() in images.SUFFIXES for each in folder.iterdir())
 
 
 def _choose(found: Sequence[Manifest], passed_over: list[str]) -> list[Manifest]:

@@ -74,7 +74,8 @@ def parse(manifest: str, data: Any) -> Parsed:
   if not manifest:
     raise UserError(
       "data.train, data.validation and data.test must name a manifest each: --config.data.train=train.csv; or data.train"
-      " names one and data.split=0.8,0.1,0.1 makes the three of it"
+      " names one and data.split=0.8,0.1,0.1 makes the three of it. `rmam-jax init FOLDER` looks for them and writes a"
+      " configuration"
     )
   path, part = pathlib.Path(manifest).expanduser(), ""
   if not path.exists():

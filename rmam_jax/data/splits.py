@@ -167,6 +167,36 @@ def resolved(data: Any) -> dict[str, Any]:
   return classes | {name: f"{data.train}:{name}" for name in PARTS[: len(data.split)]}
 
 
+def moved(data: Any, root: str) -> dict[str, Any]:
+  """The fields of a `data` section whose data lie in the folder `root` by now.
+
+  Of own images each manifest, and `data.images`, is found there by as much of the end of its old path as is there.
+  Raises UserError: one of them is not.
+  """
+  if data.name != "custom":
+    return {"root": root}
+  base = pathlib.Path(root).expanduser()
+
+  def place(old: str) -> str:
+    parts = [part for part in pathlib.PurePath(old).parts if part != "/"]
+    for start in range(len(parts) + 1):
+      new = str(base.joinpath(*parts[start:]))
+      if start == len(parts):  # the folder itself, under its old name, is meant
+        name, colon, part = parts[-1].partition(":")
+        if name != base.absolute().name:
+          break
+        new += colon + part
+      whole = new.rpartition(":")[0]
+      if pathlib.Path(new).exists() or (whole and pathlib.Path(whole).exists()):
+        return new
+    raise UserError(
+      f"--data_root={root} holds no {parts[-1]}, which was {old}: name the folder that holds all of the data"
+    )
+
+  fields = {field: place(data[field]) for field in _FIELDS if data[field]}
+  return fields | ({"images": ",".join(map(place, data.images.split(",")))} if data.images else {})
+
+
 def check_disjoint(opened: Mapping[str, Split]) -> None:
   """Raises UserError if two of the splits, by the fields of `data` that name them, share an image.
 

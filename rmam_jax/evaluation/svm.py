@@ -297,6 +297,12 @@ def _newton(features, labels, kept, cs) -> Iterator[np.ndarray]:
     yield w.copy()
 
 
+def load(path: pathlib.Path) -> Machines:
+  """What `save` wrote; raises UserError for a damaged file."""
+  arrays = files.read_npz(path, "delete it and evaluate the workdir again")
+  return Machines(arrays["weights"], arrays["biases"], tuple(arrays["class_names"].tolist()))
+
+
 def save(path: pathlib.Path, machines: Machines) -> None:
   """Machines to an .npz, with the names of their classes."""
   files.write_npz(path, machines._asdict() | {"class_names": np.array(machines.class_names)})

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 import rmam_jax
 from rmam_jax import heads
-from rmam_jax.data.splits import Split, open_split
+from rmam_jax.data.splits import Split, moved, open_split
 from rmam_jax.evaluation import calibration, metrics, report, stored_maps, svm
 from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.evaluation import scores as scores_lib
@@ -45,6 +46,8 @@ def evaluate(
   folder: pathlib.Path,
   changes: Mapping[str, Any] | None = None,
   *,
+  test: str = "",
+  data_root: str = "",
   gallery_page: pathlib.Path | None = None,
   gallery_images: int = 0,
   figure_folder: pathlib.Path | None = None,
@@ -52,11 +55,14 @@ def evaluate(
   """Evaluates the best epoch of a workdir on its test split, or on the validation split if it has no other.
 
   Writes there: `results.json`, `pictures/`, `features/`, `selection.json` (what was chosen on the validation split),
-  `svm.npz` (the machines) and `scores.npz`.
+  `svm.npz` (the machines) and `scores.npz`. On another test set, `test`, nothing is chosen or fitted: selection and
+  machines are those of the workdir's evaluation before, and results, pictures and scores go to `place_of(folder, test)`.
 
   Args:
     folder: the workdir.
     changes: fields of `config.evaluation` that shall differ from the workdir's configuration.
+    test: another test set of the same classes: a manifest, or a split of the data set.
+    data_root: where the data lie by now, see `splits.moved`; of own images with `test`, the folder of its images.
     gallery_page: an HTML file to write, see `visual.gallery`, with the first `gallery_images` test images; 0: all.
     figure_folder: a folder to make, with figures like the paper's.
 
@@ -72,61 +78,91 @@ def evaluate(
   config = workdir.read_config(folder)
   with config.evaluation.unlocked():
     config.evaluation.update_from_flattened_dict(dict(changes or {}))
+  if data_root:
+    own_test = test and config.data.name == "custom"
+    config.data.update({"images": data_root} if own_test else moved(config.data, data_root))
+  config.data.test = test or config.data.test
+  out = place_of(folder, test)
   check_evaluation(config)
   data, section, mesh = config.data, config.evaluation, mesh_lib.make_mesh()
   if section.batch_size % mesh.size:
     raise UserError(f"evaluation.batch_size {section.batch_size} must be a multiple of the {mesh.size} devices")
   names = workdir.read_class_names(folder)
-  test = open_split(data, data.test or data.validation, class_names=names)
+  split = open_split(data, data.test or data.validation, class_names=names)
+  machines, svm_images = _fitted_before(folder) if test else (None, 0)
   head, kind = config.model.head, stages.classification_of(config, "stage_two")
   model, params, progress = checkpoints.load_best(config, folder, len(names), mesh)
   outputs = _make_outputs(config, folder, model, params, mesh)
   train = None
-  if section.svm_solver:
+  if section.svm_solver and not test:
     train = outputs(open_split(data, data.train, section.svm_images, names), "images for the SVMs")
   validation = None
-  if data.validation:
+  if data.validation and not test:
     validation = outputs(open_split(data, data.validation, class_names=names), "validation images")
   selection = _select(config, folder, names, train, validation, outputs)
-  found = outputs(test, "test images")
+  found = outputs(split, "test images", suffix=f" {out.name}" if test else "")
   about = scores_lib.made_by(config, checkpoints.best_digest(folder))  # all processes open checkpoints together
   if not processes.is_first():
     return {}
-  margins = None
-  if train is None:
-    (folder / svm.FILE).unlink(missing_ok=True)  # of an evaluation before
-  else:
+  if train is not None:
     # Every choice is made: where nothing is measured on the validation images, they may be learned from.
     fitted = [train, validation] if section.svm_refit and validation is not None and data.test else [train]
     machines = _fit_svms(config, folder, names, fitted, selection.svm_c)
-    margins = machines.margins(selection_lib.svm_features(found, config))
-  scores_lib.save(folder, found, names, kind, margins, about)
+    svm_images = sum(len(each.readable) for each in fitted)
+  elif not test:
+    (folder / svm.FILE).unlink(missing_ok=True)  # of an evaluation before
+  margins = None
+  if machines is not None:
+    features = selection_lib.svm_features(found, config)
+    if machines.weights.shape[1] != features.shape[1]:
+      raise UserError(f"the SVMs of {folder} were fitted to other features: eval.py --workdir={folder} fits them anew")
+    margins = machines.margins(features)
+  out.mkdir(parents=True, exist_ok=True)
+  scores_lib.save(out, found, names, kind, margins, about)
   results = report.evaluate(config, (head, kind), names, found, margins, selection)
   # A stage's last line has all of its seconds.
   seconds = {line["stage"]: line["seconds"] for line in workdir.read_lines(folder / "metrics.jsonl")}
   results |= {
-    "data": test.name,
+    "data": split.name,
+    "origin": split.origin,
     "head": head,
     "seed": config.seed,
     "best_epoch": progress["best_epoch"],
-    "dropped_test_records": test.dropped,
+    "dropped_test_records": split.dropped,
     "proposals": data.proposals,
     "version": rmam_jax.__version__,
     "wall_seconds": sum(seconds.values()) + time.monotonic() - started,
     "config": json.loads(config.to_json()),
   }
-  if train is not None:
-    results["svm_images"] = sum(len(each.readable) for each in fitted)
-  results["controls"] = controls_beside(config, folder, results)
+  if machines is not None:
+    results["svm_images"] = svm_images
+  results["controls"] = {} if test else controls_beside(config, folder, results)
   thresholds = calibration.make_thresholds(kind, selection._asdict(), top_k=section.top_k)
-  shown = panels.EvaluatedSplit(config, head, thresholds, test, found)
-  panels.draw_pictures(folder / "pictures", shown)
-  files.write_json(folder / "results.json", results)
+  shown = panels.EvaluatedSplit(config, head, thresholds, split, found)
+  panels.draw_pictures(out / "pictures", shown)
+  files.write_json(out / "results.json", results)
   if gallery_page is not None:
     panels.write_gallery(gallery_page, shown, results, limit=gallery_images)
   if figure_folder is not None:
     panels.draw_figures(figure_folder, shown)
   return results
+
+
+def place_of(folder: pathlib.Path, test: str = "") -> pathlib.Path:
+  """Where in a workdir the results on a test set go: on its own into the workdir, on another one into `tests/NAME`."""
+  name = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(pathlib.PurePath(test).parts[-2:])).strip("-")
+  return folder / "tests" / (name or "other") if test else folder
+
+
+def _fitted_before(folder: pathlib.Path) -> tuple[svm.Machines | None, int]:
+  """The machines of a workdir's own evaluation, and to how many images they were fitted; None and 0 without SVMs."""
+  if not (folder / selection_lib.FILE).exists() or not (folder / "results.json").exists():
+    raise UserError(
+      f"{folder} has not been evaluated, and thresholds are chosen then: eval.py --workdir={folder} first"
+    )
+  if not (folder / svm.FILE).exists():
+    return None, 0
+  return svm.load(folder / svm.FILE), files.read_json(folder / "results.json").get("svm_images", 0)
 
 
 def _make_outputs(config: Any, folder: pathlib.Path, model: Any, params: Any, mesh: Any) -> Callable[..., Outputs]:
@@ -210,14 +246,16 @@ def controls_beside(config: Any, folder: pathlib.Path, results: Mapping[str, Any
 
 def print_results(results: dict[str, Any], folder: pathlib.Path) -> None:
   """A summary of one screen."""
-  print(f"{report.summary(results)}\n\nwrote {folder / 'results.json'} and {folder / 'pictures'}")
+  print(
+    f"{report.summary(results)}\n  the images are from {results['origin']}\n\nwrote {folder / 'results.json'} and {folder / 'pictures'}"
+  )
 
 
 def evaluate_and_print(folder: pathlib.Path, changes: Mapping[str, Any] | None = None, **beside: Any) -> dict[str, Any]:
   """`evaluate`, and its summary."""
   results = evaluate(folder, changes, **beside)
   if processes.is_first():
-    print_results(results, folder)
+    print_results(results, place_of(folder, beside.get("test", "")))
     for path in beside.values():
       if isinstance(path, pathlib.Path):
         print(f"wrote {path}")
@@ -225,22 +263,29 @@ def evaluate_and_print(folder: pathlib.Path, changes: Mapping[str, Any] | None =
 
 
 def print_protocols(
-  folders: Sequence[pathlib.Path], names: Sequence[str] = (), *, fusion: str = "mean", changes: Any = None
+  folders: Sequence[pathlib.Path],
+  names: Sequence[str] = (),
+  *,
+  fusion: str = "mean",
+  changes: Any = None,
+  test: str = "",
+  data_root: str = "",
 ) -> dict[str, dict[str, Any]]:
   """Prints and returns figures by run and protocol, from the saved scores of some runs and, if several, their fusion.
 
-  Runs that were not evaluated since their last training, and all of them if there are `changes`, are evaluated first.
+  Runs that were not evaluated since their last training, and all of them if there are `changes` or another `test` or
+  `data_root` (see `evaluate`), are evaluated first.
   `names` are of `metrics.PROTOCOLS`, none for all whose scores are there; `fusion` is of `scores.FUSIONS`. Raises a
   UserError for unknown ones, for a protocol whose scores are not there, and for runs that do not fit together.
   """
   for name in names:
     scores_lib.protocol(name)
   for folder in folders:
-    if changes or not _is_evaluated(folder):
-      evaluate(folder, changes)
+    if changes or test or data_root or not _is_evaluated(folder):
+      evaluate(folder, changes, test=test, data_root=data_root)
   if not processes.is_first():
     return {}
-  runs = {str(folder): scores_lib.load(folder) for folder in folders}
+  runs = {str(folder): scores_lib.load(place_of(folder, test)) for folder in folders}
   if len(runs) > 1:
     runs[f"{fusion} of {len(folders)}"] = scores_lib.fuse(runs, fusion)
   found = {run: scores_lib.measure(scores, names) for run, scores in runs.items()}

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rmam_jax.ops import boxes as boxes_lib
+from rmam_jax.visual import fonts
 
 # Okabe and Ito's colours, told apart by most colour-blind readers; one for each step, again from the start after eight.
 STEP_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#ffffff")
@@ -77,7 +78,8 @@ def _draw_image(axes, image: np.ndarray, title: str) -> None:
   shown.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
   if len(title) > LONGEST_TITLE:
     title = "…" + title[1 - LONGEST_TITLE :]
-  axes.set_title(title, fontsize=10, parse_math=False)
+  title, family = fonts.fit(title)
+  axes.set_title(title, fontsize=10, family=family, parse_math=False)
   axes.imshow(np.asarray(shown), extent=(0, 1, 1, 0), interpolation="auto", aspect=height / width)
   axes.set_anchor("N")
   axes.set_axis_off()
@@ -102,7 +104,8 @@ def _draw_tag(axes, x: float, y: float, text: str, background: str, *, size: int
   red, green, blue = (int(background[i : i + 2], 16) for i in (1, 3, 5))
   ink = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 110 else "white"
   box = {"boxstyle": "square,pad=0.25", "facecolor": background, "edgecolor": "black", "linewidth": 0.5}
-  axes.text(x, y, text, fontsize=size, weight="bold", color=ink, bbox=box, parse_math=False, **where)
+  text, family = fonts.fit(text)
+  axes.text(x, y, text, fontsize=size, family=family, weight="bold", color=ink, bbox=box, parse_math=False, **where)
 
 
 def _draw_verdicts(axes, panel: Panel, steps: Sequence[int]) -> None:
@@ -116,8 +119,9 @@ def _draw_verdicts(axes, panel: Panel, steps: Sequence[int]) -> None:
     if verdict.step is not None:
       draw_step(0.06, y, verdict.step)
     text = f"{verdict.label}  {verdict.probability:.2f}{'  (absent)' if verdict.present is False else ''}"
+    text, family = fonts.fit(text)
     weight = "bold" if verdict.present else "normal"
-    axes.text(0.15, y, text, va="center", fontsize=10, weight=weight, parse_math=False)
+    axes.text(0.15, y, text, va="center", fontsize=10, family=family, weight=weight, parse_math=False)
   more = len(panel.verdicts) - MOST_VERDICTS
   if more > 0:
     axes.text(0.15, 0.96 - 0.075 * MOST_VERDICTS, f"and {more} more", va="center", fontsize=9, style="italic")
