@@ -161,7 +161,7 @@ def test_a_stage_sees_the_configured_change_and_one_on_stored_maps_none(data_roo
   changes = {"crop_scale": (0.3, 0.9), "crop_aspect": 1.5, "jitter": 0.4, "cutout": 0.3}
   config = tiny_config(data_root, **{f"data.augmentation.{name}": value for name, value in changes.items()})
   config.stage_one.epochs = config.stage_two.epochs = 1
-  config.stage_one.backbone_rate = 0.0
+  config.stage_one.backbone_rate, config.stage_one.mixup = 0.0, 0.3  # mixup works on stored maps
   config.epoch_size, seen, train_batches = 16, [], batches.train_batches
 
   def watch(split, **options):
