@@ -341,11 +341,11 @@ def test_a_run_that_was_stopped_ends_where_an_uninterrupted_one_does(finished, d
   folder, config = tmp_path / "stopped", tiny_config(data_root)
   validate = loop._Trainer.validate
 
-  def interrupt(trainer, stage, forward, params):
+  def interrupt(trainer, stage, forward, params, maps):
     interrupt.epochs += stage.name == stop[0]
     if interrupt.epochs > stop[1]:
       raise KeyboardInterrupt
-    return validate(trainer, stage, forward, params)
+    return validate(trainer, stage, forward, params, maps)
 
   interrupt.epochs = 0
   monkeypatch.setattr(loop._Trainer, "validate", interrupt)
@@ -508,7 +508,10 @@ def test_a_run_without_stage_two_says_so(tmp_path, data_root):
   ("changes", "message"),
   [
     ({"model.num_regions": 0}, r"model\.num_regions must be at least 1, got 0"),
-    ({"loss.classification": "hinge"}, "classification must be one of euclidean, sigmoid, got 'hinge'"),
+    (
+      {"loss.classification": "hinge"},
+      "classification must be one of euclidean, sigmoid, asymmetric, focal, got 'hinge'",
+    ),
     ({"batch_size": 5}, "batch_size 5 and .* must be multiples of the 2 devices"),
     ({"accumulate": 3}, "accumulate must be at least 1 and cut batch_size 16 into equal parts, .*2 devices, got 3"),
     ({"batch_size": 1000}, "batch_size must be between 1 and the 160 records, got 1000"),

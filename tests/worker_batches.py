@@ -8,10 +8,12 @@ from absl import app
 
 from configs import common
 from rmam_jax.data import batches, splits
+from rmam_jax.data.augmentation import Augmentation
 
 
 def main(argv):
   del argv
+  changed = Augmentation(crop_scale=(0.3, 0.9), jitter=0.4, cutout=0.3)
   with tempfile.TemporaryDirectory() as root:
     config = common.get_config()
     config.data.name, config.data.root = "digits/tiny", root
@@ -19,7 +21,15 @@ def main(argv):
 
     def first(workers):
       stream = batches.train_batches(
-        split, batch_size=16, image_size=72, crop_size=64, flip=True, seed=3, start_step=2, workers=workers
+        split,
+        batch_size=16,
+        image_size=72,
+        crop_size=64,
+        flip=True,
+        seed=3,
+        start_step=2,
+        workers=workers,
+        augmentation=changed,
       )
       return list(itertools.islice(stream, 5))
 
