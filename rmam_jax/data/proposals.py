@@ -99,6 +99,7 @@ def edge_detector(model: str) -> Any:
   cv2, remedy = _opencv(), "it is the model.yml.gz that OpenCV's ximgproc samples use (docs/reproduce.md)"
   if not model:
     raise UserError(f"data.proposals=edge_boxes needs a structured forest's file in data.edge_model: {remedy}")
+  model = os.path.expanduser(model)
   if not pathlib.Path(model).is_file():
     raise UserError(f"data.edge_model {model} is no file: {remedy}")
   # OpenCV ends the process where this is another file.
