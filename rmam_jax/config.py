@@ -82,9 +82,9 @@ def get_config() -> ml_collections.ConfigDict:
   loss.class_weights = ()  # one number a class, in their order; or "balanced", by how rare they are in data.train
   loss.max_class_weight = 10.0  # of balanced ones
   loss.label_smoothing = 0.0  # of "sigmoid": this share of every label becomes a half
-  loss.asymmetric = ml_collections.ConfigDict(
+  loss.asymmetric = ml_collections.ConfigDict(  # see `ops.losses.asymmetric_loss`
     {"gamma_neg": 4.0, "gamma_pos": 0.0, "clip": 0.05}
-  )  # see `ops.losses.asymmetric_loss`
+  )
   loss.focal = ml_collections.ConfigDict({"gamma": 2.0, "alpha": 0.25})  # see `ops.losses.focal_loss`
   loss.localization_weight = 0.1  # gamma
   loss.constrain_first = True  # whether l_S and l_P hold for region 1, which has no anchor
