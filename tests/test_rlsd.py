@@ -510,7 +510,7 @@ def test_an_impossible_rpn_is_refused(data_root):
   config = small_config(data_root, **{"model.head": "rlsd_ft_rpn"})
   with pytest.raises(UserError, match="must be empty, got 'digits/source_tiny'"):
     rpn_training.config_of(config)
-  with pytest.raises(UserError, match="none of 512, 640, thin"):
+  with pytest.raises(UserError, match="'rlsd_ft_rpn' is none of"):
     custom.get_config("rlsd_ft_rpn")
   config = small_config(data_root)
   config.model.rpn.anchor_sizes = ()
