@@ -306,11 +306,11 @@ def test_a_stopped_run_goes_on_with_its_statistics_bit_for_bit(data_root, tmp_pa
   whole = loop.train(config, tmp_path / "whole")
   validate = loop._Trainer.validate
 
-  def interrupt(trainer, stage, forward, params):
+  def interrupt(trainer, stage, forward, params, maps):
     interrupt.epochs += 1
     if interrupt.epochs == 3:  # in stage two's last epoch
       raise KeyboardInterrupt
-    return validate(trainer, stage, forward, params)
+    return validate(trainer, stage, forward, params, maps)
 
   interrupt.epochs = 0
   monkeypatch.setattr(loop._Trainer, "validate", interrupt)

@@ -393,11 +393,11 @@ def test_a_run_that_was_stopped_in_its_rpn_s_training_ends_where_an_uninterrupte
 ):
   config, folder, validate = small_config(data_root), tmp_path / "stopped", loop._Trainer.validate
 
-  def interrupt(trainer, stage, forward, params):
+  def interrupt(trainer, stage, forward, params, maps):
     interrupt.epochs += 1
     if interrupt.epochs == 2:
       raise KeyboardInterrupt
-    return validate(trainer, stage, forward, params)
+    return validate(trainer, stage, forward, params, maps)
 
   interrupt.epochs = 0
   monkeypatch.setattr(loop._Trainer, "validate", interrupt)
