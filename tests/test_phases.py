@@ -74,7 +74,7 @@ def test_a_folder_of_another_configuration_is_refused_before_the_first_phase(tra
     ({"evaluation.thresholds": "best"}, r"evaluation\.thresholds must be one of per_class, global, got 'best'"),
     ({"evaluation.ap_method": "mean"}, r"evaluation\.ap_method must be one of all_point, .*, got 'mean'"),
     ({"evaluation.top_k": 0}, r"evaluation\.top_k must be at least 1, got 0"),
-    ({"evaluation.views": "two"}, r"evaluation\.views must be one of"),
+    ({"evaluation.views": "three"}, r"evaluation\.views must be one of"),
     ({"data.crop_size": 80}, r"data\.crop_size must be between 1 and data\.image_size 72, got 80"),
     ({"seed": -1}, "seed must be 0 or more, got -1"),
     ({"controls": ("max_pool", "saliency")}, "control saliency cannot be trained: head 'saliency' looks by the dense"),
