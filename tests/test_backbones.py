@@ -22,6 +22,8 @@ from rmam_jax.weights import files as weight_files
 from rmam_jax.weights import tensors
 
 THIN = tuple(name for name in backbones.SPECS if name.endswith("_thin"))
+# Other tests run the VGG; of the others one is enough where time counts.
+IN_TURN = [pytest.param(name, marks=[] if name == "mobilenet_thin" else pytest.mark.slow) for name in THIN]
 
 
 def thin_config(backbone, **changes):
@@ -73,7 +75,7 @@ def test_the_map_has_the_stride_that_its_spec_says(backbone):
   assert half.dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("backbone", [name for name in THIN if name != "vit_thin"])
+@pytest.mark.parametrize("backbone", [each for each in IN_TURN if each.values != ("vit_thin",)])
 def test_finer_maps_are_cut_from_the_same_network(backbone):
   _, params = initialized(backbone)
   stride, images = backbones.stride(thin_config(backbone).model), images_of((32, 48))
@@ -101,7 +103,7 @@ def test_finer_maps_are_cut_from_the_same_network(backbone):
     found("5")
 
 
-@pytest.mark.parametrize("backbone", THIN)
+@pytest.mark.parametrize("backbone", IN_TURN)
 def test_every_parameter_but_statistics_has_a_gradient_and_remat_the_same(backbone):
   module, params = initialized(backbone)
   images = images_of((32, 32))
@@ -245,6 +247,7 @@ def statistics_of(state):
   return {name: leaf for name, leaf in tensors.flatten(state.params).items() if name.endswith(("/mean", "/var"))}
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_all_devices():
   train_step, state, batch = normed_step()
   wanted, _ = jax.jit(train_step)(state, batch)
@@ -281,11 +284,7 @@ def test_frozen_statistics_stay_and_parts_of_a_batch_give_their_mean():
   assert_trees_close(statistics_of(jax.jit(accumulated)(state, batch)[0]), wanted, 1e-6)
 
 
-# Other tests run the VGG; one family more is enough where time counts.
-@pytest.mark.parametrize(
-  "backbone",
-  [pytest.param(name, marks=[pytest.mark.slow] * (name != "mobilenet_thin")) for name in THIN if name != "vgg_thin"],
-)
+@pytest.mark.parametrize("backbone", [each for each in IN_TURN if each.values != ("vgg_thin",)])
 def test_a_run_trains_evaluates_and_travels(backbone, data_root, tmp_path):
   stride = backbones.stride(thin_config(backbone).model)
   fields = {"model.backbone": backbone, "model.freeze_norm": False, "controls": (), "evaluation.views": "ten"}
@@ -299,6 +298,7 @@ def test_a_run_trains_evaluates_and_travels(backbone, data_root, tmp_path):
   np.testing.assert_array_equal(here.probabilities, there.probabilities)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_its_statistics_bit_for_bit(data_root, tmp_path, monkeypatch):
   fields = {"model.backbone": "mobilenet_thin", "model.freeze_norm": False, "controls": (), "accumulate": 2}
   short = {"epoch_size": 16, "stage_one.epochs": 1, "stage_two.epochs": 2}

@@ -189,6 +189,7 @@ def test_a_damaged_or_forbidden_cache_costs_time_alone(devkit, monkeypatch, tmp_
   assert len(open_voc(devkit)) == 29
 
 
+@pytest.mark.slow
 def test_trains_and_evaluates_from_the_folder(devkit, tmp_path, capsys):
   config = thin(voc.get_config(), devkit, expected=(("train", 30), ("test", 20)), workers=0)
   results = pipeline.train_and_evaluate(config, tmp_path / "run")

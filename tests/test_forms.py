@@ -221,6 +221,7 @@ def write_split(folder, split, count, negatives=0):
   return str(folder / f"{split}.csv")
 
 
+@pytest.mark.slow
 def test_negatives_are_trained_on_and_counted(tmp_path):
   paths = [write_split(tmp_path, split, 9, 5) for split in ("train", "val", "test")]
   config = thin_config(paths)
@@ -262,6 +263,7 @@ def test_the_same_names_in_two_folders_are_two_images(tmp_path):
   splits.check_disjoint({field: splits.open_split(data, data[field]) for field in ("train", "validation")})
 
 
+@pytest.mark.slow
 def test_evaluation_is_by_the_classes_that_were_trained(tmp_path):
   paths = [write_split(tmp_path, split, 6) for split in ("train", "val", "test")]
   config = thin_config(paths)

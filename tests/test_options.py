@@ -184,6 +184,7 @@ def test_mixing_by_hand(monkeypatch):
   np.testing.assert_array_equal(step_lib.mix(maps, jax.random.key(0), 0.2)["feature_map"], found["image"])
 
 
+@pytest.mark.slow
 def test_a_step_on_mixed_images_is_a_step_on_their_mixture():
   mixing, state, batch = small_step(mixup=4.0, seed=5)
   plain, _, _ = small_step(seed=5)
@@ -236,6 +237,7 @@ def test_the_average_is_torch_s_and_changes_no_step():
 AVERAGED = {"stage_one.epochs": 1, "stage_one.ema": 0.9, "stage_two.ema": 0.9, "epoch_size": 48, "stage_two.mixup": 0.4}
 
 
+@pytest.mark.slow
 def test_the_average_is_validated_kept_exported_and_resumed(data_root, tmp_path, monkeypatch):
   config, folder = tiny_config(data_root, **AVERAGED), tmp_path / "whole"
   seen, validate = {}, loop._Trainer.validate

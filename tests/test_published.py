@@ -301,6 +301,7 @@ def test_the_command_lists_and_fetches(home, small, capsys, monkeypatch):
     weights.main(["weights", "fetch", "vgg_thick"])
 
 
+@pytest.mark.slow
 def test_a_run_remembers_which_file_the_name_was(home, small, data_root, capsys):
   path = put(home / ".cache/torch/hub/checkpoints/small.pth")
   config = tiny_config(data_root, weights="imagenet")

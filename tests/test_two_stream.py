@@ -190,7 +190,9 @@ def test_features_are_means_inside_a_region_and_of_all_of_the_map():
     np.testing.assert_allclose(found.x[0, example], inside, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 4), (5, 2), (14, 14)])
+@pytest.mark.parametrize(
+  "size", [(1, 1), *(pytest.param(size, marks=pytest.mark.slow) for size in ((1, 4), (5, 2), (14, 14)))]
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_any_map_in_any_type_under_jit_grad_and_vmap(size, dtype):
   params, feature_map = small_case(size=size)
@@ -270,6 +272,7 @@ def test_it_learns_log_odds():
     stages.build(config, "stage_two", num_classes=20, num_records=100)
 
 
+@pytest.mark.slow
 def test_a_run_from_end_to_end_with_ten_views_and_what_it_exports(data_root, tmp_path):
   fields = {"loss.classification": "sigmoid", "controls": (), "evaluation.views": "ten"}
   config = tiny_config(data_root, **{"model.head": "two_stream", **fields})
