@@ -56,7 +56,7 @@ def test_every_family_has_a_thin_network():
     assert type(backbones.get(name).build(thin_config(name).model)) in families
 
 
-@pytest.mark.parametrize("backbone", THIN)
+@pytest.mark.parametrize("backbone", IN_TURN)
 def test_the_map_has_the_stride_that_its_spec_says(backbone):
   module, params = initialized(backbone)
   stride = backbones.stride(thin_config(backbone).model)

@@ -310,6 +310,7 @@ def test_a_stage_ends_after_its_patience_and_stays_ended(data_root, tmp_path, mo
 ALONE = sorted(name for name, spec in heads.SPECS.items() if not spec.guide)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ALONE)
 def test_stage_two_alone_trains_every_head_that_needs_no_guide(head, data_root, tmp_path):
   changes = {"model.head": head, "stage_one.epochs": 0, "stage_one.head": "", "stage_two.auxiliary_weight": 0.0}

@@ -330,6 +330,7 @@ def test_the_best_policy_of_two_states_is_found(baseline):
     np.testing.assert_allclose(found.memory.baselines, 1, atol=0.15)
 
 
+@pytest.mark.slow
 def thin_config(data_root="", variant="tiny:rarl"):
   config = digits.get_config(variant)
   config.data.root = str(data_root)
@@ -390,6 +391,7 @@ def test_impossible_configurations_are_refused(changes, message):
     stages.build(config, "stage_two", num_classes=10, num_records=160)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "classes"), [(voc.get_config("rarl"), 20), (coco.get_config("640:rarl"), 80)])
 def test_the_step_of_natural_images_has_its_shapes(config, classes):
   stage = stages.build(config, "stage_two", num_classes=classes, num_records=5_000)

@@ -124,6 +124,7 @@ def test_the_loss_falls_on_one_batch():
   assert {"loss", "classification", "localization", "auxiliary", "gradient_norm"} == set(metrics)
 
 
+@pytest.mark.slow
 def test_padding_in_a_batch_changes_no_update():
   train_step, state, batch = small_step()
   train_step = jax.jit(train_step)
