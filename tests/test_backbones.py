@@ -270,6 +270,7 @@ def test_statistics_are_those_of_all_devices():
   assert_trees_close(jax.jit(again)(state, batch)[0], wanted, 1e-5)
 
 
+@pytest.mark.slow
 def test_frozen_statistics_stay_and_parts_of_a_batch_give_their_mean():
   train_step, state, batch = normed_step(freeze_norm=True)
   frozen, _ = jax.jit(train_step)(state, batch)

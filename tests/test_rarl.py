@@ -330,7 +330,6 @@ def test_the_best_policy_of_two_states_is_found(baseline):
     np.testing.assert_allclose(found.memory.baselines, 1, atol=0.15)
 
 
-@pytest.mark.slow
 def thin_config(data_root="", variant="tiny:rarl"):
   config = digits.get_config(variant)
   config.data.root = str(data_root)
@@ -346,6 +345,7 @@ def thin_config(data_root="", variant="tiny:rarl"):
   return config
 
 
+@pytest.mark.slow
 def test_the_step_on_two_devices_and_with_padding():
   stage = stages.build(thin_config(), "stage_two", num_classes=10, num_records=160)
   state = jax.jit(functools.partial(step_lib.init_state, stage.model, optax.sgd(0.1), size=64))(jax.random.key(0))
@@ -391,7 +391,6 @@ def test_impossible_configurations_are_refused(changes, message):
     stages.build(config, "stage_two", num_classes=10, num_records=160)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("config", "classes"), [(voc.get_config("rarl"), 20), (coco.get_config("640:rarl"), 80)])
 def test_the_step_of_natural_images_has_its_shapes(config, classes):
   stage = stages.build(config, "stage_two", num_classes=classes, num_records=5_000)
@@ -415,6 +414,7 @@ def test_the_step_of_natural_images_has_its_shapes(config, classes):
   assert found.attention.scores.shape == (45, 16, classes)
 
 
+@pytest.mark.slow
 def test_a_run_is_stopped_goes_on_and_answers(data_root, tmp_path, monkeypatch):
   config, whole, stopped = thin_config(data_root), tmp_path / "whole", tmp_path / "stopped"
   results = pipeline.train_and_evaluate(config.copy_and_resolve_references(), whole)

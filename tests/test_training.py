@@ -124,7 +124,6 @@ def test_the_loss_falls_on_one_batch():
   assert {"loss", "classification", "localization", "auxiliary", "gradient_norm"} == set(metrics)
 
 
-@pytest.mark.slow
 def test_padding_in_a_batch_changes_no_update():
   train_step, state, batch = small_step()
   train_step = jax.jit(train_step)
@@ -132,6 +131,7 @@ def test_padding_in_a_batch_changes_no_update():
   assert_trees_close(train_step(state, padded)[0].params, train_step(state, batch)[0].params, 1e-6)
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_add_up_to_the_whole():
   train_step, state, batch = small_step()
   batch["mask"][-3:] = 0  # so that the parts have unequal numbers of real examples
