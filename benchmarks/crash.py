@@ -103,7 +103,7 @@ def _arrays(path: pathlib.Path) -> str:
 
 def _results(path: pathlib.Path) -> dict[str, Any]:
   results = json.loads(path.read_text())
-  results["config"]["data"]["root"] = results["wall_seconds"] = ""
+  results["config"]["data"]["root"] = results["origin"] = results["wall_seconds"] = ""
   return results
 
 
