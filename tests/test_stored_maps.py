@@ -1,5 +1,7 @@
 """Heads on a backbone that is not trained: maps are computed once, and training reads them in place of images."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,6 +124,10 @@ def test_a_frozen_run_trains_its_heads_alone_and_resumes_bit_for_bit(data_root, 
   assert_trees_close(loop.train(config, tmp_path / "stopped"), params, 0)
   assert not decoded  # every map was there
   evaluate.evaluate(tmp_path / "stopped", {"views": "centre"})
+
+  shutil.rmtree(cache)  # what was evaluated is kept, and needs no map
+  evaluate.evaluate(tmp_path / "stopped", {"views": "centre"})
+  assert not cache.exists()
 
 
 def test_rates_decay_and_clipping_are_those_of_optax(data_root):

@@ -223,11 +223,12 @@ def extract(
   data: Any,
   batch_size: int,
   progress: str,
-  maps: batches.StoredMaps | None = None,
+  maps: Callable[[], batches.StoredMaps] | None = None,
 ) -> Outputs:
   """`compute_outputs`, read from disk as far as it is there; the rest is computed and written there.
 
-  The folder is from `folder_of`, the key from `make_key`; `progress` is the progress bar's label. Raises a UserError as
+  The folder is from `folder_of`, the key from `make_key`; `progress` is the progress bar's label. `maps` gives the
+  split's stored ones, if there are any, and is called only where something is left to compute. Raises a UserError as
   that does, and for a chunk that cannot be read or written.
   """
   with processes.first_before_others(f"claim {folder}"):
@@ -239,7 +240,8 @@ def extract(
       break
     chunks.append(path)
     done = stop
-  size, options = max(CHUNK // batch_size, 1) * batch_size, {"data": data, "batch_size": batch_size, "maps": maps}
+  size, options = max(CHUNK // batch_size, 1) * batch_size, {"data": data, "batch_size": batch_size}
+  options["maps"] = maps() if maps and done < len(split) else None
   shown = {"unit": " images", "leave": False, "disable": not processes.is_first()}
   with progress_lib.bar(None, progress, len(split), initial=done, **shown) as bar:
     for start in range(done, len(split), size):

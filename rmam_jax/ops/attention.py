@@ -102,6 +102,14 @@ def lstm_step(
   return (c, h), h
 
 
+def check_arguments(feature_map: jax.Array, num_regions: int) -> None:
+  """Raises ValueError for K < 1, and for a map that is not [B, H, W, C]."""
+  if num_regions < 1:
+    raise ValueError(f"num_regions must be at least 1, got {num_regions}")
+  if feature_map.ndim != 4:
+    raise ValueError(f"feature_map must have shape [B, H, W, C], got {list(feature_map.shape)}")
+
+
 def attend(
   params: Params,
   feature_map: jax.Array,
@@ -125,10 +133,7 @@ def attend(
   Raises:
     ValueError: K < 1, or a map that is not [B, H, W, C].
   """
-  if num_regions < 1:
-    raise ValueError(f"num_regions must be at least 1, got {num_regions}")
-  if feature_map.ndim != 4:
-    raise ValueError(f"feature_map must have shape [B, H, W, C], got {list(feature_map.shape)}")
+  check_arguments(feature_map, num_regions)
   memory, choose = next_region(params["next_region"], feature_map)
 
   def look(state, k):

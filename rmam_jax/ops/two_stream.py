@@ -219,10 +219,7 @@ def recognize(
   Raises:
     ValueError: K < 1, or a map that is not [B, H, W, C].
   """
-  if num_regions < 1:
-    raise ValueError(f"num_regions must be at least 1, got {num_regions}")
-  if feature_map.ndim != 4:
-    raise ValueError(f"feature_map must have shape [B, H, W, C], got {list(feature_map.shape)}")
+  attention.check_arguments(feature_map, num_regions)
   batch, height, width, _ = feature_map.shape
   regions = fixed_regions(height, width, tuple(sizes), step, most_oblong)
   found = branches(params, feature_map, regions)

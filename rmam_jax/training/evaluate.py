@@ -178,7 +178,7 @@ def _make_outputs(config: Any, folder: pathlib.Path, model: Any, params: Any, me
     )
     options = {"data": config.data, "batch_size": section.batch_size, "progress": label}
     if stored and views.side is None:
-      options["maps"] = stored_maps.of_split(model, params, split, config=config, mesh=mesh)
+      options["maps"] = functools.partial(stored_maps.of_split, model, params, split, config=config, mesh=mesh)
     found = outputs_lib.extract(place, key, forward(views), params, split, **options)
     for reason in found.skipped:
       print(f"{label}: skipped: {reason}")
