@@ -11,7 +11,7 @@ from rmam_jax.runtime.errors import UserError
 
 ANCHOR_IMAGE = 720  # pixels of the longer side of the images that `ANCHOR_SIZES` are for
 SCALES = ("512", "640")  # the paper's N
-POOLS = ("mean_pool", "max_pool", "score_map")
+POOLS = ("mean_pool", "max_pool", "csra", "score_map")
 RLSD = (
   "rlsd",
   "rlsd_ft_rpn",
@@ -35,7 +35,9 @@ BACKBONES = tuple(
   dict.fromkeys(["efficientnet_lite0", *(spec.name for spec in backbones.SPECS.values() if spec.layouts)])
 )
 RECIPES = ("frozen", "tuned")  # of `photograph_config`
-PHOTOGRAPH_RATES = {"two_stream": 2e-3, "mean_pool": 2e-3, "max_pool": 2e-3, "score_map": 2e-3}  # 5e-4 for the others
+# Stage two's learning rate and `l2` on photographs, the best of those tried (docs/two_stream.md); else 5e-4 and 0.
+PHOTOGRAPH_RATES = dict.fromkeys(("two_stream", *POOLS), 2e-3)
+PHOTOGRAPH_L2 = dict.fromkeys(("two_stream", *POOLS), 1e-2)
 
 
 def parse(variant: str, file: str, *choices: Sequence[str]) -> list[str]:
@@ -96,7 +98,7 @@ def photograph_config(backbone: str, recipe: str, size: int, head: str) -> ml_co
   config.weights = "imagenet"
   data, model, one, two = config.data, config.model, config.stage_one, config.stage_two
   data.image_size = data.crop_size = size
-  model.backbone, model.head, model.map_rms = backbone, head, backbones.get(backbone).map_rms
+  model.backbone, model.head, model.map_norm = backbone, head, "image"
   model.region_size, model.x_width, model.lstm_width, model.z_width = (3, 3), 512, 512, 512
   model.prior = 0.05
   config.loss.classification = "sigmoid"
@@ -104,7 +106,8 @@ def photograph_config(backbone: str, recipe: str, size: int, head: str) -> ml_co
   for stage in (one, two):
     stage.schedule, stage.warmup_steps, stage.clip_norm, stage.backbone_rate = "cosine", 50, 1.0, 0.0
   one.head = "score_map" if heads.get(head).guide == heads.DENSE_SCORES else "mean_pool"
-  one.epochs, one.learning_rate = 3, PHOTOGRAPH_RATES[one.head]
+  one.epochs, one.learning_rate, one.l2 = 3, PHOTOGRAPH_RATES[one.head], PHOTOGRAPH_L2[one.head]
+  two.l2 = PHOTOGRAPH_L2.get(head, 0.0)
   two.epochs, two.learning_rate, two.auxiliary_weight = 10, PHOTOGRAPH_RATES.get(head, 5e-4), 1.0
   if head in (*POOLS, "two_stream"):  # nothing goes before it, and its dense score is its own
     one.head, one.epochs, two.auxiliary_weight = head, 0, 0.0

@@ -15,9 +15,19 @@ maps, 2.9 GB in ~/.cache/rmam_jax, which every further head takes from there; th
 
 from configs import common
 
-SCALES = ("320", "448")
+SCALES = ("448", "320")
 HEADS = ("two_stream", *(head for head in common.HEADS if head not in ("two_stream", "proposals", *common.RLSD)))
-CONTROLS = ("two_stream", "saliency", "recurrent", "fixed_grid", "whole_image", "score_map", "max_pool", "mean_pool")
+CONTROLS = (
+  "two_stream",
+  "saliency",
+  "recurrent",
+  "fixed_grid",
+  "whole_image",
+  "csra",
+  "score_map",
+  "max_pool",
+  "mean_pool",
+)
 _NINE = ("cat", "dog", "person", "car", "horse", "train", "sheep", "cow", "bus")  # 113 to 777 test images of each
 _SIX = ("chair", "sofa", "pottedplant", "tvmonitor", "motorbike", "bottle")  # 25 to 68; of the five others next to none
 CLASS_GROUPS = {"of 9": _NINE, "of 15": (*_NINE, *_SIX)}

@@ -61,7 +61,7 @@ def get_config() -> ml_collections.ConfigDict:
   model.maps = ""  # which of its maps: "" the last, "8", "16", "32" that of this stride, "fused" the last two as one
   model.freeze_norm = True  # keeps batch normalisation's mean and variance; or they are the batch's (of 16 and more)
   model.dtype = "float32"  # of the backbone; or "bfloat16"
-  model.map_rms = 1.0  # what the feature map is divided by before the heads see it; the paper does not scale it
+  model.map_norm = ""  # "image": each feature map is scaled so that its mean has unit root mean square; the paper: ""
   model.pixel_mean = (123.68, 116.779, 103.939)  # red, green, blue in 0..255
   model.pixel_std = (1.0, 1.0, 1.0)
   model.head = "recurrent"  # or another of `heads.SPECS`
@@ -179,6 +179,7 @@ def _schedule() -> ml_collections.ConfigDict:
   stage.drop_share = 2 / 3  # of "step": after this share of the epochs the rate is divided by ten
   stage.backbone_rate = 1.0  # the backbone's rate is the learning rate times this; 0: frozen, its maps computed once
   stage.beta_1, stage.beta_2 = 0.9, 0.999  # of Adam
+  stage.l2 = 0.0  # times the sum of the squares of the new layers' matrices is added to the loss; not the backbone's
   stage.weight_decay = 0.0  # of AdamW, of tensors of two and more dimensions; 0: Adam
   stage.clip_norm = 0.0  # the greatest global norm of a gradient, which is scaled down to it; 0: any
   stage.ema = 0.0  # decay of a moving average of the weights, which is validated and kept in their place; 0: none

@@ -11,7 +11,21 @@ from rmam_jax import backbones, heads
 from rmam_jax.heads import rpn as rpn_lib
 from rmam_jax.ops.attention import Attention
 from rmam_jax.ops.boxes import WHOLE_IMAGE
-from rmam_jax.runtime.errors import UserError
+from rmam_jax.runtime.errors import UserError, check_name
+
+IMAGE = "image"
+MAP_NORMS = ("", IMAGE)  # of `model.map_norm`
+TINY = 1e-12  # a mean square below which a map counts as zeros
+
+
+def image_scaled(feature_map: jax.Array) -> jax.Array:
+  """Each map [B, H, W, C] divided by the root mean square of its mean over all places, whatever the backbone's range.
+
+  So the means of all images have the same length, as the features of SVMs do. A map of zeros stays one.
+  """
+  mean = feature_map.mean(axis=(1, 2), keepdims=True, dtype=jnp.float32)
+  square = jnp.square(mean).mean(axis=-1, keepdims=True)
+  return feature_map * jax.lax.rsqrt(square + TINY).astype(feature_map.dtype)
 
 
 class Recognition(NamedTuple):
@@ -29,7 +43,7 @@ class Recognizer(nn.Module):
     guide: what the head is given beside the map; see `heads.spec.HeadSpec`.
     rpn: proposes regions to the head, from a feature map of its own. It is trained before, and no gradient reaches it.
     pixel_mean, pixel_std: of red, green and blue in 0..255.
-    map_rms: what the backbone's map is divided by before the heads see it.
+    map_norm: "image": the heads see the backbone's map scaled by `image_scaled`; "": as it is.
   """
 
   backbone: nn.Module
@@ -39,7 +53,7 @@ class Recognizer(nn.Module):
   rpn: rpn_lib.RegionProposalNetwork | None = None
   pixel_mean: Sequence[float] = (0.0, 0.0, 0.0)
   pixel_std: Sequence[float] = (1.0, 1.0, 1.0)
-  map_rms: float = 1.0
+  map_norm: str = ""
 
   def __call__(self, images: jax.Array, boxes: jax.Array | None = None, *, train: bool = False) -> Recognition:
     """Images to scores.
@@ -66,8 +80,8 @@ class Recognizer(nn.Module):
     if self.guide == heads.RPN:
       feature_map, rpn_map = jnp.split(feature_map, 2, axis=-1)
       guide["boxes"] = jax.lax.stop_gradient(self.rpn.propose(rpn_map))
-    if self.map_rms != 1:
-      feature_map /= self.map_rms
+    if self.map_norm == IMAGE:
+      feature_map = image_scaled(feature_map)
     auxiliary = None if self.auxiliary is None else self.auxiliary(feature_map)
     if self.guide == heads.DENSE_SCORES:
       guide["dense_scores"] = auxiliary.memory
@@ -97,6 +111,7 @@ def build(model: Any, num_classes: int, *, head: str, auxiliary: str = "", remat
     raise UserError(
       f"head {head!r} looks by the dense scores of an auxiliary {able!r} (stage_one.head), got {auxiliary!r}"
     )
+  check_name("model.map_norm", model.map_norm, MAP_NORMS)
   if model.num_regions < 1:
     raise UserError(f"model.num_regions must be at least 1, got {model.num_regions}")
   return Recognizer(
@@ -107,5 +122,5 @@ def build(model: Any, num_classes: int, *, head: str, auxiliary: str = "", remat
     rpn=rpn_lib.build(model) if main.guide == heads.RPN else None,
     pixel_mean=tuple(model.pixel_mean),
     pixel_std=tuple(model.pixel_std),
-    map_rms=model.map_rms,
+    map_norm=model.map_norm,
   )

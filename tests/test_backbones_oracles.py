@@ -115,7 +115,7 @@ def test_the_map_equals_the_others(changes, title, make, tmp_path):
   layout = published(title, spec)
   assert (weights.title, weights.pixel_mean) == (layout.title, layout.pixel_mean)
   module, params = module_and_params(changes, weights.tensors)
-  factor = module.maps.factors[0]  # of a finer map; see `BackboneSpec.map_rms`
+  factor = module.maps.factors[0]  # of a finer map; see `layers.Maps`
   for size in PATCHED if "vit" in changes["backbone"] else SIZES:
     images = np.random.default_rng(0).normal(size=(1, *size, 3)).astype(np.float32)
     ours = np.asarray(jax.jit(module.apply)(params, images))

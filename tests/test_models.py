@@ -140,7 +140,9 @@ def test_saliency_is_guided_by_the_auxiliary_scores():
   assert float(jnp.abs(looked - other)[:, 2:].max()) > 0.2
 
 
-@pytest.mark.parametrize("head", ["recurrent", "fixed_grid", "whole_image", "mean_pool", "max_pool", "score_map"])
+@pytest.mark.parametrize(
+  "head", ["recurrent", "fixed_grid", "whole_image", "mean_pool", "max_pool", "csra", "score_map"]
+)
 def test_score_layers_begin_with_the_prior(head):
   section = small_model(prior=0.05)
   model = recognizer.build(section, 7, head=head)
@@ -151,3 +153,17 @@ def test_score_layers_begin_with_the_prior(head):
   for prior in (-0.1, 1.0):
     with pytest.raises(UserError, match=f"model.prior must be a probability below 1, or 0 for none, got {prior}"):
       recognizer.build(small_model(prior=prior), 7, head=head)
+
+
+def test_maps_are_scaled_to_their_images():
+  feature_map = jnp.array([[[[1.0, 3.0], [3.0, 5.0]]], [[[0.0, 0.0], [0.0, 0.0]]]])  # means (2, 4) and (0, 0)
+  found = recognizer.image_scaled(feature_map)
+  np.testing.assert_allclose(found, feature_map / np.sqrt(10), rtol=1e-6)
+  np.testing.assert_allclose(recognizer.image_scaled(7 * feature_map), found, rtol=1e-6)
+  model = recognizer.build(small_model(map_norm="image"), 4, head="mean_pool")
+  images = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 3), np.uint8)
+  variables = model.init(jax.random.key(0), images)
+  square = np.square(model.apply(variables, images).attention.x).mean(axis=-1)
+  np.testing.assert_allclose(square, 1, rtol=1e-4)
+  with pytest.raises(UserError, match=r"model\.map_norm"):
+    recognizer.build(small_model(map_norm="batch"), 4, head="mean_pool")

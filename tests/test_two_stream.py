@@ -19,7 +19,8 @@ from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import exported, pipeline, stages
 
 SET = {"sizes": (0.3, 0.5, 0.7, 0.85, 1.0), "step": 0.2, "most_oblong": 2.6}
-OPTIONS = {"num_regions": 3, "power": 0.15, "threshold": 0.4, **SET}
+WEIGHING = {"surround": 1.8, "residual": {"weight": 0.3, "temperature": 5.0}}
+OPTIONS = {"num_regions": 3, "power": 0.15, "threshold": 0.4, **SET, **WEIGHING}
 
 
 def small_case(batch=3, size=(6, 5), channels=4, num_classes=5, seed=0):
@@ -63,21 +64,35 @@ def test_coverage_by_hand():
   np.testing.assert_allclose(found, [[[0, 1, 0], [0, 1, 0]], [[0.375, 0.25, 0], [0, 0, 0]]])
 
 
+def test_surroundings_by_hand():
+  # Twice as large as 1 x 2 cells: half a cell more above and below, one at each side, of which the left is cut.
+  found = two_stream.surroundings(np.array([[1, 0, 2, 2], [0, 0, 3, 4]]), 3, 4, 2.0)
+  np.testing.assert_allclose(found[0], [[0.5, 0.5, 0.5, 0], [0, 0, 1, 0], [0.5, 0.5, 0.5, 0]])
+  np.testing.assert_array_equal(found[1], 0)
+  np.testing.assert_array_equal(two_stream.surroundings(np.array([[1, 0, 2, 2]]), 3, 4, 1.0), 0)
+
+
 def test_the_branches_region_by_region():
   """Against loops in numpy that average the map first, as the paper pools its regions."""
   params, feature_map = small_case()
   regions = two_stream.fixed_regions(6, 5, **SET)
-  found = two_stream.branches(params, feature_map, regions)
+  found = two_stream.branches(params, feature_map, regions, **WEIGHING)
   tree, maps = jax.tree.map(np.float64, params), np.float64(feature_map)
   for example in range(3):
     image = maps[example].mean(axis=(0, 1))
     means = np.array([maps[example, top:end, left:right].mean(axis=(0, 1)) for top, left, end, right in regions])
     what = np.exp(means @ tree["what"]["region"] + image @ tree["what"]["image"] + tree["what"]["bias"])
-    where = np.exp(means @ tree["where"]["region"])
+    around = np.zeros_like(means)
+    for place, cover in enumerate(two_stream.surroundings(regions, 6, 5, 1.8)):
+      if cover.sum():
+        around[place] = np.average(maps[example].reshape(30, -1), axis=0, weights=cover.ravel())
+    where = np.exp((means - around) @ tree["where"]["region"])
     weights = what / (1 + what.sum(axis=1, keepdims=True)) * where / where.sum(axis=0)
     np.testing.assert_allclose(found.weights[example], weights, atol=1e-6)
     np.testing.assert_allclose(found.regions[example], logit(weights.sum(axis=0)), rtol=1e-4)
-    dense = image @ tree["dense"]["image"] + tree["dense"]["bias"]
+    places = maps[example].reshape(30, -1) @ tree["dense"]["image"]
+    attending = np.exp(5 * places) / np.exp(5 * places).sum(axis=0)
+    dense = places.mean(axis=0) + 0.3 * (attending * places).sum(axis=0) + tree["dense"]["bias"]
     np.testing.assert_allclose(found.dense[example], dense, atol=1e-5)
 
 
@@ -158,8 +173,8 @@ def test_the_regions_are_those_of_the_likeliest_classes():
     covered = np.zeros((6, 5), np.float32)
     for (top, left, bottom, right), weight in zip(regions, found.memory.weights[example], strict=True):
       covered[top:bottom, left:right] += weight[label] ** 0.15
-    cells = feature_map[example] @ params["what"]["region"][:, label]
-    evidence = sum((each - each.min()) / (each.max() - each.min()) for each in (covered, cells))
+    cells = np.stack([feature_map[example] @ params[stream]["region"][:, label] for stream in ("what", "where")])
+    evidence = sum((each - each.min()) / (each.max() - each.min()) for each in (covered, *cells))
     ours = two_stream.evidence(found.memory.weights[example, :, label], cells, regions, 0.15)
     np.testing.assert_allclose(ours, evidence, atol=1e-4)
     top, left, bottom, right = 2 * np.float64(two_stream.extents(evidence, 0.4)) - 1
@@ -253,6 +268,7 @@ def test_bad_arguments():
     ("sizes", (0.5, 1.2)),
     ("step", 0.0),
     ("most_oblong", 0.9),
+    ("surround", 0.9),
     ("power", 0.0),
     ("threshold", 1.0),
   ],

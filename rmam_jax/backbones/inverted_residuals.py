@@ -128,6 +128,5 @@ def spec(name: str, network: Network, **options: Any) -> BackboneSpec:
     ),
     stride=lambda model: maps(model).strides[0],
     rounds_up=True,
-    map_rms=list(network.maps.values())[-1],
     **options,
   )

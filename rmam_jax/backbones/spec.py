@@ -100,6 +100,3 @@ class BackboneSpec:
   published: str = ""  # in words, the files that users can get
   # Networks whose files are taken for its own: what to say of each, and the names of its tensors.
   lookalikes: Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
-  # The root mean square of its map on photographs, with the first of its published weights, whatever `model.maps` says:
-  # finer maps are scaled to that of the last.
-  map_rms: float = 1.0

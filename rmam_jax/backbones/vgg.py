@@ -181,7 +181,6 @@ def _spec(name: str, rms: Sequence[float] = (), **options: Any) -> BackboneSpec:
     name,
     build=lambda model, remat=False: VGG(blocks(model), jnp.dtype(model.dtype), remat, maps(model)),
     stride=lambda model: maps(model).strides[0],
-    map_rms=rms[-1] if rms else 1.0,
     defaults={"model.vgg": {"blocks": ()}},  # the widths of its convolutions, block by block; empty: the name's
     **options,
   )

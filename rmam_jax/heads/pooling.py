@@ -1,4 +1,4 @@
-"""Controls that pool the map: the mean or the maximum of its features, or the highest of the scores at every place."""
+"""Controls that pool the map: the mean or the maximum of its features, or the scores at every place."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from rmam_jax.heads.attending import check_prior
 from rmam_jax.heads.spec import HeadSpec
 from rmam_jax.heads.whole_image import one_region, score_layer
-from rmam_jax.ops.attention import Attention
+from rmam_jax.ops.attention import Attention, Params, init_scores
+from rmam_jax.ops.csra import csra
+from rmam_jax.runtime.errors import UserError
 
 
 class Pooled(nn.Module):
@@ -51,6 +53,28 @@ class ScoreMap(nn.Module):
     return one_region(highest.mean(axis=-1), feature_map.max(axis=(1, 2)), dense_scores)
 
 
+class ResidualAttention(nn.Module):
+  """Linear scores at every place, pooled by class-specific residual attention; see `ops.csra`."""
+
+  num_classes: int
+  weight: float
+  temperature: float
+  prior: float = 0.0  # see `attention.init_attention`
+
+  @nn.compact
+  def __call__(self, feature_map: jax.Array) -> Attention:
+    feature_map = feature_map.astype(jnp.float32)
+    layer = self.param("scores", self._init, feature_map.shape[-1])
+    scores = csra(feature_map @ layer["kernel"], self.weight, self.temperature) + layer["bias"]
+    return one_region(scores, feature_map.mean(axis=(1, 2)))
+
+  def _init(self, key: jax.Array, channels: int) -> Params:
+    if self.prior:
+      return init_scores(channels, self.num_classes, self.prior)
+    shape = (channels, self.num_classes)
+    return {"kernel": nn.initializers.lecun_normal()(key, shape), "bias": jnp.zeros(self.num_classes)}
+
+
 def _build_pooled(reduce: Callable[..., jax.Array], model: Any, num_classes: int) -> Pooled:
   check_prior(model)
   return Pooled(num_classes, reduce, model.prior)
@@ -61,9 +85,28 @@ def _build_score_map(model: Any, num_classes: int) -> ScoreMap:
   return ScoreMap(num_classes, places=model.score_map.places, prior=model.prior)
 
 
+def csra_options(model: Any) -> dict[str, float]:
+  """The arguments of `ops.csra` that a configuration's `model` section has; UserError for one that is out of range."""
+  for field, value in model.csra.items():
+    if value < 0:
+      raise UserError(f"model.csra.{field} must be 0 or more, got {value}")
+  return dict(model.csra)
+
+
+def _build_csra(model: Any, num_classes: int) -> ResidualAttention:
+  check_prior(model)
+  return ResidualAttention(num_classes, prior=model.prior, **csra_options(model))
+
+
 SPECS = (
   HeadSpec("mean_pool", functools.partial(_build_pooled, jnp.mean), looks=False),
   HeadSpec("max_pool", functools.partial(_build_pooled, jnp.max), looks=False),
+  HeadSpec(
+    "csra",
+    _build_csra,
+    looks=False,
+    defaults={"model.csra": {"weight": 0.3, "temperature": 5.0}},  # lambda and T; of `two_stream`'s dense score, too
+  ),
   HeadSpec(
     "score_map",
     _build_score_map,

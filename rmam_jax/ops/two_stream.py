@@ -2,17 +2,18 @@
 
 After Bilen, Vedaldi: "Weakly Supervised Deep Detection Networks" (CVPR 2016). Ours are the linear streams, the fixed set
 of regions in place of proposals, the outcome "nothing", the dense score that stays in the answer, and how a class's
-region is read off the streams.
+region is read off the streams. That a region is weighed by its contrast with what surrounds it is after Kantorov et al.:
+"ContextLocNet" (ECCV 2016): a part of an object has the rest of it around, the whole object has not.
 
 Letters: B batch, H W C the feature map, P = H * W its cells, N regions of the fixed set, L classes, K regions shown.
 
-The parameters are linear layers, whose inputs are means of the map over a region or over all of it:
+The parameters are linear layers, whose inputs are means of the map over a region, its contrast with its surroundings, or a mean over all of the map:
 
     {"what":  {"region": [C, L], "image": [C, L], "bias": [L]},   what a region shows
-     "where": {"region": [C, L]},                                 which regions show a class
-     "dense": {"image": [C, L], "bias": [L]}}                     what the whole map shows
+     "where": {"region": [C, L]},                                 which regions show a class, by their contrast
+     "dense": {"image": [C, L], "bias": [L]}}                     what the whole map shows, by residual attention
 
-"where" needs neither the image's mean nor a bias: what is the same for all regions falls out of its softmax.
+"where" needs neither the image's mean nor a bias: it is to tell the regions of one image apart.
 """
 
 import functools
@@ -26,9 +27,11 @@ import numpy as np
 from rmam_jax.ops import attention, losses, spatial_transformer
 from rmam_jax.ops import boxes as boxes_lib
 from rmam_jax.ops.attention import Attention, Params
+from rmam_jax.ops.csra import csra
 
 SURE = 1e-6  # the regions' probability stays that far below 1, so that it has log-odds
 MARGIN = 1.0  # in log-odds; see `recognize`
+TINY = 1e-6  # cells, fewer than which are none
 FINE_CELLS = 40  # along a side of the map, about, that regions are read off
 
 
@@ -38,7 +41,7 @@ class Branches(NamedTuple):
   regions: jax.Array  # [B, L]
   dense: jax.Array  # [B, L]
   weights: jax.Array  # [B, N, L]; their sum over N is the probability that the regions' branch gives
-  cells: jax.Array  # [B, H, W, L], what a cell shows, without what all cells have in common
+  cells: jax.Array  # [2, B, H, W, L], what a cell adds to "what" and to "where"
 
 
 @functools.lru_cache
@@ -80,6 +83,19 @@ def coverage(regions: jax.Array, height: int, width: int) -> jax.Array:
   return along(top, bottom, height)[..., :, None] * along(left, right, width)[..., None, :]
 
 
+def surroundings(regions: np.ndarray, height: int, width: int, surround: float) -> np.ndarray:
+  """How much of every cell lies around regions: as `coverage`, of each grown by `surround` without the region itself.
+
+  Args:
+    regions: as in `coverage`.
+    surround: how many times as long and wide the grown regions are, about the same centre; what leaves the map is cut.
+  """
+  start, end = np.split(np.asarray(regions, float), 2, axis=-1)
+  centre, half = (start + end) / 2, surround * (end - start) / 2
+  grown = np.concatenate([np.maximum(centre - half, 0), np.minimum(centre + half, (height, width))], axis=-1)
+  return coverage(grown, height, width) - coverage(regions, height, width)
+
+
 def init(key: jax.Array, *, channels: int, num_classes: int, prior: float = 0.0) -> Params:
   """Parameters: Xavier uniform weights, zero biases; or as `attention.init_scores` has them, where there is a prior."""
   if prior:
@@ -100,40 +116,53 @@ def init(key: jax.Array, *, channels: int, num_classes: int, prior: float = 0.0)
   }
 
 
-def branches(params: Params, feature_map: jax.Array, regions: np.ndarray) -> Branches:
+def branches(
+  params: Params,
+  feature_map: jax.Array,
+  regions: np.ndarray,
+  surround: float = 1.0,
+  residual: Mapping[str, float] = {"weight": 0.0, "temperature": 0.0},
+) -> Branches:
   """Both branches of the recognizer.
 
   The regions' probability of a class is the sum over the regions of a softmax over the regions ("where") times a softmax
   over the classes and nothing ("what"). Without nothing, whose score is 0, every region would have to show some class,
-  and a single class would always be there. A layer of a region's mean is the mean of the layer: the layers are applied
-  to the cells, of which there are fewer, which is the same.
+  and a single class would always be there. "Where" reads a region's mean less the mean of its surroundings, which is 0
+  where there are none. A layer of a mean is the mean of the layer: the layers are applied to the cells, of which there
+  are fewer, which is the same.
 
   Args:
     params: see the module's docstring.
     feature_map: [B, H, W, C], float32 or bfloat16, of about unit root mean square.
     regions: int [N, 4], of `fixed_regions` for H and W.
+    surround: as in `surroundings`, at least 1; 1: there are none.
+    residual: of the dense score, the options of `csra`; weight 0: it is linear in the map's mean.
   """
   _, height, width, _ = feature_map.shape
   wide = spatial_transformer.wide_dtype(feature_map)
   mean = feature_map.mean(axis=(1, 2), dtype=wide)
 
-  def layer(name):  # of every cell, summed in float32 or better
-    kernel = params[name]["region"].astype(feature_map.dtype)
+  def layer(name, of="region"):  # of every cell, summed in float32 or better
+    kernel = params[name][of].astype(feature_map.dtype)
     return jnp.matmul(feature_map, kernel, preferred_element_type=wide)
 
-  covered = coverage(regions, height, width)
-  averaging = jnp.asarray(covered / covered.sum(axis=(1, 2), keepdims=True), wide)
+  def shares(covered):  # whose sum over the cells is 1, or 0 where nothing is covered
+    return covered / np.maximum(covered.sum(axis=(1, 2), keepdims=True), TINY)
+
+  inside = shares(coverage(regions, height, width))
+  around = shares(surroundings(regions, height, width, surround))
+  averaging = jnp.asarray(np.stack([inside, inside - around]), wide)
   cells = jnp.stack([layer("what"), layer("where")])
-  what, where = jnp.einsum("nhw,sbhwl->sbnl", averaging, cells, precision="highest")
+  what, where = jnp.einsum("snhw,sbhwl->sbnl", averaging, cells, precision="highest")
   what += (mean @ params["what"]["image"] + params["what"]["bias"])[:, None]
   log_what = what - jax.nn.logsumexp(jnp.pad(what, ((0, 0), (0, 0), (0, 1))), axis=-1, keepdims=True)
   log_weights = jax.nn.log_softmax(where, axis=1) + log_what
   log_probability = jax.nn.logsumexp(log_weights, axis=1)
   return Branches(
     regions=log_probability - jnp.log1p(-jnp.minimum(jnp.exp(log_probability), 1 - SURE)),
-    dense=mean @ params["dense"]["image"] + params["dense"]["bias"],
+    dense=csra(layer("dense", "image"), **residual) + params["dense"]["bias"],
     weights=jnp.exp(log_weights),
-    cells=cells[0],
+    cells=cells,
   )
 
 
@@ -151,18 +180,20 @@ def _scaled(maps: jax.Array) -> jax.Array:
 
 
 def evidence(weights: jax.Array, cells: jax.Array, regions: np.ndarray, power: float) -> jax.Array:
-  """Where the evidence for classes is: [..., H, W], in [0, 2].
+  """Where the evidence for classes is: [..., H, W], in [0, 3].
 
-  The sum of two maps, each scaled to [0, 1]: of the weights of the regions that cover a cell, and what the cell shows.
+  The sum of three maps, each scaled to [0, 1]: of the weights of the regions that cover a cell, and what the cell adds
+  to each stream.
 
   Args:
     weights: [..., N], as in `Branches`.
-    cells: [..., H, W], as there.
+    cells: [2, ..., H, W], as there.
     regions: int [N, 4], those of the weights.
     power: that the weights are raised to; below 1, or a class's most telling part would be all of it.
   """
   covering = jnp.asarray(coverage(regions, *cells.shape[-2:]), weights.dtype)
-  return _scaled(jnp.einsum("...n,nhw->...hw", weights**power, covering, precision="highest")) + _scaled(cells)
+  weighed = jnp.einsum("...n,nhw->...hw", weights**power, covering, precision="highest")
+  return _scaled(weighed) + _scaled(cells).sum(axis=0)
 
 
 def extents(evidence: jax.Array, threshold: float) -> jax.Array:
@@ -191,6 +222,8 @@ def recognize(
   sizes: Sequence[float],
   step: float,
   most_oblong: float,
+  surround: float,
+  residual: Mapping[str, float],
   power: float,
   threshold: float,
   align_corners: bool = True,
@@ -209,6 +242,7 @@ def recognize(
     params, feature_map: as in `branches`.
     num_regions: K >= 1.
     sizes, step, most_oblong: of the fixed regions; see `fixed_regions`.
+    surround, residual: see `branches`.
     power, threshold: see `evidence` and `extents`.
     align_corners: as in `rmam_jax.ops.spatial_transformer`.
 
@@ -222,15 +256,15 @@ def recognize(
   attention.check_arguments(feature_map, num_regions)
   batch, height, width, _ = feature_map.shape
   regions = fixed_regions(height, width, tuple(sizes), step, most_oblong)
-  found = branches(params, feature_map, regions)
+  found = branches(params, feature_map, regions, surround, residual)
   scores_BL = mean_probability(found.regions, found.dense)
 
   num_classes = scores_BL.shape[1]
   order = jnp.argsort(scores_BL, axis=1, descending=True)
   located = num_classes if num_classes <= num_regions else num_regions - 1
-  weights, cells = (
-    jnp.moveaxis(jnp.take_along_axis(each, jnp.expand_dims(order[:, :located], axes), axis=-1), -1, 0)
-    for each, axes in ((found.weights, 1), (found.cells, (1, 2)))
+  weights, cells = (  # [K', B, N] and [2, K', B, H, W]
+    jnp.moveaxis(jnp.take_along_axis(each, jnp.expand_dims(order[:, :located], axes), axis=-1), -1, place)
+    for each, axes, place in ((found.weights, 1, 0), (found.cells, (0, 2, 3), 1))
   )
   where = evidence(weights, cells, regions, power)
   whole_image = jnp.broadcast_to(jnp.asarray(boxes_lib.WHOLE_IMAGE), (num_regions - located, batch, 4))

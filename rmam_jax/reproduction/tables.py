@@ -15,7 +15,7 @@ PAPER_CLASSES = {
   **{"mbike": "motorbike", "plant": "pottedplant", "tv": "tvmonitor"},
 }
 # Heads, each trained as configured by the cell of its name; a configuration file may have CONTROLS of its own.
-CONTROLS = ("saliency", "recurrent", "fixed_grid", "whole_image", "score_map", "max_pool", "mean_pool")
+CONTROLS = ("saliency", "recurrent", "fixed_grid", "whole_image", "csra", "score_map", "max_pool", "mean_pool")
 SYSTEMS = ("saliency", "recurrent", "rarl", "rlsd", "rlsd_ft_rpn", "score_map", "mean_pool")
 BY_REGIONS = ("saliency", "recurrent")  # the controls that are also measured by the number of regions
 ABLATIONS = {"null": "rmam-null", "S+P": "rmam-S+P", "A+S": "rmam-A+S", "A+P": "rmam-A+P", "A+S+P": "rmam"}

@@ -17,7 +17,7 @@ from rmam_jax.training import step as step_lib
 from rmam_jax.version import __version__
 from rmam_jax.weights import published, tensors
 
-FORMAT = 3  # of model.json
+FORMAT = 4  # of model.json
 
 
 class TrainedModel(NamedTuple):

@@ -98,7 +98,7 @@ def _timetable(config: ml_collections.ConfigDict, name: str, num_records: int) -
     raise UserError(f"{name}.drop_share must be a share of the epochs, in [0, 1], got {section.drop_share}")
   if not 0 <= section.ema < 1:
     raise UserError(f"{name}.ema must be the decay of an average, at least 0 (none) and below 1, got {section.ema}")
-  for field in ("backbone_rate", "weight_decay", "clip_norm", "patience"):
+  for field in ("backbone_rate", "l2", "weight_decay", "clip_norm", "patience"):
     if section[field] < 0:
       raise UserError(f"{name}.{field} must be 0 or more, got {section[field]}")
   steps_per_epoch = max((config.epoch_size or num_records) // config.batch_size, 1)
@@ -126,10 +126,13 @@ def _optimizer(section: ml_collections.ConfigDict, steps: int) -> optax.Gradient
     betas = {"b1": section.beta_1, "b2": section.beta_2}
     if not section.weight_decay:
       return optax.adam(schedule, **betas)
-    decayed = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
-    return optax.adamw(schedule, **betas, weight_decay=section.weight_decay, mask=decayed)
+    return optax.adamw(schedule, **betas, weight_decay=section.weight_decay, mask=matrices)
 
-  optimizers = {"fresh": adam(1.0), RPN: optax.set_to_zero()}  # nothing is kept for what is not trained
+  matrices = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
+  fresh = adam(1.0)
+  if section.l2:  # its gradient joins the loss's, before Adam scales it
+    fresh = optax.chain(optax.add_decayed_weights(2 * section.l2, matrices), fresh)
+  optimizers = {"fresh": fresh, RPN: optax.set_to_zero()}  # nothing is kept for what is not trained
   optimizers["backbone"] = adam(section.backbone_rate) if section.backbone_rate else optax.set_to_zero()
 
   def kinds(params):

@@ -1,0 +1,44 @@
+"""Class-specific residual attention against the authors' formula in torch, and as a head that is trained."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_models import small_model
+
+from rmam_jax import recognizer
+from rmam_jax.ops.csra import csra
+from rmam_jax.runtime.errors import UserError
+
+
+def test_by_hand():
+  scores = jnp.log(jnp.array([[[[1.0, 2.0], [4.0, 2.0]], [[1.0, 2.0], [2.0, 2.0]]]]))  # [1, 2, 2, 2]
+  mean = (2 * np.log(2) + np.log(2)) / 4
+  attended = (4 * 2 * np.log(2) + 2 * np.log(2)) / 8  # of weights 1, 4, 1, 2
+  np.testing.assert_allclose(csra(scores, 0.5, 1.0), [[mean + 0.5 * attended, 1.5 * np.log(2)]], rtol=1e-6)
+  np.testing.assert_allclose(csra(scores, 0.5, 0.0), 1.5 * csra(scores, 0.0, 3.0), rtol=1e-6)
+  np.testing.assert_allclose(csra(scores, 1.0, 1e4)[0, 0], mean + 2 * np.log(2), rtol=1e-6)  # the maximum
+
+
+@pytest.mark.oracle
+def test_the_head_in_torch():
+  torch = pytest.importorskip("torch")
+  model = small_model()
+  model.csra.weight, model.csra.temperature = 0.7, 2.5
+  head = recognizer.build(model, 4, head="csra").head
+  feature_map = np.random.default_rng(0).normal(size=(3, 5, 6, 8)).astype(np.float32)
+  params = head.init(jax.random.key(0), feature_map)
+  params["params"]["scores"]["bias"] = jnp.arange(4.0)
+  weights = params["params"]["scores"]
+  layer = torch.tensor(np.asarray(weights["kernel"]).T[:, :, None, None])
+  places = torch.nn.functional.conv2d(torch.tensor(feature_map.transpose(0, 3, 1, 2)), layer).flatten(2)
+  wanted = places.mean(2) + 0.7 * (places.mul(2.5).softmax(2) * places).sum(2) + torch.arange(4.0)
+  np.testing.assert_allclose(head.apply(params, feature_map).scores[0], wanted.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_bad_fields():
+  model = small_model()
+  model.csra.temperature = -1.0
+  for head in ("csra", "two_stream"):
+    with pytest.raises(UserError, match=r"model\.csra\.temperature must be 0 or more, got -1\.0"):
+      recognizer.build(model, 4, head=head)
