@@ -19,6 +19,7 @@ from test_predictor import NAMES, untrained
 from rmam_jax.inference import model_card, predictor, push
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import exported, workdir
+from rmam_jax.weights import files
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHIPPED = predictor.PRETRAINED / "digits-easy"
@@ -249,6 +250,11 @@ def test_without_the_library_the_extra_is_named(monkeypatch):
     predictor.load("hf:me/digits")
   with pytest.raises(UserError, match=r"pip install 'rmam_jax\[hub\]' is needed"):
     push.push(SHIPPED, "me/digits")
+
+
+def test_a_recognizer_is_no_weights_of_a_backbone():
+  with pytest.raises(UserError, match=r"model\.safetensors is part of a recognizer: give the folder that holds it"):
+    files.read(SHIPPED / "model.safetensors")
 
 
 RESULTS = {

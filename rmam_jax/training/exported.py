@@ -18,6 +18,7 @@ from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import checkpoints, stages, workdir
 from rmam_jax.training import step as step_lib
 from rmam_jax.version import __version__
+from rmam_jax.weights import files as weight_files
 from rmam_jax.weights import hub, published, tensors
 
 FORMAT = 3  # of model.json
@@ -66,7 +67,7 @@ def export(folder: pathlib.Path, out: pathlib.Path, *, half: bool = False) -> No
     out.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise UserError(f"cannot export to {out}: {error}") from error
-  tensors.write_safetensors(out / "model.safetensors", arrays, {"format": f"rmam_jax model {FORMAT}"})
+  tensors.write_safetensors(out / "model.safetensors", arrays, {"format": f"{weight_files.RECOGNIZER} {FORMAT}"})
   as_read = {name: array.astype(np.float32) for name, array in arrays.items()}
   # Last: a folder without it is no model.
   files.write_json(out / "model.json", {"digest": tensors.digest(as_read, about), **about})
