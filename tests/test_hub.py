@@ -161,6 +161,9 @@ def test_a_recognizer_goes_to_the_hub_and_comes_back(hub, home):
   assert sorted(files) == [".gitattributes", "README.md", "model.json", "model.safetensors"]
   assert all(files[name] == (SHIPPED / name).read_bytes() for name in exported.FILES)
   assert hub.private == {"me/digits"}
+  card = call("push", f"--workdir={SHIPPED}", "--repo=me/digits", "--license=apache-2.0", "--card_only", **there)
+  assert card.stdout.encode() == files["README.md"], card.stderr
+  assert len(hub.repositories["me/digits"]) == 2
   files["evil.pkl"] = b"never fetched"
 
   ours = call("predict", f"--workdir={SHIPPED}", "docs/scene.png")

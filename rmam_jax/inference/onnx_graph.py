@@ -67,9 +67,9 @@ def convert(recognize: Callable[[jax.Array], Mapping[str, jax.Array]], shape: Se
           input_names=["images"],
           output_names=sorted(out),  # as JAX orders a dict
         )
+      return model.SerializeToString()
     finally:
       logger.setLevel(level)
-  return model.SerializeToString()
 
 
 def run(content: bytes, images: np.ndarray, what: str) -> dict[str, np.ndarray]:

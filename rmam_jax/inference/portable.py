@@ -19,7 +19,7 @@ from rmam_jax.inference import onnx_graph, predictor
 from rmam_jax.ops import boxes as boxes_lib
 from rmam_jax.ops import losses
 from rmam_jax.runtime import files
-from rmam_jax.runtime.errors import UserError, check_name
+from rmam_jax.runtime.errors import UserError, check_name, os_errors
 from rmam_jax.training import exported, stages
 from rmam_jax.version import __version__
 
@@ -122,7 +122,8 @@ def export(trained: exported.TrainedModel, out: pathlib.Path, format: str, *, ha
     raise UserError(
       f"the program says something else than the recognizer, by {apart:.2g} in a probability: not written"
     )
-  out.mkdir(parents=True, exist_ok=True)
+  with os_errors(f"cannot export to {out}"):
+    out.mkdir(parents=True, exist_ok=True)
   with files.whole_file(out / f"recognizer.{format}") as draft:
     draft.write_bytes(content)
   files.write_json(out / "recognizer.json", describe(trained, format, ours))
