@@ -232,13 +232,14 @@ def test_what_cannot_be_published_is_told_in_one_line(hub, home):
   hub.repositories["me/public"] = [{}]
   public = call("push", f"--workdir={SHIPPED}", "--repo=me/public", "--private", **there)
   assert (
-    public.stderr == "error: hf:me/public is there and public: make it private on its page, or push without --private\n"
+    public.stderr.splitlines()[-1]
+    == "error: hf:me/public is there and public: make it private on its page, or push without --private"
   )
   assert hub.repositories["me/public"] == [{}]
   stranger = call("push", f"--workdir={SHIPPED}", "--repo=me/digits", HF_ENDPOINT=hub.address, HF_TOKEN="wrong")
   assert stranger.returncode == 1
   assert re.fullmatch(
-    r"error: hf:me/digits was not written .*`hf auth login` tells the hub who you are\n", stranger.stderr
+    r"error: hf:me/digits was not written .*`hf auth login` tells the hub who you are", stranger.stderr.splitlines()[-1]
   )
   nowhere = call("push", f"--workdir={home}", "--repo=me/digits", **there)
   assert nowhere.stderr.startswith(f"error: {home} holds neither a model.json")
@@ -291,7 +292,7 @@ def test_the_card_says_what_the_results_say_and_no_more():
     "| a | 75.0 |",
     "| b&#124;c | - |",
     'rmam.load("hf:me/cats")',
-    "No test image had, so that nothing is known of: b|c.",
+    "No test image had one of these, so that nothing is known of them: b|c.",
     "An image's centre is seen: 6 % at each side are cut off",
   ):
     assert part in text
@@ -304,6 +305,21 @@ def test_the_card_says_what_the_results_say_and_no_more():
   assert "float16" in bare
   assert not re.search("where it looked|boxes", bare)
   assert not re.findall(r"\d+\.\d %|\| \d", bare)
+
+
+@pytest.mark.oracle
+def test_a_workdir_s_card_holds_no_paths(tmp_path, monkeypatch, capsys):
+  pytest.importorskip("huggingface_hub")
+  trained = untrained()
+  trained.config.weights, trained.config.data.name = "/home/me/vgg.h5", "custom"
+  trained.config.data.train = trained.config.data.images = "/home/me/cats"
+  workdir.claim(tmp_path / "run", trained.config, NAMES, {})
+  monkeypatch.setattr(exported.checkpoints, "load_best", lambda *_: (None, trained.params, {"best_epoch": 2}))
+  card = push.prepare(tmp_path / "run", "me/cats", tmp_path / "out")
+  assert "/home/me" not in card
+  assert "- images of its author's own\n- The backbone began with the weights `vgg.h5`" in card
+  assert (tmp_path / "out" / "README.md").read_text() == card
+  assert "has no results for the card" in capsys.readouterr().err
 
 
 def test_results_go_with_an_exported_model(tmp_path, monkeypatch):

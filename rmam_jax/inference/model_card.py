@@ -99,7 +99,7 @@ def _training(config: Any) -> str:
   split = f", split `{data.train}`" if data.train else ""
   count = f", {counted:,} images" if (counted := dict(data.expected).get(data.train)) else ""
   begins = "random weights" if config.weights == "none" else f"the weights `{config.weights}`"
-  digest = f" (sha256 {config.weights_digest})" if config.weights_digest else ""
+  digest = f" (digest {config.weights_digest})" if config.weights_digest else ""
   did = "learned too" if stage.backbone_rate else "stayed as it was"
   return "\n".join(
     [
@@ -161,7 +161,7 @@ def _limits(trained: TrainedModel) -> Sequence[str]:
     share = 100 * (data.image_size - data.crop_size) / 2 / data.image_size
     yield f"An image's centre is seen: {share:.0f} % at each side are cut off, unless `--views` asks for more."
   if heads.get(config.model.head).looks:
-    yield "Its boxes are regions that it looked at, learned without boxes: they need not hold the whole object."
+    yield "Its boxes are regions that it looked at: they need not hold the whole object."
   chosen = (trained.selection or {}).get("chosen_on")
   yield (
     f"Probabilities and thresholds were calibrated on `{chosen}`; on other images they may be off."
@@ -171,7 +171,7 @@ def _limits(trained: TrainedModel) -> Sequence[str]:
   if results:
     yield f"The figures are those of `{results['data']}`; of images that look otherwise they say nothing."
   for field, text in (
-    ("undefined_classes", "No test image had, so that nothing is known of"),
+    ("undefined_classes", "No test image had one of these, so that nothing is known of them"),
     ("never_predicted_classes", f"Never among the {results.get('top_k')} likeliest on the test images"),
   ):
     if results.get(field):

@@ -3,6 +3,7 @@
 import pathlib
 import re
 import shutil
+import sys
 import tempfile
 from typing import Any
 
@@ -30,7 +31,7 @@ def push(
   Args:
     folder: a workdir or an exported model.
     repository: OWNER/NAME.
-    private: who else may see a repository that is made now; one that is there and public is then refused.
+    private: whether only its owner may see the repository; one that is there and public is then refused.
     license, half: see `prepare`.
     api: a `huggingface_hub.HfApi`; by default one for the user who has logged in.
 
@@ -67,13 +68,15 @@ def prepare(folder: pathlib.Path, repository: str, out: pathlib.Path, *, license
     license: as the hub names it; "": the card states none.
     half: see `exported.export`.
   """
-  trained = exported.load(folder)
   if half or not (folder / exported.FILES[0]).exists():
     exported.export(folder, out, half=half)
   else:
     out.mkdir(parents=True, exist_ok=True)
     for name in exported.FILES:
       shutil.copyfile(folder / name, out / name)
+  trained = exported.load(out)  # without paths of this machine
+  if trained.results is None:
+    print(f"{folder} has no results for the card: eval.py measures those of a workdir", file=sys.stderr)
   with tensors.open_safetensors(out / exported.FILES[1]) as (entries, _):
     halved = any(entry.dtype == "float16" for entry in entries.values())
   card = model_card.write(trained, repository, license=license, halved=halved)

@@ -40,7 +40,7 @@ class TrainedModel(NamedTuple):
   class_names: tuple[str, ...]  # L, in the order of the scores
   params: Any  # stage two's recognizer at its best epoch: a tree of float32 numpy arrays
   selection: dict[str, Any] | None  # the content of the workdir's `selection.json` if it had one
-  results: dict[str, Any] | None = None  # what its `results.json` has of `MEASURED`, if it was evaluated
+  results: dict[str, Any] | None = None  # what its `results.json` has of `MEASURED`, if it was evaluated at this epoch
 
 
 def export(folder: pathlib.Path, out: pathlib.Path, *, half: bool = False) -> None:
@@ -142,8 +142,7 @@ def _load_workdir(folder: pathlib.Path) -> TrainedModel:
     files.read_json(path) if (path := folder / name).exists() else None for name in ("selection.json", "results.json")
   )
   if results is not None and results.get("best_epoch") != progress["best_epoch"]:
-    print(f"{folder / 'results.json'} is of another epoch than the model: eval.py --workdir={folder} measures it anew")
-    results = None
+    results = None  # of an evaluation before it was trained on
   measured = results and {name: results[name] for name in MEASURED if name in results}
   return TrainedModel(config, class_names, jax.device_get(params), selection, measured)
 
