@@ -22,7 +22,8 @@ def load(folder=None, **options):
   """A trained recognizer, ready for any images: `rmam_jax.load("runs/voc").predict(["photo.jpg"])`.
 
   Args:
-    folder: a workdir of train.py, an exported model, or the name of a shipped one; by default that of photographs.
+    folder: a workdir of train.py, an exported model, `hf:OWNER/NAME[@REVISION]` of the Hugging Face hub (the extra
+      `hub`), or the name of a shipped one; by default that of photographs.
     **options: `top`, `threshold`, `views`, `batch_size`, `threads`; see `rmam_jax.inference.predictor.Predictor`.
 
   Returns:

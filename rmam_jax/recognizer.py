@@ -86,7 +86,7 @@ class Recognizer(nn.Module):
     if self.guide == heads.DENSE_SCORES:
       guide["dense_scores"] = auxiliary.memory
     elif self.guide == heads.BOXES:
-      whole_image = jnp.broadcast_to(jnp.asarray(WHOLE_IMAGE), (len(feature_map), 1, 4))
+      whole_image = jnp.broadcast_to(jnp.asarray(WHOLE_IMAGE), (feature_map.shape[0], 1, 4))
       guide["boxes"] = whole_image if boxes is None else boxes  # in initialisation there are none
     return Recognition(self.head(feature_map, **guide), auxiliary)
 

@@ -114,7 +114,7 @@ def test_a_configuration_of_one_s_own_may_import_others_beside_it(tmp_path):
 
 def test_every_command_is_listed_with_its_help():
   found = call("-m", "rmam_jax")
-  for name in ("init", "train", "eval", "predict", "reproduce", "validate", "prepare", "weights"):
+  for name in ("init", "train", "eval", "predict", "reproduce", "validate", "prepare", "weights", "push"):
     assert f"\n  {name} " in found.stdout
     assert call("-m", "rmam_jax", name, "--help").stdout.startswith(
       found.stdout.split(f"\n  {name} ")[1].splitlines()[0].strip()

@@ -279,7 +279,10 @@ def test_files_of_the_hub_are_fetched_once(home, hub):
   ]
   again, offline = fetch(names[0], "hf:no/such", HF_HUB_OFFLINE="1")
   assert again == small
-  assert offline == "UserError hf:no/such/model.safetensors is not here, and HF_HUB_OFFLINE forbids to fetch it"
+  assert offline == (
+    "UserError hf:no/such/model.safetensors is not here and cannot be fetched from the Hugging Face hub (HF_HUB_OFFLINE"
+    " is set)"
+  )
   again, unreachable = fetch(names[0], "hf:no/such", HF_ENDPOINT="http://127.0.0.1:9")
   assert again == small
   assert unreachable.startswith("UserError hf:no/such/model.safetensors is not here and cannot be fetched from")

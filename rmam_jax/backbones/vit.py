@@ -81,14 +81,14 @@ class VisionTransformer(nn.Module):
     grid = positions[1:].reshape(net.grid, net.grid, -1)
     if (height, width) != (net.grid, net.grid):
       grid = jax.image.resize(grid, (height, width, net.width), "cubic")
-    x = (x + grid.astype(self.dtype)).reshape(len(x), -1, net.width)
-    first = jnp.broadcast_to((first + positions[0]).astype(self.dtype), (len(x), 1, net.width))
+    x = (x + grid.astype(self.dtype)).reshape(x.shape[0], -1, net.width)
+    first = jnp.broadcast_to((first + positions[0]).astype(self.dtype), (x.shape[0], 1, net.width))
     x = jnp.concatenate([first, x], axis=1)
     kind = nn.remat(Block) if self.remat else Block
     for block in range(1, net.blocks + 1):
       x = kind(net.heads, self.dtype, name=f"block{block}")(x)
     x = layers.layer_norm(self.dtype, name="norm")(x)[:, 1:]
-    return self.maps.fuse({net.patch: x.reshape(len(x), height, width, net.width)})
+    return self.maps.fuse({net.patch: x.reshape(x.shape[0], height, width, net.width)})
 
 
 def _places(net: Network) -> Iterator[tuple[str, Place]]:

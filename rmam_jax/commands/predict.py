@@ -20,7 +20,8 @@ from rmam_jax import commands
 _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
-  "Folder of a finished train.py run, or an exported model; or of a shipped one: photographs, digits-easy; by default photographs.",
+  "Folder of a finished train.py run, or an exported model; hf:OWNER/NAME[@REVISION] of the Hugging Face hub; or a shipped"
+  " one: photographs, digits-easy; by default photographs.",
 )
 _FORMAT = flags.DEFINE_enum("format", "jsonl", ["jsonl", "csv"], "JSON lines, or CSV with a header.")
 _OUT = flags.DEFINE_string("out", None, "File to write; by default stdout.")

@@ -4,8 +4,10 @@
     rmam-jax weights fetch BACKBONE                finds those of a backbone, or fetches them; also hf:OWNER/REPO[/FILE]
     rmam-jax weights FILE                          what the file is and every tensor in it
     rmam-jax weights FILE --out=NEW.safetensors    converts it
-    rmam-jax weights export WORKDIR OUT [--half]   a trained model as a folder to publish
+    rmam-jax weights export MODEL OUT [--half]     a trained model as a folder to publish
+    rmam-jax weights export MODEL OUT --format=stablehlo   as a program that runs by jax alone; or onnx (docs/export.md)
 
+MODEL is what predict takes as --workdir: a workdir, an exported model, hf:OWNER/NAME, or the name of a shipped one.
 Nothing that a file contains is run.
 """
 
@@ -23,6 +25,12 @@ from rmam_jax.weights import published
 _VERBS = {"": 2, "list": 2, "fetch": 3, "export": 4}
 _OUT = flags.DEFINE_string("out", None, "Where to write the converted weights, as safetensors.")
 _HALF = flags.DEFINE_bool("half", False, "Export matrices and kernels as float16: half the size.")
+_FORMAT = flags.DEFINE_enum(
+  "format",
+  "safetensors",
+  ["safetensors", "stablehlo", "onnx"],
+  "What to export: weights and configuration, for rmam_jax; or a program, for jax alone or for ONNX runtimes.",
+)
 
 
 def describe(path: pathlib.Path) -> None:
@@ -61,16 +69,31 @@ def show_places() -> None:
       print(f"{spec.name:<{width}}  {place.source}  {place.path if place.is_there else 'not here'}")
 
 
+def export(model: str, out: pathlib.Path) -> None:
+  """Exports a trained model by the flags."""
+  from rmam_jax.inference import portable, predictor
+
+  if _FORMAT.value == "safetensors":
+    exported.export(predictor.find(model), out, half=_HALF.value)
+    print(f"wrote {out}")
+  else:
+    if _FORMAT.value == "onnx" and _HALF.value:
+      raise UserError("--half is for safetensors and stablehlo: ONNX's tools halve a graph")
+    apart = portable.export(exported.load(predictor.find(model)), out, _FORMAT.value, half=_HALF.value)
+    print(f"wrote {out / 'recognizer'}.{_FORMAT.value} and {out / 'recognizer.json'}")
+    print(f"on two images of noise its probabilities are those of rmam_jax, to {apart:.0e}")
+
+
 def main(argv: list[str]) -> None:
   verb = argv[1] if argv[1:] and argv[1] in _VERBS else ""
   if len(argv) != _VERBS[verb] or (verb and _OUT.value):
     raise app.UsageError(
-      "give FILE [--out=NEW.safetensors], list, fetch BACKBONE, fetch hf:OWNER/REPO[/FILE], or export WORKDIR OUT [--half]"
+      "give FILE [--out=NEW.safetensors], list, fetch BACKBONE, fetch hf:OWNER/REPO[/FILE], or export MODEL OUT [--half]"
+      " [--format=stablehlo|onnx]"
     )
   with commands.reported_errors():
     if verb == "export":
-      exported.export(pathlib.Path(argv[2]), pathlib.Path(argv[3]), half=_HALF.value)
-      print(f"wrote {argv[3]}")
+      export(argv[2], pathlib.Path(argv[3]))
     elif verb == "list":
       show_places()
     elif verb == "fetch":

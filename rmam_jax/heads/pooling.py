@@ -48,7 +48,7 @@ class ScoreMap(nn.Module):
     feature_map = feature_map.astype(jnp.float32)
     bias = nn.initializers.constant(self.bias)
     dense_scores = score_layer(self.num_classes, self.prior, "scores", bias_init=bias)(feature_map)
-    every_BLP = dense_scores.reshape(len(feature_map), -1, self.num_classes).swapaxes(1, 2)
+    every_BLP = dense_scores.reshape(feature_map.shape[0], -1, self.num_classes).swapaxes(1, 2)
     highest, _ = jax.lax.top_k(every_BLP, min(self.places, every_BLP.shape[-1]))
     return one_region(highest.mean(axis=-1), feature_map.max(axis=(1, 2)), dense_scores)
 

@@ -16,7 +16,7 @@ from rmam_jax.ops.attention import Attention
 
 def one_region(scores: jax.Array, features: jax.Array, memory: Any = ()) -> Attention:
   """A control's scores [B, L] and features [B, F] as those of one region, the whole image."""
-  theta = jnp.broadcast_to(jnp.asarray(spatial_transformer.WHOLE_IMAGE, scores.dtype), (1, len(scores), 4))
+  theta = jnp.broadcast_to(jnp.asarray(spatial_transformer.WHOLE_IMAGE, scores.dtype), (1, scores.shape[0], 4))
   features = features.astype(scores.dtype)[None]
   return Attention(scores[None], theta, features, features, features, memory)
 
@@ -40,7 +40,7 @@ class WholeImage(nn.Module):
 
   @nn.compact
   def __call__(self, feature_map: jax.Array) -> Attention:
-    theta = jnp.broadcast_to(jnp.asarray(spatial_transformer.WHOLE_IMAGE), (len(feature_map), 4))
+    theta = jnp.broadcast_to(jnp.asarray(spatial_transformer.WHOLE_IMAGE), (feature_map.shape[0], 4))
     region = self.sample(feature_map, theta).astype(jnp.float32)
     x = nn.relu(nn.Dense(self.x_width, name="fx")(region))
     z = nn.relu(nn.Dense(self.z_width, name="xz")(x))

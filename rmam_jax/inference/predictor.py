@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
 import jax
+import ml_collections
 import numpy as np
 from PIL import Image
 
@@ -87,6 +88,23 @@ def read_image(source: Source, name: str) -> np.ndarray:
   return pixels_of(Image.fromarray(np.ascontiguousarray(grey)), name)
 
 
+def thresholds_of(
+  trained: exported.TrainedModel, *, top: int | None = None, threshold: float | None = None
+) -> calibration.Thresholds:
+  """Which labels a trained model gives to an image that it sees from the centre; see `calibration.make_thresholds`."""
+  kind, chosen = stages.classification_of(trained.config, "stage_two"), trained.selection or {}
+  options = {"top_k": trained.config.evaluation.top_k, "top": top, "threshold": threshold}
+  return calibration.make_thresholds(kind, chosen.get("prediction", {}), **options)
+
+
+def check_head(config: ml_collections.ConfigDict) -> heads.HeadSpec:
+  """The head of a trained model; raises UserError if it needs more than images."""
+  spec = heads.get(config.model.head)
+  if spec.guide == heads.BOXES:
+    raise UserError(f"head {spec.name!r} looks at proposals, which images alone do not have: it can only be evaluated")
+  return spec
+
+
 class Predictor:
   """A recognizer with all that it needs to predict for images as they come.
 
@@ -119,18 +137,8 @@ class Predictor:
     if batch_size < 1 or threads < 1:
       raise UserError(f"batch_size and threads must be at least 1, got {batch_size} and {threads}")
     config, self.class_names = trained.config, trained.class_names
-    self.thresholds = calibration.make_thresholds(
-      stages.classification_of(config, "stage_two"),
-      (trained.selection or {}).get("prediction", {}),
-      top_k=config.evaluation.top_k,
-      top=top,
-      threshold=threshold,
-    )
-    spec = heads.get(config.model.head)
-    if spec.guide == heads.BOXES:
-      raise UserError(
-        f"head {spec.name!r} looks at proposals, which images alone do not have: it can only be evaluated"
-      )
+    self.thresholds = thresholds_of(trained, top=top, threshold=threshold)
+    spec = check_head(config)
     mesh, self._views = mesh_lib.make_mesh(), views_lib.from_config(config, views)
     self.config, self._looks, self._threads = config, spec.looks, threads
     self._batch_size, self._devices = -(-batch_size // mesh.size) * mesh.size, mesh.size
@@ -227,13 +235,20 @@ class Predictor:
     return Prediction(width, height, labels, regions if self._looks else [], probabilities_L)
 
 
-def load(folder: str | os.PathLike | None = None, **options) -> Predictor:
-  """The predictor of a workdir or an exported folder, with options of `Predictor`; see `exported.load`.
+def find(name: str | os.PathLike | None) -> pathlib.Path:
+  """The folder of a recognizer: of this path, else one that ships, `photographs` (also for None) or `digits-easy`.
 
-  It may be the name of a recognizer that ships with the package, "photographs" (the default) or "digits-easy", unless
-  there is a folder of that name.
+  `hf:OWNER/NAME`, or `hf:OWNER/NAME@REVISION`, is fetched from the Hugging Face hub; see `exported.fetch`.
   """
-  path = pathlib.Path(folder or PRETRAINED / DEFAULT).expanduser()
-  if not path.exists() and (PRETRAINED / path).is_dir():
-    path = PRETRAINED / path
-  return Predictor(exported.load(path), **options)
+  if name and exported.is_of_hub(name):
+    return exported.fetch(str(name))
+  path = pathlib.Path(name or PRETRAINED / DEFAULT).expanduser()
+  return PRETRAINED / path if not path.exists() and (PRETRAINED / path).is_dir() else path
+
+
+def load(folder: str | os.PathLike | None = None, **options) -> Predictor:
+  """The predictor of a workdir, an exported folder or one of those that `find` knows, with options of `Predictor`.
+
+  See `exported.load`.
+  """
+  return Predictor(exported.load(find(folder)), **options)

@@ -147,7 +147,7 @@ def attend(
   wide = spatial_transformer.wide_dtype(feature_map)
   # Zeros [B, 1] made of the map: inside `jax.shard_map` a scan's state has to vary between devices from the start.
   nothing = (feature_map[:, :1, 0, 0] > jnp.inf).astype(wide)
-  zeros = jnp.zeros((len(feature_map), len(params["lstm"]["w_h"])), wide) + nothing
+  zeros = jnp.zeros((feature_map.shape[0], len(params["lstm"]["w_h"])), wide) + nothing
   theta = jnp.asarray(spatial_transformer.WHOLE_IMAGE, wide) + nothing
   state = ((zeros, zeros), theta, memory)
   (_, _, memory), looks = jax.lax.scan(look, state, jnp.arange(num_regions + 1))

@@ -63,7 +63,7 @@ def fixed_grid(params, feature_map, *, num_regions, scale=0.5):
 
   def choose(memory, z, k):
     theta = thetas[jnp.minimum(k, num_regions - 1)]  # the last choice is made but not looked at
-    return memory, jnp.broadcast_to(theta, (len(feature_map), 4)).astype(z.dtype)
+    return memory, jnp.broadcast_to(theta, (feature_map.shape[0], 4)).astype(z.dtype)
 
   return (), choose
 

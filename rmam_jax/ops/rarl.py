@@ -66,7 +66,7 @@ def attend(
   """
   if steps < 1 or not len(shapes):
     raise ValueError(f"steps must be at least 1 and shapes not empty, got {steps} and {len(shapes)} shapes")
-  batch = len(feature_map)
+  batch = feature_map.shape[0]
 
   def look(state, thetas_kB4):
     """The mean state after each of the k regions, and their x and h."""

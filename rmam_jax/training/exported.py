@@ -1,7 +1,9 @@
 """A trained model as two files that can be published, `model.safetensors` and `model.json`, and back."""
 
 import json
+import os
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -9,15 +11,26 @@ import ml_collections
 import numpy as np
 
 from rmam_jax.config import from_fields
+from rmam_jax.evaluation import metrics, report
 from rmam_jax.runtime import files
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import checkpoints, stages, workdir
 from rmam_jax.training import step as step_lib
 from rmam_jax.version import __version__
-from rmam_jax.weights import published, tensors
+from rmam_jax.weights import files as weight_files
+from rmam_jax.weights import hub, published, tensors
 
 FORMAT = 4  # of model.json
+FILES = ("model.json", "model.safetensors")
+# Of results.json, what a published model tells of itself; the rest is of the machine, or long.
+MEASURED = (
+  *("data", "test_images", "views", "mirror", "AP_method", "top_k", "seed", "version"),
+  *("mAP", "AP", *metrics.F1_NAMES, "svm_mAP", "auxiliary_head", "auxiliary_mAP"),
+  *("undefined_classes", "never_predicted_classes"),
+  *(f"{prefix}{name}" for prefix in ("", *report.BASELINES) for name in metrics.REGION_METRICS),
+)
+_HUB_NAME = re.compile(r"(hf:[\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
 
 class TrainedModel(NamedTuple):
@@ -27,38 +40,53 @@ class TrainedModel(NamedTuple):
   class_names: tuple[str, ...]  # L, in the order of the scores
   params: Any  # stage two's recognizer at its best epoch: a tree of float32 numpy arrays
   selection: dict[str, Any] | None  # the content of the workdir's `selection.json` if it had one
+  results: dict[str, Any] | None = None  # what its `results.json` has of `MEASURED`, if it was evaluated at this epoch
 
 
-def export(workdir_folder: pathlib.Path, out: pathlib.Path, *, half: bool = False) -> None:
-  """Writes stage two's best epoch as `out/model.safetensors` and `out/model.json`, without paths of this machine.
+def export(folder: pathlib.Path, out: pathlib.Path, *, half: bool = False) -> None:
+  """Writes what `load` finds, e.g. a workdir's best epoch, as `out/model.safetensors` and `out/model.json`.
+
+  They hold no paths of this machine.
 
   With `half`, tensors of two and more dimensions are stored as float16: half the size, and scores that differ by about
   a thousandth. Raises UserError: names the file and what to do about it; `out` is neither new nor an empty folder, or a
   value is beyond float16.
   """
-  if out.exists() and (not out.is_dir() or any(out.iterdir())):
-    raise UserError(f"{out} exists and is not an empty folder: name another")
-  found = _load_workdir(workdir_folder)
-  arrays = tensors.flatten(found.params)
-  if half:
-    if beyond := [name for name, array in arrays.items() if np.abs(array).max() > np.finfo(np.float16).max]:
-      raise UserError(f"{beyond[0]} holds values beyond float16: export without --half")
-    arrays = {name: array.astype(np.float16) if array.ndim > 1 else array for name, array in arrays.items()}
+  check_out(out)
+  found = load(folder)
+  arrays = tensors.flatten(halved(found.params) if half else found.params)
   about = {
     "format": FORMAT,
     "version": __version__,
     "class_names": found.class_names,
     "selection": found.selection,
+    "results": found.results,
     "config": json.loads(_without_paths(found.config).to_json()),
   }
   try:
     out.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise UserError(f"cannot export to {out}: {error}") from error
-  tensors.write_safetensors(out / "model.safetensors", arrays, {"format": f"rmam_jax model {FORMAT}"})
+  tensors.write_safetensors(out / "model.safetensors", arrays, {"format": f"{weight_files.RECOGNIZER} {FORMAT}"})
   as_read = {name: array.astype(np.float32) for name, array in arrays.items()}
   # Last: a folder without it is no model.
   files.write_json(out / "model.json", {"digest": tensors.digest(as_read, about), **about})
+
+
+def check_out(out: pathlib.Path) -> None:
+  """Raises UserError unless `out` is new or an empty folder."""
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    raise UserError(f"{out} exists and is not an empty folder: name another")
+
+
+def halved(params: Any) -> Any:
+  """Parameters with their tensors of two and more dimensions as float16; UserError names one with a value beyond it."""
+  arrays = tensors.flatten(params)
+  if beyond := [name for name, array in arrays.items() if np.abs(array).max() > np.finfo(np.float16).max]:
+    raise UserError(f"{beyond[0]} holds values beyond float16: export without --half")
+  return tensors.unflatten(
+    params, {name: array.astype(np.float16) if array.ndim > 1 else array for name, array in arrays.items()}
+  )
 
 
 def _without_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -87,12 +115,36 @@ def load(folder: pathlib.Path) -> TrainedModel:
   )
 
 
+def is_of_hub(name: str | os.PathLike) -> bool:
+  """Whether it names a model on the Hugging Face hub, for `fetch`, and no folder."""
+  return str(name).startswith("hf:")
+
+
+def fetch(name: str) -> pathlib.Path:
+  """The folder of `hf:OWNER/NAME` or `hf:OWNER/NAME@REVISION`, with `FILES` of it and nothing else; see `hub.fetch`.
+
+  Raises UserError: it cannot be had, or holds no exported model.
+  """
+  found = _HUB_NAME.fullmatch(name)
+  if found is None:
+    raise UserError(f"{name}: a recognizer of the Hugging Face hub is hf:OWNER/NAME or hf:OWNER/NAME@REVISION")
+  repository, revision = found.groups()
+  folder = hub.fetch(repository, revision, FILES)
+  if not (folder / "model.json").exists():
+    raise UserError(f"{repository} holds no model.json: it is no recognizer that `rmam-jax push` has published")
+  return folder
+
+
 def _load_workdir(folder: pathlib.Path) -> TrainedModel:
   config, class_names = workdir.read_config(folder), workdir.read_class_names(folder)
-  _, params, _ = checkpoints.load_best(config, folder, len(class_names), mesh_lib.make_mesh())
-  path = folder / "selection.json"
-  selection = files.read_json(path) if path.exists() else None
-  return TrainedModel(config, class_names, jax.device_get(params), selection)
+  _, params, progress = checkpoints.load_best(config, folder, len(class_names), mesh_lib.make_mesh())
+  selection, results = (
+    files.read_json(path) if (path := folder / name).exists() else None for name in ("selection.json", "results.json")
+  )
+  if results is not None and results.get("best_epoch") != progress["best_epoch"]:
+    results = None  # of an evaluation before it was trained on
+  measured = results and {name: results[name] for name in MEASURED if name in results}
+  return TrainedModel(config, class_names, jax.device_get(params), selection, measured)
 
 
 def _load_exported(folder: pathlib.Path) -> TrainedModel:
@@ -121,7 +173,8 @@ def _load_exported(folder: pathlib.Path) -> TrainedModel:
   wanted = about.pop("digest")
   if tensors.digest(arrays, about) != wanted:
     raise UserError(f"{path} does not have the digest that {where.name} states: one of them was changed or damaged")
-  return TrainedModel(config, class_names, tensors.unflatten(like, arrays), about.get("selection"))
+  params = tensors.unflatten(like, arrays)
+  return TrainedModel(config, class_names, params, about.get("selection"), about.get("results"))
 
 
 def param_shapes(config: ml_collections.ConfigDict, num_classes: int) -> Any:

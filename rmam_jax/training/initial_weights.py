@@ -123,7 +123,7 @@ def _from_file(weights: weight_files.Weights) -> InitialWeights:
 
 
 def _from_model(folder: pathlib.Path) -> InitialWeights:
-  config, class_names, params, _ = exported.load(folder)
+  config, class_names, params, *_ = exported.load(folder)
   heads = {config.model.head: params["head"]}
   if "auxiliary" in params:
     heads.setdefault(config.stage_one.head, params["auxiliary"])

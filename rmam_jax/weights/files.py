@@ -17,6 +17,7 @@ from rmam_jax.runtime.errors import UserError
 from rmam_jax.weights import h5, pth, tensors
 from rmam_jax.weights.tensors import Entry
 
+RECOGNIZER = "rmam_jax model"  # how the format of an exported model begins
 FORMAT = "rmam_jax weights 1"  # of the safetensors files that are written here
 _WRAPPINGS = ("module", "_orig_mod", "model", "backbone")  # what tools put before a network's own names
 _COUNTER = "num_batches_tracked"  # of batch normalisation, int64: no weight
@@ -86,6 +87,8 @@ def read(path: pathlib.Path) -> Weights:
   with open_weights(path) as (entries, metadata):
     if metadata.get("format") == FORMAT:
       return _inner(entries, metadata, path)
+    if metadata.get("format", "").startswith(RECOGNIZER):
+      raise UserError(f"{path} is part of a recognizer: give the folder that holds it with its model.json")
     layout, places, entries, title = identify(entries, path)
     arrays = tensors.read(entries, [place.source for place in places.values()], path)
   converted = {name: np.ascontiguousarray(place.convert(arrays[place.source])) for name, place in places.items()}

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from rmam_jax.backbones.spec import BackboneSpec, Layout
 from rmam_jax.runtime.errors import UserError, os_errors
-from rmam_jax.weights import files
+from rmam_jax.weights import files, hub
 
 IMAGENET = "imagenet"
 FOLDER = "RMAM_WEIGHTS"  # in the environment: a folder of weights
@@ -181,7 +181,7 @@ def _path(source: str) -> pathlib.Path | None:
     except importlib.metadata.PackageNotFoundError:
       return None
   owner, repository, file = name.split("/", 2)
-  kept = _hub_cache() / f"models--{owner}--{repository}"
+  kept = hub.cache_folder() / f"models--{owner}--{repository}"
   try:
     revision = (kept / "refs" / "main").read_text().strip()
   except OSError:
@@ -197,10 +197,6 @@ def _cache() -> pathlib.Path:
   return _folder("XDG_CACHE_HOME", pathlib.Path("~/.cache"))
 
 
-def _hub_cache() -> pathlib.Path:
-  return _folder("HF_HUB_CACHE", _folder("HF_HOME", _cache() / "huggingface") / "hub")
-
-
 def _hub_sources(weights: str) -> list[str]:
   """The files that `hf:OWNER/REPO[/FILE]` may stand for, as `Layout.sources` names them."""
   name = _HUB_NAME.fullmatch(weights)
@@ -214,27 +210,17 @@ def _fetch(source: str) -> pathlib.Path | None:
 
   Raises UserError: it cannot be had, and why.
   """
-  try:
-    import huggingface_hub
-    from huggingface_hub import errors
-  except ImportError as error:
-    raise UserError(f"{source} is not here, and pip install 'rmam_jax[hub]' is needed to fetch it") from error
+  client = hub.library(f"{source} is not here, and {hub.EXTRA} is needed to fetch it")
+  from huggingface_hub import errors
+
   repository, file = _HUB_NAME.fullmatch(source).groups()
   name = repository.removeprefix("hf:")
-  try:
-    # One question: without a network the download itself asks again and again.
-    huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(name, file))
-    return pathlib.Path(huggingface_hub.hf_hub_download(name, file, cache_dir=_hub_cache()))
-  except errors.GatedRepoError as error:
-    raise UserError(f"{repository} asks for consent: agree to its terms on its page, then `hf auth login`") from error
-  except errors.RepositoryNotFoundError as error:
-    raise UserError(
-      f"{repository}: the hub has no such repository, or it is private, which needs `hf auth login`"
-    ) from error
-  except errors.OfflineModeIsEnabled as error:
-    raise UserError(f"{source} is not here, and HF_HUB_OFFLINE forbids to fetch it") from error
-  except Exception as error:  # of many kinds: of names, the network, the disk
-    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+  with hub.reported(repository, f"{source} is not here {hub.UNREACHED}"):
+    try:
+      # One question: without a network the download itself asks again and again.
+      client.get_hf_file_metadata(client.hf_hub_url(name, file))
+      return pathlib.Path(client.hf_hub_download(name, file, cache_dir=hub.cache_folder()))
+    except errors.EntryNotFoundError as error:
+      if isinstance(error, errors.LocalEntryNotFoundError):
+        raise
       return None
-    reason = str(error).partition("\n")[0]
-    raise UserError(f"{source} is not here and cannot be fetched from the Hugging Face hub ({reason})") from error
