@@ -782,6 +782,16 @@ def test_a_manifest_is_read_once_a_run(tmp_path, monkeypatch):
   assert len(reads) == 1
 
 
+def test_a_table_is_read_once_for_all_that_its_column_split_names(folder, monkeypatch):
+  reads, read_csv = [], tables.read_csv
+  monkeypatch.setattr(tables, "read_csv", lambda *arguments: reads.append(arguments) or read_csv(*arguments))
+  rows = "".join(f"{name},cat,{'ab'[name > '1.png']}\n" for name in LABELS)
+  (folder / "once.csv").write_text(f"image,labels,split\n{rows}")
+  data = section(f"{folder / 'once.csv'}:a", validation=f"{folder / 'once.csv'}:b")
+  assert [len(splits.open_split(data, data[field])) for field in ("train", "validation", "train")] == [2, 2, 2]
+  assert len(reads) == 1
+
+
 ROWS = 20_000
 
 
