@@ -5,11 +5,13 @@ import math
 
 import numpy as np
 import pytest
+from test_images import encode, photograph
 from test_training import lines, tiny_config
 
 from configs import common
 from rmam_jax.data import augmentation, batches, splits
 from rmam_jax.data.augmentation import Augmentation
+from rmam_jax.data.record import Record
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import loop
 
@@ -98,6 +100,32 @@ def test_a_window_of_whole_pixels_is_cut_out():
   image = np.random.default_rng(0).integers(0, 256, (40, 80, 3), np.uint8)
   found = augmentation.resized_window(image, np.array([0.25, 0.125, 0.75, 0.375]), 20)
   np.testing.assert_array_equal(found, image[10:30, 10:30])
+
+
+def test_of_a_large_photograph_what_a_window_needs_is_decoded(monkeypatch):
+  """Small windows need more of the file, and no view differs from that of all its pixels by more than a shade."""
+  half_as_high = augmentation.Change(window=np.array([0, 0, 0.5, 0.25]))
+  assert half_as_high.needed(image_size=100, crop_size=64) == (128, 256)
+  assert augmentation.Change().needed(image_size=100, crop_size=64) == (100, 100)
+  large, none = photograph(2_400, 1_800), np.zeros(3, np.float32)
+  record = Record("a", encode(large, "JPEG"), none, none > 0, np.zeros((0, 4)), np.zeros(0))
+  train = type("Photographs", (list,), {"name": "photographs"})([record] * 12)
+  real, decoded = batches.decode, []
+
+  def noted(*arguments):
+    found = real(*arguments)
+    decoded.append(found.pixels.shape[0])
+    return found
+
+  monkeypatch.setattr(batches, "decode", noted)
+  change = Augmentation(crop_scale=(0.01, 0.6))
+  (found,) = first(train, 1, augmentation=change)
+  assert {225, 450, 900} <= set(decoded)
+  monkeypatch.setattr(batches, "decode", lambda encoded, name, needed: real(encoded, name))
+  (whole,) = first(train, 1, augmentation=change)
+  differences = abs(found["image"].astype(int) - whole["image"])
+  assert differences.mean(axis=(1, 2, 3)).max() < 1.5
+  assert differences.max() <= 12
 
 
 def test_colours_by_hand():

@@ -9,6 +9,7 @@ from PIL import Image
 from configs import common
 from rmam_jax.data import batches, splits, stored
 from rmam_jax.data.digits import scenes
+from rmam_jax.data.images import decode_image
 from rmam_jax.data.record import Index, Record
 from rmam_jax.runtime.errors import UserError
 
@@ -88,7 +89,7 @@ def test_the_builder_stores_the_scenes(train, data_root):
   for position in range(10):
     record = train[position]
     image, classes, boxes = scenes.draw_scene(setting, "train", int(record.id[6:12]))
-    np.testing.assert_array_equal(batches.decode_image(record.image, record.id), image)
+    np.testing.assert_array_equal(decode_image(record.image, record.id), image)
     np.testing.assert_array_equal(np.flatnonzero(record.labels), np.unique(classes))
     np.testing.assert_array_equal(record.box_classes, classes)
     np.testing.assert_allclose(record.boxes * setting.size, boxes, atol=1e-4)
@@ -288,7 +289,7 @@ def test_evaluation_sees_each_record_once_and_pads_the_last_batch(data_root):
     assert boxes is None
     assert images[: len(batch_records)].any(axis=(1, 2, 3)).all()
     assert not images[len(batch_records) :].any()
-    whole = batches.decode_image(batch_records[0].image, "first")
+    whole = decode_image(batch_records[0].image, "first")
     np.testing.assert_array_equal(images[0], whole[4:68, 4:68])
     seen += [record.id for record in batch_records]
   assert seen == [split[index].id for index in range(40)]

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import tracemalloc
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from test_files import ROOT, draw, png, thin_config
 
 from configs import custom
-from rmam_jax.data import classes, images, splits, tables
+from rmam_jax.data import classes, images, manifests, splits, tables
 from rmam_jax.data.partition import partition
 from rmam_jax.data.validation import validate
 from rmam_jax.ops import losses
@@ -779,6 +780,70 @@ def test_a_manifest_is_read_once_a_run(tmp_path, monkeypatch):
   monkeypatch.setattr(tables, "read_csv", lambda *arguments: reads.append(arguments) or read_csv(*arguments))
   pipeline.train_and_evaluate(thin_config((path, "", ""), split=(0.5, 0.25, 0.25)), tmp_path / "run")
   assert len(reads) == 1
+
+
+def test_a_table_is_read_once_for_all_that_its_column_split_names(folder, monkeypatch):
+  reads, read_csv = [], tables.read_csv
+  monkeypatch.setattr(tables, "read_csv", lambda *arguments: reads.append(arguments) or read_csv(*arguments))
+  rows = "".join(f"{name},cat,{'ab'[name > '1.png']}\n" for name in LABELS)
+  (folder / "once.csv").write_text(f"image,labels,split\n{rows}")
+  data = section(f"{folder / 'once.csv'}:a", validation=f"{folder / 'once.csv'}:b")
+  assert [len(splits.open_split(data, data[field])) for field in ("train", "validation", "train")] == [2, 2, 2]
+  assert len(reads) == 1
+
+
+ROWS = 20_000
+
+
+def rows_of_a_table(path):
+  """Names of images that nobody has, with labels."""
+  names = [f"folder/{number:07d}.jpg" for number in range(ROWS)]
+  labels = ["|".join(sorted(LABELS[f"{number % 4}.png"])) for number in range(ROWS)]
+  path.write_text("image,labels\n" + "".join(f"{name},{label}\n" for name, label in zip(names, labels, strict=True)))
+  return names
+
+
+def rows_of_coco(path):
+  """Images of 600 x 400 with seven objects each, as outlined as COCO's are."""
+  names = [f"folder/{number:07d}.jpg" for number in range(ROWS // 4)]
+  images = [{"id": i, "file_name": name, "width": 600, "height": 400} for i, name in enumerate(names)]
+  objects = [
+    {
+      "id": i,
+      "image_id": i % len(names),
+      "category_id": i % 7 % 4,
+      "bbox": [i % 500, 1.5, 20, 30.25],
+      "segmentation": [[0.5] * 40],
+    }
+    for i in range(7 * len(names))
+  ]
+  categories = [{"id": i, "name": name} for i, name in enumerate(NAMES)]
+  path.write_text(json.dumps({"images": images, "annotations": objects, "categories": categories}))
+  return names
+
+
+@pytest.mark.parametrize(
+  ("name", "write", "kept", "most"), [("a.csv", rows_of_a_table, 200, 500), ("a.json", rows_of_coco, 700, 6_000)]
+)
+def test_a_million_rows_would_fit_into_memory(tmp_path, monkeypatch, name, write, kept, most):
+  """Bytes for each image: what a manifest keeps and what reading it takes at most, without the names of the files."""
+  names = write(tmp_path / name)
+  (tmp_path / "folder").mkdir()
+  there = [each.removeprefix("folder/") for each in names]
+  monkeypatch.setattr(manifests.os, "listdir", lambda folder: there if str(folder).endswith("folder") else [])
+  data = section(tmp_path / name)
+  tables.labels_of("cat", "|")  # the first call imports
+  tracemalloc.start()
+  try:
+    parsed = manifests.parse(str(tmp_path / name), data)
+    now, peak = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert not parsed.problems
+  assert len(parsed.entries) == len(names)
+  assert set(parsed.entries[1].labels) == (LABELS["1.png"] if name == "a.csv" else set(NAMES))
+  assert now / len(names) < kept
+  assert peak / len(names) < most
 
 
 def test_files_that_are_not_there_stop_training_unless_they_may_be_skipped(folder):

@@ -1,6 +1,7 @@
 """Images of every kind, made here, so that the right pixels are known."""
 
 import io
+import pathlib
 import struct
 import sys
 import warnings
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from rmam_jax.data.images import MOST_PIXELS, decode_image, pixels_of
+from rmam_jax.data import batches
+from rmam_jax.data.images import MOST_PIXELS, decode, decode_image, pixels_of
 from rmam_jax.runtime.errors import UserError
 
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
 COLOURS = np.array(
   [[[250, 10, 20], [30, 240, 40]], [[50, 60, 230], [0, 0, 0]], [[255, 255, 255], [90, 90, 90]]], np.uint8
 )
@@ -159,6 +162,155 @@ def test_a_truncated_image_is_refused(kind):
   encoded = encode(noise, kind)
   with pytest.raises(UserError, match="a: not a readable image"):
     decode_image(encoded[: len(encoded) // 2], "a")
+
+
+def photograph(width, height):
+  """A real one, side by side and one below the other: with all its detail, whatever the size."""
+  picture = Image.new("RGB", (width, height))
+  with Image.open(DOCS / "astronaut.jpg") as one:
+    for corner in np.ndindex(-(-width // one.width), -(-height // one.height)):
+      picture.paste(one, (corner[0] * one.width, corner[1] * one.height))
+  return picture
+
+
+@pytest.mark.parametrize(
+  ("kind", "options"),
+  [
+    ("RGB", {}),
+    ("RGB", {"progressive": True, "subsampling": 0, "quality": 95}),
+    ("L", {}),
+    ("CMYK", {}),
+  ],
+)
+def test_a_large_photograph_is_decoded_in_part_and_hardly_differs(kind, options):
+  """Against all of its 12 million pixels, at the sizes that the networks see: of 255, less than one in the mean."""
+  encoded = encode(photograph(4_000, 3_000).convert(kind), "JPEG", **options)
+  whole = decode_image(encoded, "a")
+  for side, decoded in ((144, (375, 500, 3)), (320, (750, 1_000, 3)), (512, (1_500, 2_000, 3))):
+    part = decode(encoded, "a", (side, side))
+    assert (part.pixels.shape, part.shape) == (decoded, (3_000, 4_000))
+    found, wanted = (batches.view(each, side, side, 0, 0, False).astype(int) for each in (part.pixels, whole))
+    assert abs(found - wanted).mean() < 1
+    assert abs(found - wanted).max() <= 8
+
+
+@pytest.mark.parametrize(
+  ("size", "needed", "part"),
+  [
+    ((500, 375), (144, 144), 1),  # VOC's and COCO's sizes: whole at every size that a configuration has
+    ((640, 480), (144, 144), 1),
+    ((640, 480), (120, 120), 2),  # (height, width) twice as many as needed
+    ((640, 480), (121, 120), 1),
+    ((640, 480), (60, 80), 4),
+    ((640, 480), (80, 60), 2),
+    ((642, 480), (60, 60), 2),  # 642 / 4 leaves a rest, by which the frame would shift
+    ((641, 480), (60, 60), 1),
+    ((1_600, 800), (50, 50), 8),
+    ((1_600, 800), (1, 1), 8),
+    ((1_600, 800), (np.inf, np.inf), 1),
+  ],
+)
+def test_how_much_of_a_jpeg_is_decoded(size, needed, part):
+  image = photograph(*size)
+  found = decode(encode(image, "JPEG"), "a", needed)
+  assert found.pixels.shape == (size[1] // part, size[0] // part, 3)
+  assert found.shape == size[::-1]
+  if part == 1:
+    np.testing.assert_array_equal(found.pixels, decode_image(encode(image, "JPEG"), "a"))
+  np.testing.assert_array_equal(decode(encode(image), "a", needed).pixels, np.asarray(image))  # PNG has no such way
+
+
+def test_on_its_side_a_photograph_is_decoded_by_what_is_needed_upright():
+  exif = Image.Exif()
+  exif[ExifTags.Base.Orientation] = 6
+  encoded = encode(photograph(800, 400), "JPEG", exif=exif)
+  assert decode_image(encoded, "a").shape == (800, 400, 3)
+  found = decode(encoded, "a", (200, 50))  # of 800 upright a half is 400, twice 200
+  assert (found.pixels.shape, found.shape) == ((400, 200, 3), (800, 400))
+  assert decode(encoded, "a", (50, 200)).pixels.shape == (800, 400, 3)
+
+
+def test_several_photographs_in_one_file():
+  """As phones and stereo cameras write them: the first is read, in part if it is large."""
+  image = photograph(800, 400)
+  found = decode(encode(image, "MPO", save_all=True, append_images=[image]), "a", (100, 100))
+  assert (found.pixels.shape, found.shape) == ((200, 400, 3), (400, 800))
+
+
+def test_half_a_photograph_is_refused_in_part_as_well():
+  encoded = encode(photograph(1_600, 1_600), "JPEG")
+  with pytest.raises(UserError, match="a: not a readable image"):
+    decode(encoded[: len(encoded) // 2], "a", (100, 100))
+
+
+def deep_png(values, colours):
+  """A PNG of 16 bits, big end first, row by row without a filter: [height, width, channels]."""
+  height, width = values.shape[:2]
+  rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+  header = struct.pack(">IIBBBBB", width, height, 16, colours, 0, 0, 0)
+  content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+  return b"\x89PNG\r\n\x1a\n" + content
+
+
+# Of 4,095: 2,048 is 127.53 of 255, 1,000 is 62.27, 100 is 6.23, 9 is 0.56.
+TWELVE = np.array([[[4_095, 0, 2_048], [1_000, 100, 9]]])
+AS_SEEN = [[[255, 0, 128], [62, 6, 1]]]
+
+
+def with_opacity(values, opacity):
+  return np.concatenate([values, np.broadcast_to(opacity, (*values.shape[:2], 1))], axis=-1)
+
+
+@pytest.mark.parametrize(
+  ("values", "colours", "wanted"),
+  [
+    (TWELVE, 2, AS_SEEN),
+    (with_opacity(TWELVE, 4_095), 6, AS_SEEN),  # 12 bits of opacity too
+    (with_opacity(TWELVE, 65_535), 6, AS_SEEN),  # or 16 of it
+    (with_opacity(TWELVE, 0), 6, [[[255] * 3] * 2]),  # nothing but white below
+    (with_opacity(TWELVE[..., :1], 65_535), 4, [[[255] * 3, [62] * 3]]),  # grey
+    (with_opacity(TWELVE[..., :1], [[[4_095], [2_048]]]), 4, [[[255] * 3, [158] * 3]]),  # 62 at 128 / 255 over white
+    (np.array([[[255, 7, 0]]]), 2, [[[255, 7, 0]]]),  # 8 bits
+    (
+      np.array([[[4_096, 4_095, 0]]]),
+      2,
+      [[[16, 15, 0]]],
+    ),  # more than 12: a dark image of 16, of which the upper 8 count
+    (np.array([[[65_535, 25_700, 255]]]), 2, [[[255, 100, 0]]]),
+    (with_opacity(np.array([[[65_535, 25_700, 0]]]), 4_095), 6, [[[255, 100, 0]]]),
+    (np.zeros((1, 2, 3)), 2, np.zeros((1, 2, 3))),
+  ],
+)
+def test_colours_of_twelve_bits_are_not_black(values, colours, wanted):
+  np.testing.assert_array_equal(decode_image(deep_png(values, colours), "a"), wanted)
+
+
+def tiff(values, order, planes=1):
+  """A TIFF of 16 bits without compression, [height, width, 3], in either order of bytes."""
+  height, width, _ = values.shape
+  content = (values if planes == 1 else values.transpose(2, 0, 1)).astype(f"{order}u2").tobytes()
+  strips, part = (1, len(content)) if planes == 1 else (3, len(content) // 3)
+  tags = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, 8), (259, 3, 1, 1), (262, 3, 1, 2)]
+  tags += [(273, 4, strips, 14 if strips == 3 else 38), (277, 3, 1, 3), (278, 3, 1, height)]
+  tags += [(279, 4, strips, 26 if strips == 3 else part), (284, 3, 1, planes)]
+  head = struct.pack(f"{order}3H", 16, 16, 16)
+  head += struct.pack(f"{order}6I", *(38 + place * part for place in range(3)), *[part] * 3)
+  listed = struct.pack(f"{order}H", len(tags))
+  for number, kind, count, value in tags:
+    short = kind == 3 and count == 1
+    listed += struct.pack(
+      f"{order}HHI" + ("HH" if short else "I"), number, kind, count, *((value, 0) if short else (value,))
+    )
+  mark = b"II*\0" if order == "<" else b"MM\0*"
+  return mark + struct.pack(f"{order}I", 38 + len(content)) + head + content + listed + bytes(4)
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_so_are_those_of_tiff(order):
+  np.testing.assert_array_equal(decode_image(tiff(TWELVE, order), "a"), AS_SEEN)
+  np.testing.assert_array_equal(decode_image(tiff(TWELVE * 16, order), "a"), TWELVE >> 4)
+  with pytest.raises(UserError, match="a plane for each colour, of 16 bits"):
+    decode_image(tiff(TWELVE, order, planes=2), "a")
 
 
 def test_avif_is_read():

@@ -12,7 +12,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 import rmam_jax
 from configs import digits
@@ -105,6 +105,21 @@ def test_boxes_are_in_pixels_of_the_original():
   np.testing.assert_allclose(found.regions[0].box, wanted, rtol=1e-6)
   assert {label.box for label in found.labels} == {found.regions[0].box}
   assert {label.step for label in found.labels} == {1}
+
+
+def test_boxes_are_in_pixels_of_a_photograph_that_is_decoded_in_part():
+  """1,440 x 960 on its side, a quarter of each side decoded: 960 x 1,440 upright, as a PNG of all its pixels is."""
+  grid = predictor.Predictor(untrained("fixed_grid", num_regions=1), threshold=0.0, batch_size=2)
+  image = Image.linear_gradient("L").convert("RGB").resize((1_440, 960))
+  exif, file, whole = image.getexif(), io.BytesIO(), io.BytesIO()
+  exif[ExifTags.Base.Orientation] = 6
+  image.save(file, "JPEG", exif=exif)
+  image.rotate(-90, expand=True).save(whole, "PNG")
+  read = predictor.read_image(file.getvalue(), "a", (72, 72))
+  assert (read.pixels.shape, read.shape) == ((360, 240, 3), (1_440, 960))
+  found, wanted = grid.predict([file.getvalue(), whole.getvalue()])
+  assert (found.width, found.height, found.regions[0].box) == (960, 1_440, wanted.regions[0].box)
+  np.testing.assert_allclose(found.probabilities, wanted.probabilities, atol=0.01)
 
 
 def test_boxes_end_at_the_image_s_edge():

@@ -9,6 +9,7 @@ import pytest
 from configs import digits
 from rmam_jax.data import batches
 from rmam_jax.data import proposals as proposals_lib
+from rmam_jax.data.images import decode_image
 from rmam_jax.data.record import Record
 from rmam_jax.data.splits import open_split
 from rmam_jax.inference import predictor
@@ -131,7 +132,7 @@ def test_selective_search_goes_on_where_it_was_stopped(data_root, tmp_path, monk
   propose = proposals_lib.make("selective_search", 2, source)
   assert len(seen) == len(source) - 20 == 20
   for record in (source[0], source[25]):
-    np.testing.assert_allclose(propose(record), batches.decode_image(record.image, "").mean(), rtol=1e-6)
+    np.testing.assert_allclose(propose(record), decode_image(record.image, "").mean(), rtol=1e-6)
   seen[:] = []
   proposals_lib.make("selective_search", 2, source)
   assert not seen

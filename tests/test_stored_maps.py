@@ -108,8 +108,8 @@ def test_a_frozen_run_trains_its_heads_alone_and_resumes_bit_for_bit(data_root, 
   params = loop.train(config, tmp_path / "whole")
   assert_trees_close(params["backbone"], first["backbone"], 0)
 
-  real, decoded = batches.decode_image, []
-  monkeypatch.setattr(batches, "decode_image", lambda *args: decoded.append(args) or real(*args))
+  real, decoded = batches.decode, []
+  monkeypatch.setattr(batches, "decode", lambda *args: decoded.append(args) or real(*args))
   real_step = loop._settle
 
   def stopping(place, *args):

@@ -33,6 +33,7 @@ class Entry(NamedTuple):
   box_labels: tuple[str, ...] = ()
   size: tuple[float, float] = (0, 0)  # (width, height) in pixels as stated; (0, 0) where none is
   classes: tuple[str, ...] = ()  # all that the file asks about in this image, where it says so: columns of 0 and 1
+  part: str = ""  # what the file says of it in a column or field `split`
   image: str = ""  # where the image lies
 
 
@@ -163,12 +164,24 @@ def _keyed(path: pathlib.Path, content: Any, field: str) -> tuple[dict[str, Any]
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """A JSON file in any of JSON's encodings, with or without a byte-order mark; UserError says where it is none."""
-  content = path.read_bytes()
+  """A JSON file in any of JSON's encodings, with or without a byte-order mark; UserError says where it is none.
+
+  Of COCO's fields those of `UNREAD`, which are most of a file, are forgotten as soon as they have been parsed.
+  """
+  with path.open("rb") as file:
+    encoding = json.detect_encoding(file.read(4))
   try:
-    return json.loads(content.decode(json.detect_encoding(content)))
+    with path.open(encoding=encoding, newline="") as file:
+      return json.loads(file.read(), object_pairs_hook=_without_outlines)
   except (ValueError, RecursionError) as error:
     raise UserError(f"{path}: not valid JSON, or cut short ({error})") from error
+
+
+UNREAD = frozenset(("segmentation", "keypoints"))
+
+
+def _without_outlines(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+  return {name: value for name, value in pairs if name not in UNREAD}
 
 
 def is_coco(content: Any) -> bool:
@@ -204,18 +217,17 @@ def read_coco(path: pathlib.Path, content: Any) -> Found:
       yield Note(f"{path} categories: more than one is named {names[key]!r}; they count as one class")
   objects: dict[str, list[Object]] = {key: [] for key in images}
   for number, each in enumerate(content["annotations"]):
-    place = f"{path} annotations[{number}]"
     if not isinstance(each, Mapping):
-      yield f"{place}: no object"
+      yield f"{path} annotations[{number}]: no object"
       continue
     image, category = str(each.get("image_id")), str(each.get("category_id"))
     if image not in images:
-      yield f"{place}: image_id {image} is the id of no image"
+      yield f"{path} annotations[{number}]: image_id {image} is the id of no image"
     elif category not in names:
       if category not in categories:
-        yield f"{place}: category_id {category} is the id of no category"
+        yield f"{path} annotations[{number}]: category_id {category} is the id of no category"
     else:
-      ignored = str(each.get("ignore") or 0).strip().lower() not in ("0", "false", "")
+      ignored = bool(mark := each.get("ignore")) and str(mark).strip().lower() not in ("0", "false", "")
       objects[image].append(Object(names[category], _edges(each.get("bbox")), not ignored))
   for number, (key, each) in enumerate(images.items()):
     place = f"{path} images[{number}]"

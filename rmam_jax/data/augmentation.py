@@ -22,6 +22,13 @@ class Change(NamedTuple):
   colours: tuple[tuple[int, float], ...] = ()  # (place in `ENHANCERS`, factor), in the order in which they are applied
   hidden: np.ndarray | None = None  # a box of the view
 
+  def needed(self, image_size: int, crop_size: int) -> tuple[float, float]:
+    """The (height, width) in pixels to which the whole image is resized where the view shows it at its size."""
+    if self.window is None:
+      return image_size, image_size
+    tall, wide = (self.window[2:] - self.window[:2]).tolist()
+    return crop_size / tall, crop_size / wide
+
 
 class Augmentation(NamedTuple):
   """The section `data.augmentation`; without arguments nothing is changed."""

@@ -12,6 +12,7 @@ Training batches also have the records' `ids`, str [B], and say in `skipped`, st
 left out.
 """
 
+import math
 import multiprocessing
 import os
 import signal
@@ -24,7 +25,7 @@ from PIL import Image
 
 from rmam_jax.data import augmentation as augmentation_lib
 from rmam_jax.data.augmentation import Augmentation, Change
-from rmam_jax.data.images import decode_image
+from rmam_jax.data.images import decode
 from rmam_jax.data.record import Record
 from rmam_jax.data.splits import Split
 from rmam_jax.runtime.errors import UserError, check_name
@@ -47,10 +48,15 @@ class StoredMaps(NamedTuple):
     return self.maps[index]
 
 
-def read_image(split: Split, index: int) -> tuple[np.ndarray, Record]:
-  """A record and its image, uint8 [height, width, 3]; UserError names split, index and file of one that cannot be read."""
+def read_image(
+  split: Split, index: int, needed: tuple[float, float] = (math.inf, math.inf)
+) -> tuple[np.ndarray, Record]:
+  """A record and its image, uint8 [height, width, 3]; UserError names split, index and file of one that cannot be read.
+
+  Of large photographs no more pixels are decoded than `images.decode` takes for a resizing to `needed`.
+  """
   record = split[index]
-  return decode_image(record.image, f"{split.name} [{index}], {record.path or record.id}"), record
+  return decode(record.image, f"{split.name} [{index}], {record.path or record.id}", needed).pixels, record
 
 
 def view(image: np.ndarray, image_size: int, crop_size: int, top: int, left: int, flip: bool) -> np.ndarray:
@@ -169,7 +175,7 @@ def train_batches(
           record = split.without_image(index)
           boxes = view_boxes(record.proposals, image_size, crop_size, *centre, mirrored)
           return maps.read(index)[int(mirrored)], record, boxes
-        image, record = read_image(split, index)
+        image, record = read_image(split, index, change.needed(image_size, crop_size))
         image, boxes = _changed(image, record.proposals, change, shown)
         return image, record, boxes
       except ValueError as error:
@@ -247,7 +253,7 @@ def evaluation_batches(
   """
   mine = _share(batch_size, process_index, process_count, corrupt)
   offset = centre_offset(image_size, crop_size)
-  shown = image_size, crop_size, offset, offset, False
+  shown, whole = (image_size, crop_size, offset, offset, False), (image_size, image_size)
   shape = (crop_size, crop_size, 3) if maps is None else maps.maps.shape[1:]
   for start in range(0, len(positions), batch_size):
     images = np.zeros((len(mine), *shape), np.uint8 if maps is None else maps.maps.dtype)
@@ -259,7 +265,7 @@ def evaluation_batches(
         if maps is not None:
           image, record = maps.read(index), split[index]
         else:
-          image, record = read_image(split, index) if needed else (None, split[index])
+          image, record = read_image(split, index, whole) if needed else (None, split[index])
       except ValueError as error:
         if corrupt == "error" or sum(map(bool, reasons)) >= MOST_SKIPPED:
           raise

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from rmam_jax.data import tables
-from rmam_jax.data.annotations import Entry, clean_name
+from rmam_jax.data.annotations import clean_name
+from rmam_jax.data.entries import Entries
 from rmam_jax.runtime.errors import UserError
 
 SHOWN = 5  # names in a message
@@ -64,12 +65,12 @@ def look_joined(names: Iterable[str]) -> list[tuple[str, str]]:
   return found
 
 
-def of_labels(entries: Sequence[Entry], manifest: str, *, separator: str) -> Classes:
+def of_labels(entries: Entries, manifest: str, *, separator: str) -> Classes:
   """The labels of a training manifest, sorted; `separator` is `data.separator`.
 
   Raises UserError: some look alike, or like several with a separator between them.
   """
-  names = {name for entry in entries for name in (*entry.labels, *entry.ignore, *entry.classes)}
+  names = {name for said in entries.kinds for name in (*said.labels, *said.ignore, *said.classes)}
   if groups := look_alike(names):
     raise UserError(
       f"the labels {' and '.join(map(repr, groups[0]))} of {manifest} differ in capitals, blanks or dashes alone"
@@ -90,12 +91,12 @@ def _more(count: int, what: str) -> str:
   return f" (one of {count:,} {what})" if count > 1 else ""
 
 
-def apply(entries: Iterable[Entry], classes: Classes) -> tuple[list[Entry], list[str], list[str]]:
+def apply(entries: Entries, classes: Classes) -> tuple[Entries, list[str], list[str]]:
   """Entries whose labels are all among the classes, with the problems and notes of labels that are not."""
   known, alike = set(classes.names), {_alike(name): name for name in classes.names} if classes.others else {}
   left_out: Counter[str] = Counter()
   taken: Counter[tuple[str, str]] = Counter()
-  found, problems = [], []
+  found, problems = Entries(folder=entries.folder), []
 
   @functools.cache
   def resolve(name: str) -> str | None:
@@ -105,6 +106,8 @@ def apply(entries: Iterable[Entry], classes: Classes) -> tuple[list[Entry], list
   def nearest(name: str) -> str | None:
     return next(iter(difflib.get_close_matches(name, classes.names, 1)), None)
 
+  if all({*said.labels, *said.ignore} <= known and not {*said.labels} & {*said.ignore} for said in entries.kinds):
+    return entries, [], []
   for entry in entries:
     names = {*entry.labels, *entry.ignore}
     if not names <= known:
@@ -127,7 +130,7 @@ def apply(entries: Iterable[Entry], classes: Classes) -> tuple[list[Entry], list
     counts = (f"{name} ({count:,} images)" for name, count in left_out.most_common(SHOWN))
     more = f" and {len(left_out) - SHOWN:,} more" if len(left_out) > SHOWN else ""
     notes.append(f"labels that data.classes does not name are left out: {', '.join(counts)}{more}")
-    seen = {name for entry in found for name in entry.labels}
+    seen = {name for said in found.kinds for name in said.labels}
     near = ((name, difflib.get_close_matches(name, left_out, 1, 0.8)) for name in classes.names if name not in seen)
     notes += [
       f"data.classes names {name!r}, which no image has; is {other[0]!r} meant, which is left out?"

@@ -14,7 +14,6 @@ from rmam_jax import config as config_lib
 from rmam_jax.data import classes as class_lib
 from rmam_jax.data import images, manifests
 from rmam_jax.data.partition import PARTS
-from rmam_jax.data.tables import SeveralSplits
 from rmam_jax.runtime.errors import UserError, os_errors
 
 NAMES = {
@@ -150,10 +149,10 @@ def _read(name: str, passed_over: list[str]) -> list[Manifest]:
   except UserError as error:
     passed_over.append(str(error))
     return []
-  several = next((each for each in parsed.problems if isinstance(each, SeveralSplits)), None)
+  several = next((each for each in parsed.problems if isinstance(each, manifests.SeveralSplits)), None)
   if several is not None:
     return [each for part in several.splits if part for each in _read(f"{name}:{part}", passed_over)]
-  labels = {label for entry in parsed.entries for label in entry.labels}
+  labels = {label for said in parsed.entries.kinds for label in said.labels}
   if not labels:
     why = parsed.problems[0] if parsed.problems else f"{name}: no image has a label"
     passed_over.append(str(why))

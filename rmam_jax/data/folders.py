@@ -19,7 +19,8 @@ import numpy as np
 
 from rmam_jax.data import annotations
 from rmam_jax.data.annotations import Entry, Note
-from rmam_jax.data.image_files import ImageFiles, Table, concatenate, keep, read_kept, tabulate
+from rmam_jax.data.entries import Entries
+from rmam_jax.data.image_files import ImageFiles, Paths, Table, concatenate, keep, read_kept, tabulate
 from rmam_jax.runtime import progress
 from rmam_jax.runtime.errors import UserError, os_errors
 
@@ -97,7 +98,7 @@ def open_source(name: str, split: str, folders: Sequence[pathlib.Path]) -> Image
     " and ".join(map(str, folders)),
     found[0].class_names,
     concatenate([each.table for each in found]),
-    [path for each in found for path in each.paths()],
+    Paths([(os.path.join(each.images, ""), each.table.ids) for each in found]),
     made_by,
     [note for each in found for note in each.notes],
   )
@@ -112,11 +113,8 @@ class _Part(NamedTuple):
   made_by: str
   notes: tuple[str, ...]
 
-  def paths(self) -> list[str]:
-    return [f"{self.images}{os.sep}{each}" for each in self.table.ids.tolist()]
 
-
-_Read = Callable[[], tuple[list[Entry | str], tuple[str, ...]]]  # () -> what was read, and the names of the classes
+_Read = Callable[[], tuple[Iterable[Entry | str], tuple[str, ...]]]  # () -> what was read, and the names of the classes
 _remembered: dict[str, tuple[tuple[str, ...], Table, tuple[str, ...]]] = {}  # of this process, by `made_by`
 
 
@@ -134,16 +132,17 @@ def _part(made_from: Iterable[object], images: pathlib.Path, read: _Read) -> _Pa
   return _Part(names, table, images, made_by, notes)
 
 
-def _arrays(found: Sequence[Entry | str], class_names: Sequence[str]) -> dict[str, np.ndarray]:
+def _arrays(found: Iterable[Entry | str], class_names: Sequence[str]) -> dict[str, np.ndarray]:
   """What was read, as it is kept in a file; UserError if something is wrong with it."""
-  entries = [each for each in found if isinstance(each, Entry)]
-  for entry in entries:
-    if unknown := {*entry.labels, *entry.ignore} - {*class_names}:
-      found = [f"{entry.place}: {min(unknown)!r} is no class of this data set"]
-      break
-  if problems := [each for each in found if isinstance(each, str) and not isinstance(each, Note)]:
-    raise UserError(f"{problems[0]}. Extract the official archives again.")
-  names, notes = np.array(list(class_names)), np.array([each for each in found if isinstance(each, Note)], str)
+  entries, notes = Entries(), []
+  for each in found:
+    problem = each if isinstance(each, str) and not isinstance(each, Note) else ""
+    if isinstance(each, Entry) and (unknown := {*each.labels, *each.ignore} - {*class_names}):
+      problem = f"{each.place}: {min(unknown)!r} is no class of this data set"
+    if problem:
+      raise UserError(f"{problem}. Extract the official archives again.")
+    (notes if isinstance(each, Note) else entries).append(each)
+  names, notes = np.array(list(class_names)), np.array(notes, str)
   return {"class_names": names, "notes": notes, **tabulate(entries, class_names)._asdict()}
 
 
@@ -178,9 +177,9 @@ def _voc_part(folder: pathlib.Path, stems: Sequence[str]) -> _Part:
   states = [known[f"{stem}.xml"] for stem in stems]
   made_from = ["voc", place, *((s, x.st_size, x.st_mtime_ns) for s, x in zip(stems, states, strict=True))]
 
-  def read() -> tuple[list[Entry | str], tuple[str, ...]]:
+  def read() -> tuple[Iterable[Entry | str], tuple[str, ...]]:
     shown = progress.bar(stems, f"reading {place}", unit=" files", disable=len(stems) <= _SLOW, leave=False)
-    found = [each for stem in shown for each in annotations.read_voc(place / f"{stem}.xml", f"{stem}.jpg")]
+    found = (each for stem in shown for each in annotations.read_voc(place / f"{stem}.xml", f"{stem}.jpg"))
     return found, VOC_CLASSES
 
   return _part(made_from, folder / "JPEGImages", read)
@@ -199,9 +198,9 @@ def _coco(name: str, split: str, folders: Sequence[pathlib.Path]) -> Iterator[_P
   state = path.stat()
   places = (folder / part, folder / "images" / part)
 
-  def read() -> tuple[list[Entry | str], tuple[str, ...]]:
+  def read() -> tuple[Iterable[Entry | str], tuple[str, ...]]:
     content = annotations.read_json(path)
-    found = list(annotations.read_coco(path, content))
+    found = annotations.read_coco(path, content)
     return found, annotations.coco_classes(content) if annotations.is_coco(content) else ()
 
   images = next((each for each in places if each.is_dir()), places[0])

@@ -1,14 +1,15 @@
 """Records whose images are files: what folders as VOC and COCO have them and manifests become."""
 
+import bisect
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from rmam_jax.data.annotations import Entry
+from rmam_jax.data.entries import Entries
 from rmam_jax.data.images import upright_boxes
 from rmam_jax.data.record import Index, Record
 from rmam_jax.runtime import files
@@ -26,22 +27,22 @@ class Table(NamedTuple):
   ends: np.ndarray  # int64 [N], where in these each image's boxes end
 
 
-def tabulate(entries: Sequence[Entry], class_names: Sequence[str]) -> Table:
+def tabulate(entries: Entries, class_names: Sequence[str]) -> Table:
   """Entries, all of whose labels are among the L classes, as arrays."""
-  numbers = {name: number for number, name in enumerate(class_names)}
-  labels, ignore = (np.zeros((len(entries), len(numbers)), kind) for kind in (np.float32, bool))
-  for array, field in ((labels, "labels"), (ignore, "ignore")):
-    named = [getattr(entry, field) for entry in entries]
-    rows = np.repeat(np.arange(len(entries)), [len(names) for names in named])
-    array[rows, [numbers[name] for names in named for name in names]] = 1
+  numbers, count = {name: number for number, name in enumerate(class_names)}, len(entries)
+  labels, ignore = (np.zeros((count, len(numbers)), kind) for kind in (np.float32, bool))
+  for marks, field in ((labels, "labels"), (ignore, "ignore")):
+    named = [getattr(said, field) for said in entries.said]
+    rows = np.repeat(np.arange(count), np.fromiter(map(len, named), int, count))
+    marks[rows, [numbers[name] for names in named for name in names]] = 1
   return Table(
-    np.array([entry.id for entry in entries]),
+    np.array(entries.ids),
     labels,
     ignore,
-    np.array([entry.size for entry in entries], np.float32).reshape(-1, 2),
-    np.array([box for entry in entries for box in entry.boxes], np.float32).reshape(-1, 4),
-    np.array([numbers[name] for entry in entries for name in entry.box_labels], np.int32),
-    np.cumsum([len(entry.boxes) for entry in entries], dtype=np.int64),
+    np.fromiter((side for said in entries.said for side in said.size), np.float32).reshape(-1, 2),
+    np.array(entries.edges, np.float32).reshape(-1, 4),
+    np.fromiter(map(numbers.__getitem__, entries.box_labels), np.int32),
+    np.array(entries.ends, np.int64),
   )
 
 
@@ -50,6 +51,25 @@ def concatenate(tables: Sequence[Table]) -> Table:
   offsets = np.cumsum([0, *(len(table.boxes) for table in tables[:-1])])
   moved = [table._replace(ends=table.ends + offset) for table, offset in zip(tables, offsets, strict=True)]
   return Table(*map(np.concatenate, zip(*moved, strict=True)))
+
+
+class Paths(Sequence[str]):
+  """The paths of images' files, put together of folder and id when one is asked for."""
+
+  def __init__(self, parts: Sequence[tuple[str, np.ndarray]]):
+    """Of the images of each part, one part's after the other's: a folder with a slash at its end, and ids [n]."""
+    self._parts, self._ends = parts, np.cumsum([len(ids) for _, ids in parts]).tolist()
+
+  def __len__(self) -> int:
+    return self._ends[-1]
+
+  def __getitem__(self, position: int) -> str:
+    part = bisect.bisect_right(self._ends, position)
+    folder, ids = self._parts[part]
+    return f"{folder}{ids[position - self._ends[part]]}"  # counted from the part's end
+
+  def __iter__(self) -> Iterator[str]:
+    return (f"{folder}{name}" for folder, ids in self._parts for name in ids.tolist())
 
 
 class ImageFiles:

@@ -17,6 +17,7 @@ difficult, COCO's annotations with `"ignore": 1`. Images without any label are n
 
 import functools
 import hashlib
+import itertools
 import os
 import pathlib
 import re
@@ -31,7 +32,8 @@ from rmam_jax.data import classes as class_lib
 from rmam_jax.data import images as image_lib
 from rmam_jax.data.annotations import Entry, Found, Note
 from rmam_jax.data.classes import Classes
-from rmam_jax.data.image_files import ImageFiles, tabulate
+from rmam_jax.data.entries import Entries
+from rmam_jax.data.image_files import ImageFiles, Paths, tabulate
 from rmam_jax.data.partition import PARTS, partition
 from rmam_jax.runtime.errors import UserError, os_errors
 
@@ -52,7 +54,7 @@ class Missing(str):
 class Parsed(NamedTuple):
   """What a manifest says, and what is wrong with it and worth knowing of it, by places."""
 
-  entries: tuple[Entry, ...]
+  entries: Entries
   problems: tuple[str, ...]
   notes: tuple[str, ...]
   folder: str  # that images are named relative to
@@ -126,22 +128,23 @@ def _xml_files(folder: pathlib.Path) -> list[pathlib.Path]:
 @functools.lru_cache(maxsize=8)
 def _read_whole(path: pathlib.Path, listed: str, images: str, options: tables.Options, state: object) -> Parsed:
   """All of a manifest's images, or those that a list or a column of its own names."""
-  del state
+  file = path
   if path.is_dir():
-    known = next((path / name for name in KNOWN_FILES if (path / name).is_file()), None)
-    read = _read_file(known, listed, options) if known and not (path / "Annotations").is_dir() else _voc(path, listed)
+    file = next((path / name for name in KNOWN_FILES if (path / name).is_file()), None)
+    file = None if (path / "Annotations").is_dir() else file
+  if file:
+    entries, *told = _read_file(file, options, state)
+    problems, notes = map(list, told)
+    entries, wrong = _of_part(file, entries, listed)
+    problems += wrong
   else:
-    read = _read_file(path, listed, options)
-  found = list(read)
-  entries = [each for each in found if isinstance(each, Entry)]
-  problems = [each for each in found if isinstance(each, str) and not isinstance(each, Note)]
-  notes = [str(each) for each in found if isinstance(each, Note)]
-  folder = _image_folder(path, images, [entry.id for entry in entries[:: max(len(entries) // _TRIED, 1)]])
-  located = _locate(entries, folder, problems, notes)
-  joined = _join(path, located, notes)
+    entries, problems, notes = _gathered(_voc(path, listed))
+  folders = _image_folder(path, images, entries.ids[:: max(len(entries) // _TRIED, 1)])
+  located = _locate(entries, folders, problems, notes)
+  joined = _join(path, located, folders.below, notes)
   if not joined and not problems:
     problems.append(f"{path}: it names no image")
-  return Parsed(tuple(joined), tuple(problems), tuple(notes), folder)
+  return Parsed(joined, tuple(problems), tuple(notes), folders.base)
 
 
 @functools.lru_cache(maxsize=8)
@@ -151,36 +154,83 @@ def _parse(path: pathlib.Path, part: str, reading: _Reading, state: object) -> P
   parsed = _read_whole(path, "", reading.images, reading.options, state)
   if part not in PARTS[: len(reading.split)]:
     raise UserError(f"data.split makes {', '.join(PARTS[: len(reading.split)])} of {path}, not {part!r}")
-  shares = partition([entry.labels for entry in parsed.entries], [entry.id for entry in parsed.entries], reading.split)
-  chosen = (entry for entry, place in zip(parsed.entries, shares, strict=True) if PARTS[place] == part)
-  return parsed._replace(entries=tuple(chosen))
+  places = np.flatnonzero(_partition(path, reading, state) == PARTS.index(part)).tolist()
+  return parsed._replace(entries=Entries(map(parsed.entries.__getitem__, places), parsed.entries.folder))
 
 
-def _read_file(path: pathlib.Path, part: str, options: tables.Options) -> Found:
+@functools.lru_cache(maxsize=1)
+def _partition(path: pathlib.Path, reading: _Reading, state: object) -> np.ndarray:
+  """Which part each of a manifest's images goes to."""
+  entries = _read_whole(path, "", reading.images, reading.options, state).entries
+  return partition([said.labels for said in entries.said], entries.ids, reading.split)
+
+
+def _gathered(found: Found) -> tuple[Entries, list[str], list[str]]:
+  """The entries, problems and notes of a reader."""
+  entries, problems, notes = Entries(), [], []
+  for each in found:
+    if isinstance(each, Entry):
+      entries.append(each)
+    elif isinstance(each, Note):
+      notes.append(str(each))
+    else:
+      problems.append(each)
+  return entries, problems, notes
+
+
+@functools.lru_cache(maxsize=1)  # the next split may be another part of it
+def _read_file(path: pathlib.Path, options: tables.Options, state: object) -> tuple[Entries, list[str], list[str]]:
+  """All that one file says, whatever the part."""
+  del state
+  return _gathered(_rows_of(path, options))
+
+
+def _of_part(path: pathlib.Path, entries: Entries, part: str) -> tuple[Entries, list[str]]:
+  """The entries of a part, or all of them if none is named, and what is wrong with its name."""
+  parts = {said.part for said in entries.kinds}
+  if not part or not entries:
+    return entries, [SeveralSplits(path, parts)] if len(parts) > 1 else []
+  if part not in parts:
+    holds = f"its column {tables.SPLIT!r} holds {', '.join(map(repr, sorted(parts)))}, not {part!r}"
+    return Entries(), [f"{path}: {holds if any(parts) else f'it has no column {tables.SPLIT!r} to choose {part!r} by'}"]
+  return (entries if len(parts) == 1 else Entries(entry for entry in entries if entry.part == part)), []
+
+
+class SeveralSplits(str):
+  """A problem: a table holds the rows of several splits, `splits`, and none is named."""
+
+  splits: tuple[str, ...]
+
+  def __new__(cls, path: pathlib.Path, splits: Iterable[str]):
+    splits = tuple(sorted(splits))
+    told = f"{path}: its column {tables.SPLIT!r} holds {', '.join(map(repr, splits))}"
+    made = super().__new__(cls, f"{told}: name one of them, e.g. --config.data.train={path.name}:{splits[0]}")
+    made.splits = splits
+    return made
+
+
+def _rows_of(path: pathlib.Path, options: tables.Options) -> Found:
   suffix = path.suffix.lower()
   if suffix not in SUFFIXES:
     yield f"{path}: a manifest is a folder or one of {', '.join(SUFFIXES)}"
     return
   if suffix in (".csv", ".tsv", ".txt"):
-    yield from tables.read_csv(path, options, part)
+    yield from tables.read_csv(path, options)
     return
   if suffix == ".xml":
     yield from tables.read_cvat(path)
     return
-  if suffix == ".jsonl":
-    text, notes = tables.decode(path)
-    yield from notes
-    if not text.lstrip().startswith("["):
-      yield from tables.read_lines(path, text, options, part)
-      return
+  if suffix == ".jsonl" and not tables.is_list(path):
+    yield from tables.read_lines(path, options)
+    return
   try:
     content = annotations.read_json(path)
   except UserError as error:
     yield str(error)
     return
   if isinstance(content, list):
-    rows = [(f"{path}[{number}]", row) for number, row in enumerate(content)]
-    yield from tables.read_rows(path, rows, options, part)
+    rows = ((f"{path}[{number}]", row) for number, row in enumerate(content))
+    yield from tables.read_rows(path, rows, options)
   else:
     yield from annotations.read_coco(path, content)
 
@@ -225,32 +275,31 @@ def _listed_name(line: str, known: Any) -> str:
   return next((each for each in tried if each in known), without_mark)
 
 
-def _image_folder(path: pathlib.Path, images: str, names: Sequence[str]) -> str:
+def _image_folder(path: pathlib.Path, images: str, names: Sequence[str]) -> "_Folders":
   """The folder that images are named relative to: `images` or, of some beside the manifest, the one that has most."""
   if images:
-    return os.path.abspath(os.path.expanduser(images))
+    return _Folders(os.path.abspath(os.path.expanduser(images)))
   if path.is_dir():
     tried = [path / name for name in ("JPEGImages", "images", "Images", "img", "")]
   else:
     stem = re.sub(r"^(instances|person_keypoints|captions|image_info)_", "", path.stem)
     own, above = path.parent, path.absolute().parent.parent
     tried = [own, own / "images", own / stem, above / stem, above / "images" / stem, above / "images", above]
-  there = [os.path.abspath(each) for each in tried if each.is_dir()]
-  counts = [sum(folders.find(_plain_path(name)) is not None for name in names) for folders in map(_Folders, there)]
-  return there[counts.index(max(counts))]
+  there = [_Folders(os.path.abspath(each)) for each in tried if each.is_dir()]
+  return max(there, key=lambda folders: sum(folders.find(_plain_path(name)) is not None for name in names))
 
 
 class _Folders:
   """The names of files below a folder, each of whose folders is listed once."""
 
   def __init__(self, base: str):
-    self._base = os.path.join(base, "")
+    self.base, self.below = base, os.path.join(base, "")
     self._names: dict[str, frozenset[str]] = {}
     self._plain: dict[str, dict[str, list[str]]] = {}  # without capitals and, of images, without ending
 
   def find(self, name: str) -> str | None:
     """The path of the file of this name, or of the one that differs in capitals or has an ending; None if none does."""
-    folder, _, wanted = f"{self._base}{name}".rpartition("/")
+    folder, _, wanted = f"{self.below}{name}".rpartition("/")
     if folder not in self._names:
       self._names[folder] = frozenset(os.listdir(folder) if os.path.isdir(folder) else ())
     if wanted in self._names[folder]:
@@ -287,9 +336,9 @@ def _candidates(entry: Entry, name: str, base: str) -> Iterator[str]:
     yield from (uploaded, uploaded.partition("-")[2])
 
 
-def _locate(entries: Iterable[Entry], base: str, problems: list[str], notes: list[str]) -> Iterator[Entry]:
-  """Where each entry's image lies; those that lie nowhere below the folder are named among the problems."""
-  below, folders = os.path.join(base, ""), _Folders(base)
+def _locate(entries: Iterable[Entry], folders: _Folders, problems: list[str], notes: list[str]) -> Iterator[Entry]:
+  """Entries by the names of their images below the folder; those that lie nowhere there are named among the problems."""
+  base, below = folders.base, folders.below
   for entry in entries:
     name = _plain_path(entry.id)
     if "://" in name:
@@ -308,28 +357,35 @@ def _locate(entries: Iterable[Entry], base: str, problems: list[str], notes: lis
       found = image
     elif found != image and os.path.splitext(found)[0] != image:
       notes.append(f"{entry.place}: {os.path.basename(found)} is taken for {os.path.basename(image)}")
-    yield entry._replace(id=found[len(below) :], image=found)
+    name = found[len(below) :]
+    yield entry if name == entry.id else entry._replace(id=name)
 
 
-def _join(path: pathlib.Path, entries: Iterable[Entry], notes: list[str]) -> list[Entry]:
+def _join(path: pathlib.Path, entries: Iterable[Entry], below: str, notes: list[str]) -> Entries:
   """One entry for each image, with all that its rows say."""
-  by_image: dict[str, Entry] = {}
-  joined: set[str] = set()
+  found, seen = Entries(folder=below), set()
+  others: dict[str, list[Entry]] = {}  # of images with several rows, all but the first
   for entry in entries:
-    first = by_image.setdefault(entry.image, entry)
-    if first is entry:
-      continue
-    joined.add(entry.image)
-    by_image[entry.image] = first._replace(
-      labels=tuple(dict.fromkeys(first.labels + entry.labels)),
-      ignore=tuple(dict.fromkeys(first.ignore + entry.ignore)),
-      boxes=first.boxes + entry.boxes,
-      box_labels=first.box_labels + entry.box_labels,
-    )
-  if joined:
-    first = os.path.basename(min(joined))
-    notes.append(f"{path}: the rows of an image are joined where it has several: images {len(joined):,}, first {first}")
-  return list(by_image.values())
+    if entry.id in seen:
+      others.setdefault(entry.id, []).append(entry)
+    else:
+      seen.add(entry.id)
+      found.append(entry)
+  if not others:
+    return found
+  first = os.path.basename(min(others))
+  notes.append(f"{path}: the rows of an image are joined where it has several: images {len(others):,}, first {first}")
+  return Entries((_with_rows(entry, others.get(entry.id, ())) for entry in found), below)
+
+
+def _with_rows(entry: Entry, others: Sequence[Entry]) -> Entry:
+  def all_of(field: str) -> Iterator:
+    return itertools.chain.from_iterable(getattr(row, field) for row in (entry, *others))
+
+  return entry._replace(
+    **{field: tuple(dict.fromkeys(all_of(field))) for field in ("labels", "ignore")},
+    **{field: tuple(all_of(field)) for field in ("boxes", "box_labels")},
+  )
 
 
 def classes_of(data: Any, fixed: Sequence[str] = ()) -> Classes:
@@ -359,9 +415,17 @@ def open_manifest(manifest: str, data: Any, name: str, class_names: Sequence[str
     more = f" and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
     remedy = "`rmam-jax validate` with the same --config flags lists all."
     raise UserError(f"{'; '.join(problems[:SHOWN])}{more}. {remedy}")
-  table, paths = tabulate(entries, classes.names), [entry.image for entry in entries]
+  table = tabulate(entries, classes.names)
   made_by = hashlib.sha256(repr(classes.names).encode())
   for array in table:
-    made_by.update(np.ascontiguousarray(array).tobytes())
+    made_by.update(np.ascontiguousarray(array).view(np.uint8))
   origin = f"{manifest}, images in {parsed.folder}"
-  return ImageFiles(name, origin, classes.names, table, paths, made_by.hexdigest(), (*parsed.notes, *notes))
+  return ImageFiles(
+    name,
+    origin,
+    classes.names,
+    table,
+    Paths([(entries.folder, table.ids)]),
+    made_by.hexdigest(),
+    (*parsed.notes, *notes),
+  )

@@ -28,18 +28,18 @@ def partition(labels: Sequence[Sequence[str]], ids: Sequence[str], shares: Seque
   wanted = np.array(shares, float)
   if len(wanted) not in (2, 3) or (wanted <= 0).any() or not np.isclose(wanted.sum(), 1):
     raise UserError(f"data.split must be two or three shares whose sum is 1, as in 0.8,0.1,0.1; got {tuple(shares)}")
-  order = sorted(range(len(ids)), key=lambda place: hashlib.sha256(ids[place].encode()).hexdigest())
+  order = sorted(range(len(ids)), key=lambda place: hashlib.sha256(ids[place].encode()).digest())
   holders: dict[str, list[int]] = {}
   for place in order:
     for label in labels[place]:
       holders.setdefault(label, []).append(place)
-  lacking = wanted * len(ids)  # images that each part still lacks
-  lacking_of = {label: wanted * len(places) for label, places in holders.items()}
+  lacking = (wanted * len(ids)).tolist()  # images that each part still lacks
+  lacking_of = {label: (wanted * len(places)).tolist() for label, places in holders.items()}
   left = {label: len(places) for label, places in holders.items()}
-  part = np.full(len(ids), -1)
+  part = [-1] * len(ids)
 
-  def give(place: int, want: np.ndarray) -> None:
-    best = max(range(len(wanted)), key=lambda each: (round(want[each], 9), round(lacking[each], 9), -each))
+  def give(place: int, want: list[float]) -> None:
+    best = max(range(len(lacking)), key=lambda each: (round(want[each], 9), round(lacking[each], 9), -each))
     part[place] = best
     lacking[best] -= 1
     for label in labels[place]:
@@ -54,6 +54,6 @@ def partition(labels: Sequence[Sequence[str]], ids: Sequence[str], shares: Seque
   for place in order:
     if part[place] < 0:
       give(place, lacking)
-  if empty := [PARTS[each] for each in range(len(wanted)) if not (part == each).any()]:
+  if empty := [PARTS[each] for each in range(len(wanted)) if each not in part]:
     raise UserError(f"data.split {tuple(shares)} leaves nothing for {empty[0]}: {len(ids)} images are too few")
-  return part
+  return np.array(part)

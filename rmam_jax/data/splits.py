@@ -1,6 +1,7 @@
 """The splits of every data set: which source its records come from, and which of them it has."""
 
 import hashlib
+import itertools
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from rmam_jax.data.record import Record, Source, resolve_difficult
 from rmam_jax.runtime.errors import UserError, check_name
 
 _PART = re.compile(r"(?P<whole>.+):(?P<part>rest|held)-(?P<count>\d+)")
+_CHUNK = 65_536  # ids that are joined at a time
 _FIELDS = ("train", "validation", "test", "final_train")  # of `data`, which name splits
 DATA_SETS = tuple(dict.fromkeys((*stored.DATA_SETS, *folders.DATA_SETS)))
 
@@ -132,8 +134,8 @@ class Split:
 
   def images(self) -> set[str]:
     """What tells its images from those of other splits of the same data: the paths of their files, or their ids."""
-    paths = self._source.paths
-    return {paths[position] for position in self._positions} if paths else set(self._source.index.ids[self._positions])
+    mine = np.isin(np.arange(len(self._source)), self._positions)
+    return set(itertools.compress(self._source.paths or self._source.index.ids.tolist(), mine.tolist()))
 
   def digest(self) -> str:
     """Of all that the records hold, wherever they lie, of proposals the file that they are made by; images and boxes
@@ -141,7 +143,8 @@ class Split:
     index, positions = self._source.index, self._positions
     digest = hashlib.sha256(f"{self.class_names} {self._difficult} {self._source.digest(positions)}".encode())
     digest.update(self._proposed_by.encode())
-    digest.update("\n".join(index.ids[positions].tolist()).encode())
+    for start in range(0, len(positions), _CHUNK):
+      digest.update(b"\n" * (start > 0) + "\n".join(index.ids[positions[start : start + _CHUNK]].tolist()).encode())
     for marks in (index.labels, index.ignore):
       digest.update(np.ascontiguousarray(marks[positions]).tobytes())
     return digest.hexdigest()

@@ -7,12 +7,11 @@ wrong.
 import ast
 import csv
 import functools
-import io
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TextIO
 
 from rmam_jax.data.annotations import Entry, Found, Note, Object, clean_name, describe, parse_xml, to_number
 from rmam_jax.data.images import SUFFIXES
@@ -25,6 +24,7 @@ IMAGE += ("image index", "img", "name")
 LABELS = ("labels", "label", "tags", "tag", "classes", "class", "categories", "category", "finding labels", "choices")
 LABELS += ("choice", "objects")
 IGNORE, SPLIT = "ignore", "split"
+_CHUNK = 1 << 20  # characters that are read at a time
 _NOTHING = ("", "nan", "none", "null")  # whole fields that say that there is no label
 _ONE_HOT = {"": 0, "0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1, "-1": -1, "-1.0": -1}
 _SUFFIX = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})$", re.IGNORECASE)
@@ -38,22 +38,37 @@ class Options(NamedTuple):
   classes: tuple[str, ...] = ()  # which columns of 0 and 1 are classes; empty: all
 
 
-def decode(path: pathlib.Path) -> tuple[str, list[Note]]:
-  """A file's text: UTF-8 or UTF-16 with a mark, else UTF-8, else Windows-1252, which is noted.
+def open_text(path: pathlib.Path) -> tuple[TextIO, list[Note]]:
+  """A file of text: in UTF-8 or UTF-16 with a mark, else UTF-8, else Windows-1252, which is noted. Line ends stay.
 
   Raises UserError: it begins as UTF-16 and is not.
   """
-  content = path.read_bytes()
-  if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-    try:
-      return content.decode("utf-16"), []
-    except UnicodeDecodeError as error:
-      raise UserError(f"{path}: begins as a text in UTF-16, and is none ({error})") from error
+  with path.open("rb") as file:
+    encoding = "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
   try:
-    return content.decode("utf-8-sig"), []
-  except UnicodeDecodeError:
+    with path.open(encoding=encoding, newline="") as file:
+      while file.read(_CHUNK):
+        pass
+  except UnicodeError as error:
+    if encoding == "utf-16":
+      raise UserError(f"{path}: begins as a text in UTF-16, and is none ({error})") from error
     note = Note(f"{path}: not in UTF-8; it is read as Windows-1252: save it as UTF-8 if letters look wrong")
-    return content.decode("cp1252", "replace"), [note]
+    return path.open(encoding="cp1252", errors="replace", newline=""), [note]
+  return path.open(encoding=encoding, newline=""), []
+
+
+def is_list(path: pathlib.Path) -> bool:
+  """Whether a file of JSON lines is one list after all."""
+  file, _ = open_text(path)
+  with file:
+    return next((line for line in file if line.strip()), "").lstrip().startswith("[")
+
+
+def decode(path: pathlib.Path) -> tuple[str, list[Note]]:
+  """The text of a file that `open_text` opens."""
+  file, notes = open_text(path)
+  with file:
+    return file.read(), notes
 
 
 def _plain(name: str) -> str:
@@ -91,19 +106,6 @@ def _listed_labels(value: Any) -> tuple[str, ...]:
   if not all(map(str.isprintable, names)):
     raise ValueError("a name holds characters that cannot be printed")
   return names
-
-
-class SeveralSplits(str):
-  """A problem: a table holds the rows of several splits, `splits`, and none is named."""
-
-  splits: tuple[str, ...]
-
-  def __new__(cls, path: pathlib.Path, splits: Iterable[str]):
-    splits = tuple(sorted(splits))
-    told = f"{path}: its column {SPLIT!r} holds {_listed(splits)}"
-    made = super().__new__(cls, f"{told}: name one of them, e.g. --config.data.train={path.name}:{splits[0]}")
-    made.splits = splits
-    return made
 
 
 class _Columns(NamedTuple):
@@ -163,17 +165,23 @@ def _listed(names: Iterable[str]) -> str:
   return ", ".join(repr(name) for name in names)
 
 
-def read_csv(path: pathlib.Path, options: Options, part: str = "") -> Found:
-  """The rows of a table whose first row names its columns; of `part`, those whose column `split` says so.
+def read_csv(path: pathlib.Path, options: Options) -> Found:
+  """The rows of a table whose first row names its columns.
 
   Fields are separated by what the first row has most of: commas, semicolons or tabs.
   """
-  text, notes = decode(path)
+  file, notes = open_text(path)
   yield from notes
-  first = next((line for line in text.splitlines() if line.strip()), "")
+  with file:
+    yield from _read_table(path, file, options)
+
+
+def _read_table(path: pathlib.Path, file: TextIO, options: Options) -> Found:
+  first = next((line for line in file if line.strip()), "")
+  file.seek(0)
   delimiter = max(",;\t", key=first.count)
-  rows = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter, skipinitialspace=True)
-  columns, width, parts, before = None, 0, set(), 0
+  rows = csv.reader(file, strict=True, delimiter=delimiter, skipinitialspace=True)
+  columns, width, before = None, 0, 0
   try:
     for row in rows:
       place, before = f"{path}:{before + 1}", rows.line_num
@@ -199,21 +207,11 @@ def read_csv(path: pathlib.Path, options: Options, part: str = "") -> Found:
         yield f"{place}: {len(row)} fields where the header has {width}: {_listed(row)}"
         continue
       row += [""] * (width - len(row))
-      if columns.split is not None:
-        parts.add(clean_name(row[columns.split]))
-        if part and clean_name(row[columns.split]) != part:
-          continue
       yield from _read_row(place, row, columns, options)
   except csv.Error as error:
     yield f"{path}:{before + 1}: not valid CSV ({error})"
   if columns is None:
     yield f"{path}: an empty file; its first row must name columns, e.g. image,labels"
-  elif part and columns.split is None:
-    yield f"{path}: it has no column {SPLIT!r} to choose {part!r} by"
-  elif part and part not in parts:
-    yield f"{path}: its column {SPLIT!r} holds {_listed(sorted(parts))}, not {part!r}"
-  elif not part and len(parts) > 1:
-    yield SeveralSplits(path, parts)
 
 
 def _read_row(place: str, row: Sequence[str], columns: _Columns, options: Options) -> Found:
@@ -221,9 +219,10 @@ def _read_row(place: str, row: Sequence[str], columns: _Columns, options: Option
   if not image:
     yield f"{place}: the image has no name"
     return
+  part = "" if columns.split is None else clean_name(row[columns.split])
   if columns.labels is not None:
     fields = {"labels": row[columns.labels], "ignore": "" if columns.ignore is None else row[columns.ignore]}
-    yield from _entry(place, image, fields, options)
+    yield from _entry(place, image, fields, part, options)
     return
   marks = [_ONE_HOT.get(row[number].strip().casefold()) for number in columns.marks]
   if None in marks:
@@ -236,10 +235,10 @@ def _read_row(place: str, row: Sequence[str], columns: _Columns, options: Option
     return
   known = list(zip(columns.classes, marks, strict=True))
   present, neither = (tuple(name for name, mark in known if mark == wanted) for wanted in (1, -1))
-  yield Entry(place, image, present, neither, classes=columns.classes)
+  yield Entry(place, image, present, neither, classes=columns.classes, part=part)
 
 
-def _entry(place: str, image: str, fields: Mapping[str, Any], options: Options) -> Found:
+def _entry(place: str, image: str, fields: Mapping[str, Any], part: str, options: Options) -> Found:
   """An entry of labels and labels to ignore that are still as they stand in the file."""
   found = {}
   for name, value in fields.items():
@@ -249,7 +248,7 @@ def _entry(place: str, image: str, fields: Mapping[str, Any], options: Options) 
       wanted = f"names that can be printed, separated by {options.separator or BAR!r}, or a list of them"
       yield f"{place}: {name} must be {wanted}, got {_short(value)}"
       return
-  yield Entry(place, image, **found)
+  yield Entry(place, image, **found, part=part)
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -260,26 +259,33 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
   return found
 
 
-def read_lines(path: pathlib.Path, text: str, options: Options, part: str = "") -> Found:
+def read_lines(path: pathlib.Path, options: Options) -> Found:
   """JSON lines: an object for each image."""
-  rows = []
-  for number, line in enumerate(text.split("\n"), start=1):
-    if not line.strip():
-      continue
-    place = f"{path}:{number}"
-    try:
-      rows.append((place, json.loads(line, object_pairs_hook=_unique)))
-    except (ValueError, RecursionError) as error:
-      yield f"{place}: not valid JSON ({error})"
-  yield from read_rows(path, rows, options, part)
+
+  def objects(file: TextIO) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(file, start=1):
+      if line.strip():
+        try:
+          yield f"{path}:{number}", json.loads(line, object_pairs_hook=_unique)
+        except (ValueError, RecursionError) as error:
+          yield f"{path}:{number}", error
+
+  file, notes = open_text(path)
+  yield from notes
+  with file:
+    yield from read_rows(path, objects(file), options)
 
 
-def read_rows(path: pathlib.Path, rows: Sequence[tuple[str, Any]], options: Options, part: str = "") -> Found:
-  """Objects, with the place of each, that name an image and its labels; or Label Studio's tasks."""
+def read_rows(path: pathlib.Path, rows: Iterable[tuple[str, Any]], options: Options) -> Found:
+  """Objects, with the place of each, that name an image and its labels; or Label Studio's tasks.
+
+  An exception in place of an object says why there is none.
+  """
   unused: dict[str, None] = {}
-  parts = set()
   for place, row in rows:
-    if not isinstance(row, Mapping):
+    if isinstance(row, Exception):
+      yield f"{place}: not valid JSON ({row})"
+    elif not isinstance(row, Mapping):
       yield f'{place}: must be an object with "image" and "labels", got {_short(row)}'
     elif _is_task(row):
       try:
@@ -300,19 +306,12 @@ def read_rows(path: pathlib.Path, rows: Sequence[tuple[str, Any]], options: Opti
       if not isinstance(image, str) or not image.strip():
         yield f"{place}: {list(row)[columns.image]!r} must be the name of an image, got {_short(image)}"
         continue
-      if columns.split is not None:
-        parts.add(clean_name(fields[columns.split]))
-        if part and clean_name(fields[columns.split]) != part:
-          continue
+      part = "" if columns.split is None else clean_name(fields[columns.split])
       unused |= dict.fromkeys(columns.unused)
       ignored = None if columns.ignore is None else fields[columns.ignore]
-      yield from _entry(place, image.strip(), {"labels": fields[columns.labels], "ignore": ignored}, options)
+      yield from _entry(place, image.strip(), {"labels": fields[columns.labels], "ignore": ignored}, part, options)
   if unused:
     yield Note(f"{path}: fields that are not read: {_listed(unused)}")
-  if part and part not in parts:
-    yield f"{path}: no object has the {SPLIT} {part!r}"
-  elif not part and len(parts) > 1:
-    yield SeveralSplits(path, parts)
 
 
 def _short(value: Any) -> str:

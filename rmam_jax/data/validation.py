@@ -11,6 +11,7 @@ import numpy as np
 from rmam_jax.data import manifests
 from rmam_jax.data.annotations import Entry
 from rmam_jax.data.classes import apply
+from rmam_jax.data.entries import Entries
 from rmam_jax.data.images import decode_image, header, upright_boxes
 from rmam_jax.data.manifests import Missing
 from rmam_jax.runtime import progress
@@ -47,14 +48,14 @@ def validate(data: Any) -> Report:
     classes = manifests.classes_of(data)
   except UserError as error:  # the labels were read wrongly: what follows would say so of every image
     return Report([*problems, str(error)], notes, "")
-  found: dict[str, list[Entry]] = {}
+  found: dict[str, Entries] = {}
   for field, manifest in named.items():
     found[field], wrong, said = apply(parsed[manifest].entries, classes)
     if manifest not in list(named.values())[: list(named).index(field)]:
       problems += wrong
       notes += [f"{manifest}: {each}" for each in said]
   problems += _shared(found)
-  counts = {field: Counter(name for entry in entries for name in entry.labels) for field, entries in found.items()}
+  counts = {field: Counter(name for said in entries.said for name in said.labels) for field, entries in found.items()}
   notes += [
     f"{named[field]}: class {name} has no image{'; it cannot be learned' if field == 'train' else ''}"
     for field in found
@@ -70,7 +71,7 @@ def validate(data: Any) -> Report:
   if rare:
     shown = ", ".join(f"{name} ({counts['train'][name]})" for name in rare[:RARE])
     notes.append(f"rare, with fewer than {RARE} training images: {shown}{', ...' if len(rare) > RARE else ''}")
-  owners: dict[str, tuple[str, Entry]] = {}  # of each content's sha256, which split and entry had it first
+  owners: dict[bytes, tuple[str, str]] = {}  # of each content's sha256, the split and the image that had it first
   missing = [each for each in problems if isinstance(each, Missing)]
   for field, entries in found.items():
     for kind, text in _check_images(field, entries, owners):
@@ -83,18 +84,17 @@ def validate(data: Any) -> Report:
   )
 
 
-def _shared(found: Mapping[str, Sequence[Entry]]) -> Iterator[str]:
+def _shared(found: Mapping[str, Entries]) -> Iterator[str]:
   """Splits that share images; `final_train` may hold those of training and validation."""
-  images = {field: {entry.image: entry for entry in entries} for field, entries in found.items()}
   for one, other in (("train", "validation"), ("train", "test"), ("validation", "test"), ("final_train", "test")):
-    if one in images and other in images and (shared := images[one].keys() & images[other].keys()):
-      for name in sorted(shared):
-        yield f"{images[other][name].place}: {name} is in {one} as well: an image may be in one alone"
+    if one in found and other in found:
+      images = {f"{found[one].folder}{name}" for name in found[one].ids}
+      shared = (entry for entry in found[other] if entry.image in images)
+      for entry in sorted(shared, key=lambda entry: entry.image):
+        yield f"{entry.place}: {entry.image} is in {one} as well: an image may be in one alone"
 
 
-def _check_images(
-  field: str, entries: Sequence[Entry], owners: dict[str, tuple[str, Entry]]
-) -> Iterator[tuple[bool, str]]:
+def _check_images(field: str, entries: Entries, owners: dict[bytes, tuple[str, str]]) -> Iterator[tuple[bool, str]]:
   """(whether it stops training, what) of images that cannot be read, occur twice, or whose boxes are of another frame."""
   for entry in progress.bar(entries, f"images of {field}", unit=" images", leave=False):
     try:
@@ -110,10 +110,10 @@ def _check_images(
       yield True, f"{entry.place}: {error}"
     else:
       yield from ((False, f"{entry.place}: {text}") for text in _frame(entry, content, shape))
-    owner, first = owners.setdefault(hashlib.sha256(content).hexdigest(), (field, entry))
-    if first.image != entry.image:
+    owner, first = owners.setdefault(hashlib.sha256(content).digest(), (field, entry.image))
+    if first != entry.image:
       where = "" if owner == field else f", of the {owner} split: what is trained on should not be measured on"
-      yield False, f"{entry.place}: {entry.image} has the same content as {first.image}{where}"
+      yield False, f"{entry.place}: {entry.image} has the same content as {first}{where}"
 
 
 def _frame(entry: Entry, content: bytes, shape: Sequence[int]) -> Iterator[str]:
@@ -135,7 +135,7 @@ def _frame(entry: Entry, content: bytes, shape: Sequence[int]) -> Iterator[str]:
 
 
 def _summary(
-  found: Mapping[str, Sequence[Entry]],
+  found: Mapping[str, Entries],
   names: Sequence[str],
   counts: Mapping[str, Counter[str]],
   folders: Mapping[str, str],
@@ -143,8 +143,7 @@ def _summary(
   """Images, labels and classes of each split, in a few lines and a table."""
   lines = []
   for field, entries in found.items():
-    total, negatives = len(entries), sum(not entry.labels for entry in entries)
-    boxes = sum(len(entry.boxes) for entry in entries)
+    total, negatives, boxes = len(entries), sum(not said.labels for said in entries.said), len(entries.box_labels)
     lines.append(
       f"{field}: {total:,} images in {folders[field]}, {sum(counts[field].values()) / max(total, 1):.2f} labels an image,"
       f" {negatives:,} without a label (negatives), {boxes:,} boxes"

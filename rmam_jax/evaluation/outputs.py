@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from rmam_jax.data import batches
+from rmam_jax.data.images import PIXELS
 from rmam_jax.data.splits import Split
 from rmam_jax.evaluation import views as views_lib
 from rmam_jax.runtime import files, processes
@@ -181,6 +182,7 @@ def make_key(config: Any, split: Split, params: str, views: views_lib.Views = vi
   """All that outputs depend on; `params` is from `digest_params`."""
   return {
     "format": FORMAT,
+    "pixels": PIXELS,
     "checkpoint": params,
     "data set": split.name,
     "images": len(split),

@@ -20,6 +20,7 @@ import numpy as np
 from rmam_jax import backbones, recognizer
 from rmam_jax.data import batches
 from rmam_jax.data.batches import StoredMaps
+from rmam_jax.data.images import PIXELS
 from rmam_jax.data.splits import Split
 from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.runtime import files, processes, progress
@@ -38,6 +39,7 @@ def make_key(config: Any, split: Split, backbone: Any) -> dict[str, Any]:
   fields = json.loads(config.model.to_json())
   return {
     "format": FORMAT,
+    "pixels": PIXELS,
     "backbone": tensors.digest(tensors.flatten(jax.device_get(backbone))),
     "model": {name: fields[name] for name in (*_FIELDS, *sections)},
     "sizes": [config.data.image_size, config.data.crop_size],

@@ -154,7 +154,7 @@ def _draw(target: pathlib.Path, path: pathlib.Path, found: predictor.Prediction)
     for label in found.labels
   ]
   shares = boxes / (found.height, found.width, found.height, found.width)
-  panel = pictures.Panel(path.name, predictor.read_image(path, str(path)), shares, verdicts)
+  panel = pictures.Panel(path.name, predictor.read_image(path, str(path)).pixels, shares, verdicts)
   with os_errors(f"cannot write {target}"):
     target.parent.mkdir(parents=True, exist_ok=True)
     pictures.draw(target, [panel])

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import itertools
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,7 @@ from PIL import Image
 
 from rmam_jax import heads
 from rmam_jax.data import batches
-from rmam_jax.data.images import pixels_of
+from rmam_jax.data.images import Decoded, decode, pixels_of
 from rmam_jax.evaluation import calibration
 from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.evaluation import views as views_lib
@@ -59,14 +60,15 @@ class Prediction(NamedTuple):
   probabilities: np.ndarray  # float [L], of all classes
 
 
-def read_image(source: Source, name: str) -> np.ndarray:
-  """An image as uint8 [height, width, 3]: a file's name, its bytes, an open one, an image of Pillow's, or pixels.
+def read_image(source: Source, name: str, needed: tuple[float, float] = (math.inf, math.inf)) -> Decoded:
+  """An image: a file's name, its bytes, an open one, an image of Pillow's, or pixels.
 
   Pixels are what numpy makes an array of: uint8 [height, width], [height, width, 1], 3 (red, green, blue) or 4 (and how
-  opaque), or 16 bits of grey, uint16 [height, width]. Raises a UserError that names what is no image.
+  opaque), or 16 bits of grey, uint16 [height, width]. Of large photographs no more are decoded than `images.decode` takes
+  for a resizing to `needed`. Raises a UserError that names what is no image.
   """
   if isinstance(source, Image.Image):
-    return pixels_of(source, name)
+    return _whole(pixels_of(source, name))
   if isinstance(source, str | os.PathLike):
     with os_errors(name):
       source = pathlib.Path(source).expanduser().read_bytes()
@@ -76,7 +78,7 @@ def read_image(source: Source, name: str) -> np.ndarray:
     if not isinstance(source, bytes):
       raise UserError(f"{name}: a file must be opened to be read as bytes: open(..., 'rb')")
   if isinstance(source, bytes | bytearray | memoryview):
-    return batches.decode_image(bytes(source), name)
+    return decode(bytes(source), name, needed)
   pixels = np.asarray(source)
   grey = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
   colours = grey.ndim == 3 and grey.shape[-1] in (3, 4) and grey.dtype == np.uint8
@@ -85,7 +87,11 @@ def read_image(source: Source, name: str) -> np.ndarray:
       f"{name}: pixels must be uint8 [height, width, 3], or [height, width] of uint8 or uint16, got {pixels.dtype}"
       f" {list(pixels.shape)}"
     )
-  return pixels_of(Image.fromarray(np.ascontiguousarray(grey)), name)
+  return _whole(pixels_of(Image.fromarray(np.ascontiguousarray(grey)), name))
+
+
+def _whole(pixels: np.ndarray) -> Decoded:
+  return Decoded(pixels, pixels.shape[:2])
 
 
 def thresholds_of(
@@ -185,11 +191,12 @@ class Predictor:
     offset = batches.centre_offset(data.image_size, size)
     name = source if isinstance(source, str | os.PathLike) else getattr(source, "filename", "")
     name = name or getattr(source, "name", "")  # Pillow's images and open files tell where they come from
+    name = os.fspath(name) if isinstance(name, str | os.PathLike) and name else f"image {index}"
     try:
-      image = read_image(source, os.fspath(name) if isinstance(name, str | os.PathLike) and name else f"image {index}")
+      image = read_image(source, name, (data.image_size, data.image_size))
     except ValueError as error:
       return error
-    return batches.view(image, data.image_size, size, offset, offset, False), *image.shape[:2]
+    return batches.view(image.pixels, data.image_size, size, offset, offset, False), *image.shape
 
   def _begin(
     self, views: Iterable[_View | UserError], batch: int
