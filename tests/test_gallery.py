@@ -4,7 +4,6 @@ import base64
 import html.parser
 import io
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -176,19 +175,6 @@ def test_what_occurs_together_by_hand(monkeypatch):
 def test_a_page_is_never_written_over(page):
   with pytest.raises(UserError):
     gallery.write(page, [], results={}, class_curves=[], answers=ANSWERS, num_shown=0)
-
-
-@pytest.fixture(scope="session")
-def chromium():
-  """Headless Chromium."""
-  playwright = pytest.importorskip("playwright.sync_api", reason="the `browser` extra is not installed")
-  path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-  if path is None:
-    pytest.skip("no Chromium on this machine")
-  with playwright.sync_playwright() as driver:
-    browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-    yield browser
-    browser.close()
 
 
 @pytest.fixture

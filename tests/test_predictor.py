@@ -285,7 +285,10 @@ def test_a_threshold_for_each_class_by_its_name(tmp_path, scenes):
   (given,) = predictor.Predictor(trained, threshold=turned, batch_size=2).predict(images)
   assert {label.name for label in given.labels} == {*names} - {names[3]}
   for wrong, message in (
-    ({**least, "cow": 0.5}, f"thresholds name the unknown class 'cow': they must name each of the {len(names)} classes"),
+    (
+      {**least, "cow": 0.5},
+      f"thresholds name the unknown class 'cow': they must name each of the {len(names)} classes",
+    ),
     ({names[0]: 0.5}, f"thresholds lack '{sorted(names[1:])[0]}'"),
     ({**least, names[1]: "high"}, f"thresholds: that of '{names[1]}' must be a number, got 'high'"),
     ({**least, names[1]: 2.0}, "threshold must be a probability between 0 and 1, got 2.0"),

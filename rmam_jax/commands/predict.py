@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
         raise UserError("--threshold and --thresholds exclude each other: leave one out")
       threshold = files.read_json(pathlib.Path(_THRESHOLDS.value))
       if not isinstance(threshold, dict):
-        raise UserError(f"{_THRESHOLDS.value} must hold an object of a threshold for each class: {{\"cat\": 0.5}}")
+        raise UserError(f'{_THRESHOLDS.value} must hold an object of a threshold for each class: {{"cat": 0.5}}')
     limits = {"top": _TOP.value, "threshold": threshold, "views": _VIEWS.value}
     recognizer = predictor.load(_WORKDIR.value, **limits, batch_size=_BATCH_SIZE.value)
     out, folder = (flag.value and pathlib.Path(flag.value) for flag in (_OUT, _PICTURES))
