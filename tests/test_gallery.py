@@ -15,6 +15,7 @@ from rmam_jax.visual import gallery, pictures
 
 HOSTILE = '"><script>alert("it\'s out")</script>'
 NAMES = ["cat", "dog", HOSTILE]
+NONE = "\u2013"  # a dash, where there is nothing to divide by
 BOXES = np.array([[0.1, 0.2, 0.5, 0.6], [0.5, 0.5, 1.2, 0.9]])
 
 
@@ -299,7 +300,7 @@ def test_thresholds_moved_by_hand_count_anew(tab):
   first = [
     ["2", "0", "1", "100.0", "66.7", "80.0"],
     ["0", "1", "1", "0.0", "0.0", "0.0"],
-    ["0", "1", "0", "0.0", "–", "0.0"],
+    ["0", "1", "0", "0.0", NONE, "0.0"],
     ["2", "2", "2", "50.0", "50.0", "50.0"],
   ]
   assert counted(tab) == first
@@ -308,7 +309,7 @@ def test_thresholds_moved_by_hand_count_anew(tab):
   assert counted(tab)[3] == ["3", "2", "1", "60.0", "75.0", "66.7"]
   assert tab.input_value(".thresholds [type=range] >> nth=1") == "0.2"
   tab.fill(".thresholds [type=range] >> nth=2", "0.701")
-  assert counted(tab)[2] == ["0", "0", "0", "–", "–", "–"]
+  assert counted(tab)[2] == ["0", "0", "0", NONE, NONE, NONE]
   tab.fill(".thresholds [type=number] >> nth=0", "1.5")  # no probability
   tab.fill(".thresholds [type=number] >> nth=0", "")
   assert counted(tab)[0] == first[0]
