@@ -308,6 +308,8 @@ def test_thresholds_moved_by_hand_count_anew(tab):
   assert counted(tab)[1] == ["1", "1", "0", "50.0", "100.0", "66.7"]
   assert counted(tab)[3] == ["3", "2", "1", "60.0", "75.0", "66.7"]
   assert tab.input_value(".thresholds [type=range] >> nth=1") == "0.2"
+  tab.fill(".thresholds [type=range] >> nth=2", "0.7")  # which float32 stores as a little less
+  assert counted(tab)[2] == first[2]
   tab.fill(".thresholds [type=range] >> nth=2", "0.701")
   assert counted(tab)[2] == ["0", "0", "0", NONE, NONE, NONE]
   tab.fill(".thresholds [type=number] >> nth=0", "1.5")  # no probability
