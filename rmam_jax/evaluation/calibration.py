@@ -138,10 +138,10 @@ def make_thresholds(
 ) -> Thresholds:
   """The thresholds for scores that were trained with the classification loss `kind`.
 
-  A probability `threshold`, one for all or [L], that is given comes first; then the `thresholds` [L] of the selection, if it has them; then,
-  for a sigmoid, one half. A softmax shares out 1 among the labels of an image, so that none is high by itself: without
-  a threshold the `top_k` highest labels are given. An image is given at most `top` labels; 0 is no limit. Raises a
-  UserError for a negative `top`, and for a `threshold` that is no probability.
+  A probability `threshold` that is given, one for all or [L], comes first; then the `thresholds` [L] of the selection,
+  if it has them; then, for a sigmoid, one half. A softmax shares out 1 among the labels of an image, so that none is
+  high by itself: without a threshold the `top_k` highest labels are given. An image is given at most `top` labels; 0 is
+  no limit. Raises a UserError for a negative `top`, and for a `threshold` that is no probability.
   """
   if top is not None and top < 0:
     raise UserError(f"top must be 0 (no limit) or more, got {top}")

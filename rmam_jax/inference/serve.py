@@ -130,8 +130,7 @@ def serve(
 ) -> None:
   """Serves the application (see `make_app`) until Ctrl-C; prints its address.
 
-  Raises a UserError if nothing can listen at `host` and `port` (0:
-  any that is free), and without the extra `serve`.
+  Raises a UserError if it cannot listen at `host` and `port` (0: any that is free), and without the extra `serve`.
   """
   # Bound to this machine alone, it answers to the names of this machine alone.
   hosts = ["localhost", "127.0.0.1", "[::1]"] if _is_local(host) else None

@@ -262,8 +262,8 @@ class _Trainer:
           raise
         means = {name: float(np.mean([values[name] for values in totals])) for name in totals[0]}
         totals, epoch = [], step // stage.steps_per_epoch
-        # Without a validation split nothing is chosen: the last epoch is the one that counts.
         drawn = None
+        # Without a validation split nothing is chosen: the last epoch is the one that counts.
         if not found or found["validation_loss"] < progress["best_loss"]:
           progress = {**progress, "best_loss": found.get("validation_loss", math.inf), "best_epoch": epoch}
           saved.save_best(step, state.result, progress)
