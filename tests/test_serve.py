@@ -124,7 +124,9 @@ def test_a_port_that_is_taken_is_named(recognizer):
     other.bind(("127.0.0.1", 0))
     other.listen()
     port = other.getsockname()[1]
-    with pytest.raises(UserError, match=f"cannot listen at 127.0.0.1, port {port}: .* Name another port with --port=N"):
+    with pytest.raises(
+      UserError, match=f"cannot listen at 127.0.0.1, port {port}: .* Name another with --host=ADDRESS or --port=N"
+    ):
       serve.serve(recognizer, title="digits", port=port, **LIMITS)
 
 

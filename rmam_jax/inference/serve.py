@@ -11,6 +11,7 @@ refused, and so is any other name of the host, as of a DNS server that was made 
 
 import ipaddress
 import secrets
+import socket
 import threading
 from typing import TYPE_CHECKING
 
@@ -137,21 +138,21 @@ def serve(
   app = make_app(recognizer, title=title, max_bytes=max_bytes, max_pixels=max_pixels, hosts=hosts)
   import waitress
 
-  with os_errors(
-    f"cannot listen at {host}, port {port}", "Name another port with --port=N, or end what listens there."
-  ):
+  family = socket.AF_INET6 if ":" in host else socket.AF_INET
+  with os_errors(f"cannot listen at {host}, port {port}", "Name another with --host=ADDRESS or --port=N."):
+    listening = socket.create_server((host, port), family=family)
+  with listening:
     server = waitress.create_server(
       app,
-      host=host,
-      port=port,
+      sockets=[listening],
       ident=None,
       threads=4,
       max_request_body_size=2 * max_bytes,  # beyond it waitress hangs up; up to it the application says why
       inbuf_overflow=4 * max_bytes,  # images stay in memory
     )
-  recognizer.predict([np.zeros((64, 64, 3), np.uint8)])  # compiles, so that the first image does not wait
-  shown = f"[{host}]" if ":" in host else host
-  print(f"{title}: http://{shown}:{server.effective_port}  (Ctrl-C ends it)", flush=True)
-  if not _is_local(host):
-    print("whoever can reach this machine can use it: there is neither a password nor encryption", flush=True)
-  server.run()
+    recognizer.predict([np.zeros((64, 64, 3), np.uint8)])  # compiles, so that the first image does not wait
+    shown = f"[{host}]" if ":" in host else host
+    print(f"{title}: http://{shown}:{listening.getsockname()[1]}  (Ctrl-C ends it)", flush=True)
+    if not _is_local(host):
+      print("whoever can reach this machine can use it: there is neither a password nor encryption", flush=True)
+    server.run()
