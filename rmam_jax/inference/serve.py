@@ -13,6 +13,7 @@ import ipaddress
 import secrets
 import socket
 import threading
+import urllib.parse
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,13 +62,19 @@ def make_app(
   except ImportError as error:
     raise UserError("serving needs Flask and waitress, which pip install 'rmam_jax[serve]' brings") from error
   app = flask.Flask("rmam_jax", static_folder=None, template_folder=None)
-  app.config.update(MAX_CONTENT_LENGTH=max_bytes, TRUSTED_HOSTS=hosts)
+  app.config["MAX_CONTENT_LENGTH"] = max_bytes
   app.jinja_loader = jinja2.PackageLoader("rmam_jax.visual")
   app.json.sort_keys = False
   one_at_a_time = threading.Lock()
 
   def refused(status: int, reason: str) -> tuple[dict[str, str], int]:
     return {"error": reason}, status
+
+  @app.before_request
+  def answer_to_own_names():
+    if hosts is not None and _name_in(flask.request.headers.get("Host", "")) not in hosts:
+      return refused(400, f"it answers to the names {', '.join(hosts)} alone")
+    return None
 
   @app.get("/")
   def page():
@@ -113,6 +120,14 @@ def make_app(
   return app
 
 
+def _name_in(host: str) -> str | None:
+  """The name in a header `Host`, without port and brackets; None if it is none."""
+  try:
+    return urllib.parse.urlsplit(f"//{host}").hostname
+  except ValueError:
+    return None
+
+
 def _is_local(host: str) -> bool:
   try:
     return ipaddress.ip_address(host).is_loopback
@@ -134,7 +149,7 @@ def serve(
   Raises a UserError if it cannot listen at `host` and `port` (0: any that is free), and without the extra `serve`.
   """
   # Bound to this machine alone, it answers to the names of this machine alone.
-  hosts = ["localhost", "127.0.0.1", "[::1]"] if _is_local(host) else None
+  hosts = list(dict.fromkeys(["localhost", "127.0.0.1", "::1", host])) if _is_local(host) else None
   app = make_app(recognizer, title=title, max_bytes=max_bytes, max_pixels=max_pixels, hosts=hosts)
   import waitress
 
