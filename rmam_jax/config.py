@@ -109,6 +109,12 @@ def get_config() -> ml_collections.ConfigDict:
     )
   config.stage_one.head = "mean_pool"
 
+  # Where metrics go (docs/training.md): "jsonl", which evaluation reads, and "tensorboard", "wandb", with commas.
+  config.writers = "jsonl,tensorboard"
+  config.validation_pictures = (
+    4  # validation images drawn with their regions at each best epoch, for the last two; 0: none
+  )
+
   # Heads to train beside, one after the other: both stages, as many steps on the same batches, for comparison.
   config.controls = ()
   config.controls_rate = 0.0  # of their stage two; 0: stage_two.learning_rate, as the run's

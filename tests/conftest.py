@@ -40,3 +40,16 @@ def data_root(tmp_path_factory):
   root = tmp_path_factory.mktemp("data")
   stored.find("digits/tiny", str(root))
   return root
+
+
+@pytest.fixture(scope="session")
+def chromium():
+  """Headless Chromium."""
+  playwright = pytest.importorskip("playwright.sync_api", reason="the `browser` extra is not installed")
+  path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+  if path is None:
+    pytest.skip("no Chromium on this machine")
+  with playwright.sync_playwright() as driver:
+    browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    yield browser
+    browser.close()

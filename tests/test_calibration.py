@@ -1,5 +1,7 @@
 """Thresholds, temperature and reliability: by hand, by trying everything, and from labels drawn as the scores say."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -83,6 +85,23 @@ def test_what_a_softmax_leaves_open_decides_nothing():
     raw.append(calibration.fit_thresholds(calibration.log_odds(each, "sigmoid"), labels, ignore, "per_class"))
   np.testing.assert_array_equal(*fitted)
   assert np.abs(raw[0] - raw[1]).max() > 0.1  # a sigmoid's scores are log-odds as they are
+
+
+@pytest.mark.parametrize(("kind", "temperature"), [("sigmoid", 0.7), ("sigmoid", 3.0), ("euclidean", 1.0)])
+def test_thresholds_as_probabilities_give_the_same_labels(kind, temperature):
+  scores = np.random.default_rng(6).normal(0, 3, (500, 3)).astype(np.float32)
+  selection = {"thresholds": [-2.0, 0.3, float(calibration.log_odds(scores, kind)[0, 2])], "temperature": temperature}
+  for options in ({}, {"threshold": 0.3}, {"threshold": np.array([0.9, 0.1, 0.4])}):
+    rule = calibration.make_thresholds(kind, selection, top_k=3, **options)
+    np.testing.assert_array_equal(rule.chosen(scores), rule.probabilities(scores) >= rule.as_probabilities(3))
+    assert 0.05 < rule.chosen(scores).mean() < 0.95
+
+
+def test_labels_that_others_of_the_image_decide_have_no_thresholds():
+  make = functools.partial(calibration.make_thresholds, top_k=3)
+  assert make("euclidean", {}).as_probabilities(3) is None  # the three highest
+  assert make("euclidean", {"thresholds": [0.0] * 3, "temperature": 2.0}).as_probabilities(3) is None
+  assert make("sigmoid", {}, top=1).as_probabilities(3) is None
 
 
 def sigmoid(log_odds):

@@ -43,6 +43,8 @@ def test_importing_needs_only_jax_flax_optax_and_numpy():
     "ml_collections",
     "tqdm",
     "tensorboardX",
+    "wandb",
+    "flask",
     "orbax",
   ]
   code = f"import sys, rmam_jax; print([name for name in {heavy} if name in sys.modules])"
@@ -114,7 +116,7 @@ def test_a_configuration_of_one_s_own_may_import_others_beside_it(tmp_path):
 
 def test_every_command_is_listed_with_its_help():
   found = call("-m", "rmam_jax")
-  for name in ("init", "train", "eval", "predict", "reproduce", "validate", "prepare", "weights", "push"):
+  for name in commands.NAMES:
     assert f"\n  {name} " in found.stdout
     assert call("-m", "rmam_jax", name, "--help").stdout.startswith(
       found.stdout.split(f"\n  {name} ")[1].splitlines()[0].strip()

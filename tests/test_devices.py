@@ -135,7 +135,9 @@ def assert_same_log(found, wanted):
 
 
 def small_config(data_root):
-  return tiny_config(data_root, **{"stage_one.epochs": 0, "stage_two.epochs": 3, "controls": ()})
+  return tiny_config(
+    data_root, **{"stage_one.epochs": 0, "stage_two.epochs": 3, "controls": (), "validation_pictures": 2}
+  )
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import base64
 import html.parser
 import io
-import shutil
+import json
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from rmam_jax.visual import gallery, pictures
 
 HOSTILE = '"><script>alert("it\'s out")</script>'
 NAMES = ["cat", "dog", HOSTILE]
+NONE = "\u2013"  # a dash, where there is nothing to divide by
 BOXES = np.array([[0.1, 0.2, 0.5, 0.6], [0.5, 0.5, 1.2, 0.9]])
 
 
@@ -32,6 +33,8 @@ PANELS = [
 ]
 SCORES = np.array([[0.9, 0.2, 0.1], [0.1, 0.1, 0.7], [0.95, 0.8, 0.0], [0.3, 0.0, 0.0]])
 LABELS = np.array([[1, 1, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0]])
+LIMITS = np.array([0.5, 0.6, 0.65], np.float32)
+ANSWERS = gallery.Answers(SCORES, SCORES >= LIMITS, LABELS, np.zeros(LABELS.shape, bool), LIMITS)
 
 
 @pytest.fixture
@@ -54,6 +57,7 @@ def page(tmp_path):
     iter(PANELS),
     results=results,
     class_curves=gallery.curves(NAMES, precisions, SCORES, LABELS, np.zeros(LABELS.shape, bool)),
+    answers=ANSWERS,
     num_shown=len(PANELS),
   )
   return tmp_path / "page.html"
@@ -88,7 +92,8 @@ def test_the_page_needs_nothing_else_and_names_stay_text(page):
   for tag, attributes in found.elements:
     assert not {"href", "srcset", "action", "onerror"} & set(attributes), tag
     assert attributes.get("src", "data:").startswith("data:")
-  assert found.text.count(HOSTILE) == 5  # bar, curve, option, label and title of its card
+  # Bar, curve, option, label and title of its card; its threshold; its row and its column of what occurs together.
+  assert found.text.count(HOSTILE) == 8
   assert "pets & more" in found.text
   assert "1,234 images, of which the first 4 are shown" in " ".join(found.text.split())
 
@@ -137,22 +142,40 @@ def test_long_curves_are_thinned():
   assert path.split("L")[-1].startswith("100.0 ")
 
 
+def decoded(text):
+  return np.frombuffer(base64.b64decode(text), "<f4").tolist()
+
+
+def test_thresholds_begin_where_they_were_and_ignored_labels_count_for_nothing():
+  ignore = np.zeros(LABELS.shape, bool)
+  ignore[2] = True
+  found = gallery.movable(NAMES, ANSWERS._replace(ignore=ignore))
+  assert [(each.name, each.threshold) for each in found] == list(zip(NAMES, LIMITS.tolist(), strict=True))
+  for each, positives, negatives in zip(
+    found, ([0.3, 0.9], [0.2], []), ([0.1], [0.0, 0.1], [0.0, 0.1, 0.7]), strict=True
+  ):
+    np.testing.assert_allclose(decoded(each.positives), positives, rtol=1e-6)
+    np.testing.assert_allclose(decoded(each.negatives), negatives, rtol=1e-6)
+  assert {each.threshold for each in gallery.movable(NAMES, ANSWERS._replace(thresholds=None))} == {0.5}
+
+
+def test_what_occurs_together_by_hand(monkeypatch):
+  # Present: cat and dog, nothing, cat, cat. Given: cat, the hostile one, cat and dog, nothing.
+  found = gallery.together(NAMES, ANSWERS)
+  assert found.names == NAMES
+  assert found.present.tolist() == [[3, 1, 0], [1, 1, 0], [0, 0, 0]]
+  assert found.given.tolist() == [[2, 1, 0], [1, 1, 0], [0, 0, 1]]
+  ignore = np.zeros(LABELS.shape, bool)
+  ignore[[0, 2], 1] = True  # the dogs
+  assert gallery.together(NAMES, ANSWERS._replace(ignore=ignore)).present.tolist() == [[3, 0, 0], [0, 0, 0], [0, 0, 0]]
+  assert gallery.together(NAMES, ANSWERS._replace(ignore=ignore)).given[1].tolist() == [0, 0, 0]
+  monkeypatch.setattr(gallery, "MATRIX_CLASSES", 2)
+  assert gallery.together(["z", "y", "x"], ANSWERS._replace(labels=LABELS[:, ::-1])).names == ["y", "x"]
+
+
 def test_a_page_is_never_written_over(page):
   with pytest.raises(UserError):
-    gallery.write(page, [], results={}, class_curves=[], num_shown=0)
-
-
-@pytest.fixture(scope="session")
-def chromium():
-  """Headless Chromium."""
-  playwright = pytest.importorskip("playwright.sync_api", reason="the `browser` extra is not installed")
-  path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-  if path is None:
-    pytest.skip("no Chromium on this machine")
-  with playwright.sync_playwright() as driver:
-    browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-    yield browser
-    browser.close()
+    gallery.write(page, [], results={}, class_curves=[], answers=ANSWERS, num_shown=0)
 
 
 @pytest.fixture
@@ -263,3 +286,63 @@ def test_the_keyboard_does_it_all(tab):
   assert lit(tab) == [(2, 0)]
   tab.hover("h1")  # the pointer elsewhere leaves the focused one lit
   assert lit(tab) == [(2, 0)]
+
+
+def counted(tab):
+  """The table of thresholds: of each class, then of all, the counts and figures."""
+  rows = tab.locator(".thresholds tbody tr, .thresholds tfoot tr").all_inner_texts()
+  return [[cell.strip() for cell in row.split("\t")[-6:]] for row in rows]
+
+
+@pytest.mark.browser
+def test_thresholds_moved_by_hand_count_anew(tab):
+  # At first the cat's .5 of right .95 .9 .3 and wrong .1; the dog's .6 of right .2 and wrong .8 .1 0.
+  first = [
+    ["2", "0", "1", "100.0", "66.7", "80.0"],
+    ["0", "1", "1", "0.0", "0.0", "0.0"],
+    ["0", "1", "0", "0.0", NONE, "0.0"],
+    ["2", "2", "2", "50.0", "50.0", "50.0"],
+  ]
+  assert counted(tab) == first
+  tab.fill(".thresholds [type=number] >> nth=1", "0.2")  # reached by the right one
+  assert counted(tab)[1] == ["1", "1", "0", "50.0", "100.0", "66.7"]
+  assert counted(tab)[3] == ["3", "2", "1", "60.0", "75.0", "66.7"]
+  assert tab.input_value(".thresholds [type=range] >> nth=1") == "0.2"
+  tab.fill(".thresholds [type=range] >> nth=2", "0.7")  # which float32 stores as a little less
+  assert counted(tab)[2] == first[2]
+  tab.fill(".thresholds [type=range] >> nth=2", "0.701")
+  assert counted(tab)[2] == ["0", "0", "0", NONE, NONE, NONE]
+  tab.fill(".thresholds [type=number] >> nth=0", "1.5")  # no probability
+  tab.fill(".thresholds [type=number] >> nth=0", "")
+  assert counted(tab)[0] == first[0]
+  tab.click("#copy")
+  assert json.loads(tab.input_value("#json")) == {"cat": 0.5, "dog": 0.2, HOSTILE: 0.701}
+  assert tab.evaluate("document.getSelection().toString()") == tab.input_value("#json")
+  assert tab.inner_text("#copied").startswith(("copied: save them", "marked below"))
+  tab.click("#reset")
+  assert counted(tab) == first
+  np.testing.assert_array_equal(np.float32(list(json.loads(tab.input_value("#json")).values())), LIMITS)
+
+
+@pytest.mark.browser
+def test_what_occurs_together_is_shown_as_it_is_and_as_it_was_given(tab):
+  def cells():
+    return tab.locator(".together td").all_inner_texts()
+
+  assert cells() == ["3", "1", "", "1", "1", "", "", "", ""]
+  tab.click(".marks >> nth=1")
+  assert cells() == ["2", "1", "", "1", "1", "", "", "", "1"]
+  assert tab.get_attribute(".together td >> nth=1", "title") == "cat and dog: present in 1, given in 1 images"
+
+
+@pytest.mark.browser
+def test_mistakes_come_in_the_order_of_how_sure_it_was(tab):
+  tab.check("input[value=mistakes]")
+  assert shown(tab) == ["one", "two", "three"]
+  tab.select_option("select[name=sort]", "mistakes")  # missed at .2, false at .8, false at .7
+  assert shown(tab) == ["one", "three", "two"]
+  tab.select_option("select[name=class]", "1")
+  assert shown(tab) == ["one", "three"]
+  tab.select_option("select[name=class]", "")
+  tab.check("input[value='']")
+  assert shown(tab) == ["one", "three", "two", "four"]  # without a mistake last

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -287,6 +288,28 @@ def test_thresholds_by_hand():
     make_thresholds({}, threshold=1.5)
   with pytest.raises(UserError, match="top must be 0"):
     make_thresholds({}, top=-1)
+
+
+def test_a_threshold_for_each_class_by_its_name(tmp_path, scenes):
+  trained = untrained("mean_pool")
+  names = trained.class_names
+  images = [scenes[0].image]
+  (found,) = predictor.Predictor(trained, threshold=0.0, batch_size=2).predict(images)
+  least = dict(zip(names, found.probabilities.tolist(), strict=True)) | {names[3]: 1.0}
+  turned = {name: least[name] for name in reversed(names)}
+  (given,) = predictor.Predictor(trained, threshold=turned, batch_size=2).predict(images)
+  assert {label.name for label in given.labels} == {*names} - {names[3]}
+  for wrong, message in (
+    (
+      {**least, "cow": 0.5},
+      f"thresholds name the unknown class 'cow': they must name each of the {len(names)} classes",
+    ),
+    ({names[0]: 0.5}, f"thresholds lack '{sorted(names[1:])[0]}'"),
+    ({**least, names[1]: "high"}, f"thresholds: that of '{names[1]}' must be a number, got 'high'"),
+    ({**least, names[1]: 2.0}, "threshold must be a probability between 0 and 1, got 2.0"),
+  ):
+    with pytest.raises(UserError, match=re.escape(message)):
+      predictor.Predictor(trained, threshold=wrong, batch_size=2)
 
 
 def test_finding_images(tmp_path, capsys):

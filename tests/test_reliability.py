@@ -24,7 +24,7 @@ from rmam_jax.data import batches
 from rmam_jax.data.splits import open_split
 from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError
-from rmam_jax.training import checkpoints, evaluate, loop, workdir
+from rmam_jax.training import checkpoints, evaluate, loop, workdir, writers
 from rmam_jax.training import step as step_lib
 
 HOLD = """
@@ -77,28 +77,15 @@ def whole(data_root, tmp_path_factory):
   return folder
 
 
-def test_the_metrics_lose_no_line_and_double_none(tmp_path):
-  path = tmp_path / "metrics.jsonl"
-  sound = [{"stage": "stage_one", "step": number} for number in (4, 8)]
-  path.write_text("".join(json.dumps(line) + "\n" for line in sound) + '{"stage": "stage_two", "st')  # cut short
-  workdir.MetricsLog(tmp_path, "stage_two", 0).close()
-  assert [json.loads(line) for line in path.read_text().splitlines()] == sound
-  workdir.MetricsLog(tmp_path, "stage_one", 4).close()
-  assert [json.loads(line) for line in path.read_text().splitlines()] == sound[:1]
-  path.write_text("no JSON\n")
-  with pytest.raises(UserError, match=f"{path} is damaged .* mend or remove the line"):
-    workdir.MetricsLog(tmp_path, "stage_one", 4)
-
-
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_a_disk_that_fills_up_or_a_folder_that_vanishes_is_named(tmp_path):
-  log = workdir.MetricsLog(tmp_path, "stage_one", 0)
+  log = writers.JsonLines(tmp_path, "stage_one", 0)
   for name in ("metrics.jsonl", "results.json.draft"):
     (tmp_path / name).symlink_to("/dev/full")
   with pytest.raises(
     UserError, match=f"cannot write {tmp_path}/metrics.jsonl: No space left on device. Nothing that was there is lost"
   ):
-    log.write(4, {"loss": 1.0})
+    log.write_scalars(4, {"loss": 1.0})
   with pytest.raises(
     UserError, match=f"cannot write {tmp_path}/results.json: No space left on device. Nothing that was there is lost"
   ):
@@ -112,7 +99,7 @@ def test_a_disk_that_fills_up_or_a_folder_that_vanishes_is_named(tmp_path):
   with pytest.raises(
     UserError, match=f"cannot write {tmp_path}/metrics.jsonl: No such file or directory. Nothing that was there"
   ):
-    log.write(4, {"loss": 1.0})
+    log.write_scalars(4, {"loss": 1.0})
   log.close()
 
 

@@ -39,6 +39,7 @@ def tiny_config(data_root, **changes):
   config.evaluation.batch_size = 20
   config.evaluation.svm_images = 60
   config.evaluation.pictures = 2
+  config.validation_pictures = 0
   config.update_from_flattened_dict(changes)
   return config
 

@@ -20,7 +20,7 @@ from absl import app, flags, logging
 from rmam_jax.runtime import files, processes
 from rmam_jax.runtime.errors import UserError, check_name
 
-NAMES = ("init", "train", "eval", "predict", "reproduce", "validate", "prepare", "weights", "push")
+NAMES = ("init", "train", "eval", "predict", "serve", "reproduce", "validate", "prepare", "weights", "push")
 KEPT_BYTES = 2**30
 KEPT_SECONDS = 0.1  # what compiles faster is compiled again
 INTERRUPTED, TERMINATED = 130, 143  # exit statuses after Ctrl-C and SIGTERM, as shells have them

@@ -16,6 +16,8 @@ import sys
 from absl import flags
 
 from rmam_jax import commands
+from rmam_jax.runtime import files
+from rmam_jax.runtime.errors import UserError
 
 _WORKDIR = flags.DEFINE_string(
   "workdir",
@@ -36,6 +38,9 @@ _THRESHOLD = flags.DEFINE_float(
   lower_bound=0,
   upper_bound=1,
 )
+_THRESHOLDS = flags.DEFINE_string(
+  "thresholds", None, "JSON file of a threshold for each class, as the gallery copies them; in place of --threshold."
+)
 _VIEWS = flags.DEFINE_enum(
   "views",
   "centre",
@@ -52,7 +57,14 @@ def main(argv: list[str]) -> None:
     sys.exit("error: name an image, a folder or a pattern")
   commands.keep_compiled()
   with commands.reported_errors(interrupted="what was written before is whole"):
-    limits = {"top": _TOP.value, "threshold": _THRESHOLD.value, "views": _VIEWS.value}
+    threshold = _THRESHOLD.value
+    if _THRESHOLDS.value is not None:
+      if threshold is not None:
+        raise UserError("--threshold and --thresholds exclude each other: leave one out")
+      threshold = files.read_json(pathlib.Path(_THRESHOLDS.value))
+      if not isinstance(threshold, dict):
+        raise UserError(f'{_THRESHOLDS.value} must hold an object of a threshold for each class: {{"cat": 0.5}}')
+    limits = {"top": _TOP.value, "threshold": threshold, "views": _VIEWS.value}
     recognizer = predictor.load(_WORKDIR.value, **limits, batch_size=_BATCH_SIZE.value)
     out, folder = (flag.value and pathlib.Path(flag.value) for flag in (_OUT, _PICTURES))
     options = {"format": _FORMAT.value, "out": out, "with_regions": _REGIONS.value, "picture_folder": folder}

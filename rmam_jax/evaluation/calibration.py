@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import optimize
+from scipy import optimize, special
 
 from rmam_jax.evaluation import metrics
 from rmam_jax.ops import losses
@@ -98,7 +98,7 @@ class Thresholds(NamedTuple):
   kind: str  # the classification loss that the scores were trained with
   temperature: float
   scores_from: float | np.ndarray  # the lowest log-odds, without temperature; a number or [L]
-  probabilities_from: float  # the lowest probability
+  probabilities_from: float | np.ndarray  # the lowest probability; a number or [L]
   top: int  # how many labels at most, the highest; 0 is no limit
 
   def probabilities(self, scores: np.ndarray) -> np.ndarray:
@@ -109,6 +109,19 @@ class Thresholds(NamedTuple):
     """[..., L] -> float [..., L], without temperature."""
     return log_odds(scores, self.kind)
 
+  def as_probabilities(self, num_classes: int) -> np.ndarray | None:
+    """The probability [L] from which on each label is given; None where others of the image decide, too.
+
+    That is so for a limit of labels, and for a softmax's probabilities with a temperature, which do not follow from
+    log-odds without.
+    """
+    sigmoid = self.kind in losses.SIGMOIDS
+    if self.top or not (sigmoid or self.temperature == 1):
+      return None
+    scores_from = np.broadcast_to(np.float32(self.scores_from), num_classes)
+    limits = np.asarray(self.probabilities(scores_from) if sigmoid else special.expit(scores_from))
+    return np.maximum(limits, np.float32(self.probabilities_from))
+
   def chosen(self, scores: np.ndarray) -> np.ndarray:
     """[N, L] -> bool [N, L]."""
     high = (self.log_odds(scores) >= self.scores_from) & (self.probabilities(scores) >= self.probabilities_from)
@@ -116,19 +129,25 @@ class Thresholds(NamedTuple):
 
 
 def make_thresholds(
-  kind: str, selection: Mapping[str, Any], *, top_k: int, top: int | None = None, threshold: float | None = None
+  kind: str,
+  selection: Mapping[str, Any],
+  *,
+  top_k: int,
+  top: int | None = None,
+  threshold: float | np.ndarray | None = None,
 ) -> Thresholds:
   """The thresholds for scores that were trained with the classification loss `kind`.
 
-  A probability `threshold` that is given comes first; then the `thresholds` [L] of the selection, if it has them; then,
-  for a sigmoid, one half. A softmax shares out 1 among the labels of an image, so that none is high by itself: without
-  a threshold the `top_k` highest labels are given. An image is given at most `top` labels; 0 is no limit. Raises a
-  UserError for a negative `top`, and for a `threshold` that is no probability.
+  A probability `threshold` that is given, one for all or [L], comes first; then the `thresholds` [L] of the selection,
+  if it has them; then, for a sigmoid, one half. A softmax shares out 1 among the labels of an image, so that none is
+  high by itself: without a threshold the `top_k` highest labels are given. An image is given at most `top` labels; 0 is
+  no limit. Raises a UserError for a negative `top`, and for a `threshold` that is no probability.
   """
   if top is not None and top < 0:
     raise UserError(f"top must be 0 (no limit) or more, got {top}")
-  if threshold is not None and not 0 <= threshold <= 1:
-    raise UserError(f"threshold must be a probability between 0 and 1, got {threshold}")
+  for each in () if threshold is None else np.ravel(threshold):
+    if not 0 <= each <= 1:
+      raise UserError(f"threshold must be a probability between 0 and 1, got {each}")
   scores_from: float | np.ndarray = -np.inf
   if threshold is None and "thresholds" in selection:
     scores_from = np.asarray(selection["thresholds"])
@@ -136,4 +155,5 @@ def make_thresholds(
     threshold = 0.5
   elif threshold is None and top is None:
     top = top_k
-  return Thresholds(kind, float(selection.get("temperature", 1.0)), scores_from, threshold or 0.0, top or 0)
+  probabilities_from = 0.0 if threshold is None else threshold
+  return Thresholds(kind, float(selection.get("temperature", 1.0)), scores_from, probabilities_from, top or 0)

@@ -161,16 +161,24 @@ def _from_arrays(arrays: Mapping[str, np.ndarray]) -> Outputs:
 
 
 def compute_outputs(
-  forward: Forward, params: Any, split: Split, *, data: Any, batch_size: int, maps: batches.StoredMaps | None = None
+  forward: Forward,
+  params: Any,
+  split: Split,
+  *,
+  data: Any,
+  batch_size: int,
+  maps: batches.StoredMaps | None = None,
+  limit: int = 0,
 ) -> Outputs:
-  """Runs the views of every record of a split once.
+  """Runs the views of every record of a split once, or of the first `limit`.
 
   `data` is that section of the configuration, `batch_size` a multiple of the number of devices: the last batch is
   padded, and the padding left out. `maps` are the split's, if they are stored. Raises a UserError that names the first
   record with a score that is not finite.
   """
   options = {"data": data, "batch_size": batch_size, "maps": maps}
-  return _from_arrays(_compute_arrays(forward, params, split, range(len(split)), **options))
+  positions = range(len(split))[: limit or None]
+  return _from_arrays(_compute_arrays(forward, params, split, positions, **options))
 
 
 def digest_params(params: Any) -> str:

@@ -56,8 +56,8 @@ def _pixels(box: predictor.Box | None) -> list[float] | None:
   return box and [round(side, 2) for side in box]
 
 
-def _record(path: pathlib.Path, found: predictor.Prediction, with_regions: bool) -> dict[str, Any]:
-  """One image's line of JSON; boxes are [left, top, right, bottom] in pixels of the original image."""
+def as_json(found: predictor.Prediction, *, with_regions: bool) -> dict[str, Any]:
+  """What is written of an image; boxes are [left, top, right, bottom] in pixels of the original image."""
   labels = [
     {"label": name, "probability": round(probability, 6), "step": step, "box": _pixels(box)}
     for name, probability, step, box in found.labels
@@ -66,7 +66,7 @@ def _record(path: pathlib.Path, found: predictor.Prediction, with_regions: bool)
     {"step": step, "box": _pixels(box), "label": name, "probability": round(probability, 6)}
     for step, box, name, probability in found.regions
   ]
-  record = {"image": str(path), "width": found.width, "height": found.height, "labels": labels}
+  record = {"width": found.width, "height": found.height, "labels": labels}
   return record | ({"regions": regions} if with_regions else {})
 
 
@@ -83,7 +83,11 @@ def _rows(path: pathlib.Path, found: predictor.Prediction, with_regions: bool) -
 
 def _writer(format: str, file: TextIO, with_regions: bool) -> Callable[[pathlib.Path, predictor.Prediction], Any]:
   if format == "jsonl":
-    return lambda path, found: print(json.dumps(_record(path, found, with_regions)), file=file)
+
+    def write(path: pathlib.Path, found: predictor.Prediction) -> None:
+      print(json.dumps({"image": str(path), **as_json(found, with_regions=with_regions)}), file=file)
+
+    return write
   table = csv.writer(file, lineterminator="\n")
   table.writerow(COLUMNS)
   return lambda path, found: table.writerows(_rows(path, found, with_regions))

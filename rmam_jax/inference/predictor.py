@@ -5,7 +5,7 @@ import itertools
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO, NamedTuple
 
 import jax
@@ -95,7 +95,7 @@ def _whole(pixels: np.ndarray) -> Decoded:
 
 
 def thresholds_of(
-  trained: exported.TrainedModel, *, top: int | None = None, threshold: float | None = None
+  trained: exported.TrainedModel, *, top: int | None = None, threshold: float | np.ndarray | None = None
 ) -> calibration.Thresholds:
   """Which labels a trained model gives to an image that it sees from the centre; see `calibration.make_thresholds`."""
   kind, chosen = stages.classification_of(trained.config, "stage_two"), trained.selection or {}
@@ -111,6 +111,16 @@ def check_head(config: ml_collections.ConfigDict) -> heads.HeadSpec:
   return spec
 
 
+def _by_class(thresholds: Mapping[str, float], class_names: Sequence[str]) -> np.ndarray:
+  """Thresholds in the order of the classes, [L]; raises UserError unless there is a number for each class."""
+  if differing := sorted({*thresholds} ^ {*class_names}):
+    kind = "lack" if differing[0] in class_names else "name the unknown class"
+    raise UserError(f"thresholds {kind} {differing[0]!r}: they must name each of the {len(class_names)} classes")
+  if wrong := [name for name, value in thresholds.items() if not isinstance(value, int | float)]:
+    raise UserError(f"thresholds: that of {wrong[0]!r} must be a number, got {thresholds[wrong[0]]!r}")
+  return np.array([thresholds[name] for name in class_names], float)
+
+
 class Predictor:
   """A recognizer with all that it needs to predict for images as they come.
 
@@ -122,7 +132,7 @@ class Predictor:
     trained: exported.TrainedModel,
     *,
     top: int | None = None,
-    threshold: float | None = None,
+    threshold: float | Mapping[str, float] | None = None,
     views: str = "centre",
     batch_size: int = 32,
     threads: int = 4,
@@ -132,7 +142,8 @@ class Predictor:
     Args:
       trained: from `exported.load`.
       top: at most so many labels an image; 0 is no limit.
-      threshold: a label is given from this probability on, in place of the calibrated thresholds.
+      threshold: a label is given from this probability on, in place of the calibrated thresholds; or one for each
+        class, by its name.
       views: of `views.KINDS`. "two" sees the mirror image as well, "five" and "ten" all of the image to its border; the
         probabilities are those of the mean over the views, the regions those of the centre view.
       batch_size: images in one pass; rounded up to a multiple of the devices.
@@ -143,6 +154,8 @@ class Predictor:
     if batch_size < 1 or threads < 1:
       raise UserError(f"batch_size and threads must be at least 1, got {batch_size} and {threads}")
     config, self.class_names = trained.config, trained.class_names
+    if isinstance(threshold, Mapping):
+      threshold = _by_class(threshold, self.class_names)
     self.thresholds = thresholds_of(trained, top=top, threshold=threshold)
     spec = check_head(config)
     mesh, self._views = mesh_lib.make_mesh(), views_lib.from_config(config, views)

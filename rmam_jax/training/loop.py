@@ -15,19 +15,22 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from rmam_jax import heads
 from rmam_jax.data import batches
 from rmam_jax.data.augmentation import Augmentation
 from rmam_jax.data.batches import StoredMaps
 from rmam_jax.data.splits import Split, open_split
-from rmam_jax.evaluation import stored_maps
+from rmam_jax.evaluation import calibration, stored_maps
+from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime import processes
 from rmam_jax.runtime import progress as progress_lib
 from rmam_jax.runtime.errors import UserError
-from rmam_jax.training import checkpoints, initial_weights, signals, stages, workdir
+from rmam_jax.training import checkpoints, initial_weights, signals, stages, workdir, writers
 from rmam_jax.training import rpn as rpn_training
 from rmam_jax.training import step as step_lib
 from rmam_jax.training.initial_weights import InitialWeights
+from rmam_jax.visual import panels, pictures
 
 STREAMS = (*stages.NAMES, stages.RPN)  # each has random numbers of its own
 WARM_UP, TRACED = 3, 10  # steps before a trace, which compile and warm up, and in it
@@ -61,6 +64,9 @@ class _Trainer:
 
   def __init__(self, config: Any, folder: pathlib.Path, first: InitialWeights | None, trace: _Trace):
     self.config, self.folder, self.first, self.trace, self.mesh = config, folder, first, trace, mesh_lib.make_mesh()
+    writers.check(config.writers)
+    if config.validation_pictures < 0:
+      raise UserError(f"validation_pictures must be 0 or more, got {config.validation_pictures}")
     data = config.data
     with processes.first_before_others("open"):  # digit scenes may have to be made
       self.splits = [open_split(data, name) for name in (data.train, data.validation) if name]
@@ -97,6 +103,26 @@ class _Trainer:
     if maps is not None:
       options["maps"] = maps
     return stage.validate(forward, params, self.validation, **options)
+
+  def pictures(
+    self, stage: stages.Stage, forward: Any, params: step_lib.Params, maps: StoredMaps | None
+  ) -> np.ndarray | None:
+    """The first `validation_pictures` validation images with their regions, uint8 [N, height, width, 3].
+
+    None where there is nothing to draw: without a validation split, for a head that does not look, in other processes
+    than the first (all compute together).
+    """
+    config, limit = self.config, self.config.validation_pictures
+    if self.validation is None or not limit or stage.name == stages.RPN or not heads.get(stage.trains).looks:
+      return None
+    options = {"data": config.data, "batch_size": config.evaluation.batch_size, "maps": maps, "limit": limit}
+    found = outputs_lib.compute_outputs(forward, params, self.validation, **options)
+    if not processes.is_first() or not len(found.readable):
+      return None
+    kind = stages.classification_of(config, stage.name)
+    thresholds = calibration.make_thresholds(kind, {}, top_k=config.evaluation.top_k)
+    shown = panels.EvaluatedSplit(config, stage.trains, thresholds, self.validation, found)
+    return np.stack([pictures.pixels(panel) for panel in panels.panels(shown, found.readable)])
 
   def run(
     self, stage: stages.Stage, previous: step_lib.Params | None = None, kept: str = "", rpn: Any = None
@@ -189,7 +215,7 @@ class _Trainer:
         for path in self.folder.glob("skipped*.jsonl"):
           workdir.keep_until(path, stage.name, step)
     if first:
-      log_or_none = contextlib.closing(workdir.MetricsLog(self.folder, stage.name, step))
+      log_or_none = contextlib.closing(writers.open_writers(config.writers, self.folder, stage.name, step))
     started, label = time.monotonic() - progress["seconds"], f"{stage.name} ({stage.trains})"
     shown = {"total": stage.steps, "initial": step, "unit": " steps", "dynamic_ncols": True, "disable": not first}
 
@@ -204,6 +230,8 @@ class _Trainer:
       # Several processes cannot agree on a step: there, signals act at once and the last epoch's checkpoint counts.
       signals.Deferred(active=jax.process_count() == 1) as stop,
     ):
+      if log is not None and not step:
+        log.write_hparams(workdir.flatten(json.loads(config.to_json())))
       while not stage.is_over(step, progress["best_epoch"]) or totals:
         running = None
         while len(totals) + bool(running) < stage.steps_per_epoch and not stop.asked:
@@ -234,13 +262,19 @@ class _Trainer:
           raise
         means = {name: float(np.mean([values[name] for values in totals])) for name in totals[0]}
         totals, epoch = [], step // stage.steps_per_epoch
+        drawn = None
         # Without a validation split nothing is chosen: the last epoch is the one that counts.
         if not found or found["validation_loss"] < progress["best_loss"]:
           progress = {**progress, "best_loss": found.get("validation_loss", math.inf), "best_epoch": epoch}
           saved.save_best(step, state.result, progress)
+          if writers.show_images(config.writers):
+            drawn = self.pictures(stage, forward, state.result, validation_maps)
         progress["seconds"] = time.monotonic() - started
         if log is not None:
-          log.write(step, {"epoch": epoch, **means, **found, "seconds": progress["seconds"]})
+          log.write_scalars(step, {"epoch": epoch, **means, **found, "seconds": progress["seconds"]})
+          if drawn is not None:
+            log.write_images(step, {"validation": drawn})
+          log.flush()
         saved.save_last(state, progress)
         validated = "".join(
           f", validation loss {value:.3f}" if name == "validation_loss" else f", {name.split('_')[1]} {value:.1%}"

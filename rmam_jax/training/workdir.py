@@ -20,7 +20,10 @@ from rmam_jax.version import __version__
 FORMAT = 6  # of a workdir; a new field of the configuration takes its default, and needs no other format
 # Fields that change nothing that is learned: a run may go on with other values of them. `weights` says only where the
 # weights lie; which they are, `weights_digest` says.
-FREE_FIELDS = ("data.root", "data.images", "data.corrupt", "data.threads", "data.workers", "remat", "weights")
+FREE_FIELDS = (
+  *("data.root", "data.images", "data.corrupt", "data.threads", "data.workers", "remat", "weights"),
+  *("writers", "validation_pictures"),
+)
 OTHER_FOLDER = "Name another folder with --workdir=DIR"
 _SPLITS = ("data.train", "data.validation", "data.test", "data.final_train")
 
@@ -174,25 +177,3 @@ def keep_until(path: pathlib.Path, stage: str, step: int) -> None:
   """Drops a stage's lines after a step from a log, if it is there: those of a run that goes on from this step."""
   if path.exists():
     write_lines(path, [line for line in read_lines(path) if line["stage"] != stage or line["step"] <= step])
-
-
-class MetricsLog:
-  """Metrics of a stage from a step on, as JSON lines in `folder/metrics.jsonl` and for TensorBoard."""
-
-  def __init__(self, folder: pathlib.Path, stage: str, step: int):
-    import tensorboardX
-
-    self._stage, self._path = stage, folder / "metrics.jsonl"
-    keep_until(self._path, stage, step)
-    self._tensorboard = tensorboardX.SummaryWriter(str(folder / "tensorboard" / stage), purge_step=step + 1)
-
-  def write(self, step: int, metrics: dict[str, float]) -> None:
-    """One line for one step; raises UserError if it cannot be written."""
-    with os_errors(f"cannot write {self._path}", files.GO_ON), self._path.open("a") as file:
-      file.write(json.dumps({"stage": self._stage, "step": step, **metrics}) + "\n")
-    for name, value in metrics.items():
-      self._tensorboard.add_scalar(name, value, step)
-    self._tensorboard.flush()
-
-  def close(self) -> None:
-    self._tensorboard.close()

@@ -17,6 +17,7 @@ from rmam_jax.visual import pictures
 THUMBNAIL = 192  # pixels of the longer side
 JPEG_QUALITY = 80
 CURVE_POINTS = 100
+MATRIX_CLASSES = 24  # the most frequent ones, of which the page shows what occurs together
 
 
 class Curve(NamedTuple):
@@ -38,6 +39,56 @@ def curves(class_names: Sequence[str], precisions: Sequence[float | None], score
     points = (f"{100 * recall[i]:.1f} {100 - 100 * height[i]:.1f}" for i in shown)
     found.append(Curve(name, precision, "M" + "L".join(points) if len(shown) else ""))
   return found
+
+
+class Answers(NamedTuple):
+  """What the recognizer says of N images of a split and what is true. L classes."""
+
+  probabilities: np.ndarray  # float [N, L]
+  chosen: np.ndarray  # bool [N, L], the labels given
+  labels: np.ndarray  # 0 or 1, [N, L]
+  ignore: np.ndarray  # bool [N, L]
+  thresholds: np.ndarray | None  # [L], the probabilities from which on labels are given, if it is these
+
+
+class Movable(NamedTuple):
+  """One class's threshold, and all that its counts depend on: sorted probabilities, as base64 of little-endian float32."""
+
+  name: str
+  threshold: float
+  positives: str  # of the images that show the class
+  negatives: str  # of those that do not
+
+
+def movable(class_names: Sequence[str], answers: Answers) -> list[Movable]:
+  """Each class's; where labels are not given by thresholds they begin at one half."""
+
+  def encoded(values: np.ndarray) -> str:
+    return base64.b64encode(np.sort(values).astype("<f4").tobytes()).decode()
+
+  limits = np.full(len(class_names), 0.5) if answers.thresholds is None else answers.thresholds
+  found = []
+  for c, (name, limit) in enumerate(zip(class_names, limits, strict=True)):
+    present, kept = answers.labels[:, c] == 1, ~answers.ignore[:, c]
+    values = answers.probabilities[:, c]
+    found.append(Movable(name, float(limit), encoded(values[kept & present]), encoded(values[kept & ~present])))
+  return found
+
+
+class Together(NamedTuple):
+  """How many images show both of two classes, and how many are given both; on the diagonal, the one class."""
+
+  names: list[str]
+  present: np.ndarray  # int [M, M]
+  given: np.ndarray  # int [M, M]
+
+
+def together(class_names: Sequence[str], answers: Answers) -> Together:
+  """The `MATRIX_CLASSES` most frequent classes in their order; a label that is ignored is neither present nor given."""
+  present, given = (marks & ~answers.ignore for marks in (answers.labels == 1, answers.chosen))
+  shown = np.sort(np.argsort(-present.sum(axis=0), kind="stable")[:MATRIX_CLASSES])
+  counts = (marks[:, shown].astype(int).T @ marks[:, shown].astype(int) for marks in (present, given))
+  return Together([class_names[c] for c in shown], *counts)
 
 
 def _card(panel: pictures.Panel, class_names: Sequence[str]) -> dict[str, Any]:
@@ -73,9 +124,10 @@ def write(
   *,
   results: dict[str, Any],
   class_curves: Sequence[Curve],
+  answers: Answers,
   num_shown: int,
 ) -> None:
-  """Writes a new page: `num_shown` panels, as they come, the content of results.json, and each class's curve.
+  """Writes a new page: `num_shown` panels, as they come, the content of results.json, each class's curve, and answers.
 
   Raises a UserError if `path` exists or cannot be written.
   """
@@ -100,6 +152,9 @@ def write(
       for name, meaning in metrics.REGION_METRICS.items()
       if name in results
     ],
+    movable=movable(class_names, answers),
+    by_thresholds=answers.thresholds is not None,
+    together=together(class_names, answers),
     colours=pictures.STEP_COLOURS,
     num_shown=num_shown,
   )

@@ -67,12 +67,20 @@ def write_gallery(path: pathlib.Path, evaluated: EvaluatedSplit, results: dict[s
   """Writes a new page of the first `limit` images, or all for 0, with the figures of results.json; see `gallery`."""
   outputs, names = evaluated.outputs, evaluated.split.class_names
   shown = outputs.readable[: limit or None]
-  precisions, log_odds = [results["AP"][name] for name in names], evaluated.thresholds.log_odds(outputs.scores)
+  thresholds, precisions = evaluated.thresholds, [results["AP"][name] for name in names]
+  log_odds = thresholds.log_odds(outputs.scores)
   gallery.write(
     path,
     progress.bar(panels(evaluated, shown), "gallery", len(shown), unit=" images", leave=False),
     results=results,
     class_curves=gallery.curves(names, precisions, log_odds, outputs.labels, outputs.ignore),
+    answers=gallery.Answers(
+      thresholds.probabilities(outputs.scores),
+      thresholds.chosen(outputs.scores),
+      outputs.labels,
+      outputs.ignore,
+      thresholds.as_probabilities(len(names)),
+    ),
     num_shown=len(shown),
   )
 

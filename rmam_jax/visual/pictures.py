@@ -47,6 +47,19 @@ def draw(path: pathlib.Path, panels: Sequence[Panel], *, columns: int = 1) -> No
 
   Regions that won none of the given labels are thin. Present labels are bold. The picture's size does not depend on the images'.
   """
+  _figure(panels, columns).savefig(path)
+
+
+def pixels(panel: Panel) -> np.ndarray:
+  """A panel drawn as `draw` does, uint8 [height, width, 3], the same size for all."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+  canvas = FigureCanvasAgg(_figure([panel], 1))
+  canvas.draw()
+  return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _figure(panels: Sequence[Panel], columns: int):
   from matplotlib.figure import Figure
 
   columns = min(columns, len(panels))
@@ -66,7 +79,7 @@ def draw(path: pathlib.Path, panels: Sequence[Panel], *, columns: int = 1) -> No
     for thin, some in ((True, [step for step in steps if step not in won]), (False, sorted(won.intersection(steps)))):
       _draw_regions(view, panel.boxes[some], list(map(colour, some)), numbers=[step + 1 for step in some], thin=thin)
     _draw_verdicts(beside, panel, steps)
-  figure.savefig(path)
+  return figure
 
 
 def _draw_image(axes, image: np.ndarray, title: str) -> None:
