@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rmam_jax.ops import spatial_transformer
+from rmam_jax.ops import scan, spatial_transformer
+from rmam_jax.ops.scan import product
 
 Params = Any
 Memory = Any
@@ -44,9 +45,8 @@ class Attention(NamedTuple):
 
 
 def dense(params: Params, inputs: jax.Array) -> jax.Array:
-  """W x + b, multiplied in the inputs' type and summed in float32 or better."""
-  wide = spatial_transformer.wide_dtype(inputs)
-  return jnp.matmul(inputs, params["kernel"].astype(inputs.dtype), preferred_element_type=wide) + params["bias"]
+  """W x + b, multiplied as `product` says and summed in float32 or better."""
+  return product(inputs, params["kernel"]) + params["bias"]
 
 
 def region_features(
@@ -96,7 +96,7 @@ def lstm_step(
     squash_cell: h = o * tanh(c), as most LSTMs do; the paper prints h = o * c.
   """
   c, h = carry
-  i, g, o, m = jnp.split(x @ params["w_x"] + h @ params["w_h"] + params["b"], 4, axis=-1)
+  i, g, o, m = jnp.split(product(x, params["w_x"]) + product(h, params["w_h"]) + params["b"], 4, axis=-1)
   c = jax.nn.sigmoid(g) * c + jax.nn.sigmoid(i) * jnp.tanh(m)
   h = jax.nn.sigmoid(o) * (jnp.tanh(c) if squash_cell else c)
   return (c, h), h
@@ -135,23 +135,28 @@ def attend(
   """
   check_arguments(feature_map, num_regions)
   memory, choose = next_region(params["next_region"], feature_map)
+  kernels = {"fx": params["fx"]["kernel"], "hz": params["hz"]["kernel"]}
+  kernels |= {name: params["lstm"][name] for name in ("w_x", "w_h")}
 
-  def look(state, k):
+  def look(kernels, state, k):
     carry, theta, memory = state
-    x = region_code(params, feature_map, theta, **sampling)
-    carry, h = lstm_step(params["lstm"], carry, x, squash_cell=squash_cell)
-    z, scores = read_state(params, h)
+    fx, hz = ({**params[name], "kernel": kernels[name]} for name in ("fx", "hz"))
+    x = region_code({"fx": fx}, feature_map, theta, **sampling)
+    lstm = {"w_x": kernels["w_x"], "w_h": kernels["w_h"], "b": params["lstm"]["b"]}
+    carry, h = lstm_step(lstm, carry, x, squash_cell=squash_cell)
+    z = jax.nn.relu(dense(hz, h))
     memory, next_theta = choose(memory, z, k)
-    return (carry, next_theta + nothing, memory), (scores, theta, x, h, z)
+    return (carry, next_theta + nothing, memory), (theta, x, h, z)
 
   wide = spatial_transformer.wide_dtype(feature_map)
   # Zeros [B, 1] made of the map: inside `jax.shard_map` a scan's state has to vary between devices from the start.
   nothing = (feature_map[:, :1, 0, 0] > jnp.inf).astype(wide)
   zeros = jnp.zeros((len(feature_map), len(params["lstm"]["w_h"])), wide) + nothing
   theta = jnp.asarray(spatial_transformer.WHOLE_IMAGE, wide) + nothing
-  state = ((zeros, zeros), theta, memory)
-  (_, _, memory), looks = jax.lax.scan(look, state, jnp.arange(num_regions + 1))
-  return Attention(*(every[1:] for every in looks), memory)
+  state, places = ((zeros, zeros), theta, memory), jnp.arange(num_regions + 1)
+  (_, _, memory), looks = scan.scan(look, kernels, state, places, dtype=feature_map.dtype)
+  thetas, x, h, z = (every[1:] for every in looks)
+  return Attention(dense(params["zs"], z), thetas, x, h, z, memory)
 
 
 def max_pool_scores(scores: jax.Array) -> jax.Array:
