@@ -117,16 +117,21 @@ def attend(
   num_regions: int,
   next_region: NextRegion,
   squash_cell: bool = False,
+  unroll: bool | None = None,
   **sampling: Any,
 ) -> Attention:
   """K+1 looks at a feature map in one scan (Eq. 2-5): first the whole image, which is not scored, then K regions.
 
+  Its gradient is for reverse mode only.
+
   Args:
     params: see the module's docstring.
-    feature_map: [B, H, W, C], float32 or bfloat16; coordinates and everything after x_k are float32.
+    feature_map: [B, H, W, C], float32 or bfloat16. W_fx, the LSTM and W_hz are multiplied in its type and summed in
+      float32; scores, states and coordinates, and the layers that predict scores and coordinates, are float32.
     num_regions: K >= 1.
     next_region: the rule that chooses where to look next.
     squash_cell: see `lstm_step`.
+    unroll: whether the looks stand one after the other in the program; None: where that is faster.
     **sampling: `region_size`, (h, w) of a region's features, by default (7, 7); `pool` and `align_corners`; see
       `region_features`.
 
@@ -154,7 +159,7 @@ def attend(
   zeros = jnp.zeros((len(feature_map), len(params["lstm"]["w_h"])), wide) + nothing
   theta = jnp.asarray(spatial_transformer.WHOLE_IMAGE, wide) + nothing
   state, places = ((zeros, zeros), theta, memory), jnp.arange(num_regions + 1)
-  (_, _, memory), looks = scan.scan(look, kernels, state, places, dtype=feature_map.dtype)
+  (_, _, memory), looks = scan.scan(look, kernels, state, places, dtype=feature_map.dtype, unroll=unroll)
   thetas, x, h, z = (every[1:] for every in looks)
   return Attention(dense(params["zs"], z), thetas, x, h, z, memory)
 

@@ -58,8 +58,8 @@ _product.defvjp(lambda inputs, kernel: (_product(inputs, kernel), kernel), _prod
 def is_unrolled(steps: int) -> bool:
   """Whether so many steps are faster one after the other in the program than in a loop (docs/benchmarks/gpu.md).
 
-  On a GPU a few are: the loop costs as much as the small products between the large ones. On a CPU they are not, and
-  compiling takes longer.
+  On a GPU a few are: the loop costs as much as the small operations between the large products. On a CPU they are not,
+  and compiling takes longer.
   """
   return jax.default_backend() == "gpu" and steps <= MOST_UNROLLED
 
@@ -78,6 +78,7 @@ def scan(
   xs: jax.Array,
   *,
   dtype: Any,
+  unroll: bool | None = None,
 ) -> tuple[State, Any]:
   """As `jax.lax.scan(step, state, xs)`, for reverse mode only.
 
@@ -88,6 +89,7 @@ def scan(
     state: the first; inside `jax.shard_map` it varies between devices, as a scan's state has to.
     xs: integers [n].
     dtype: that products are multiplied in, of inputs, kernels and slopes alike.
+    unroll: whether the steps stand one after the other in the program; None: as `is_unrolled` says.
   """
 
   def body(cast, state, given):
@@ -104,14 +106,14 @@ def scan(
   }
   first = _Given(xs[0], {name: each[0] for name, each in offsets.items()})
   body, closed_over = jax.closure_convert(body, _cast(kernels, dtype), state, first)
-  unroll = len(xs) if is_unrolled(len(xs)) else 1
+  unroll = is_unrolled(len(xs)) if unroll is None else unroll
 
   def run(cast, closed_over, state, offsets, xs):
     def one(state, given):
       state, found, products = body(cast, state, given, *closed_over)
       return state, (found, {name: inputs for name, (inputs, _) in products.items()})
 
-    state, (found, inputs) = jax.lax.scan(one, state, _Given(xs, offsets), unroll=unroll)
+    state, (found, inputs) = jax.lax.scan(one, state, _Given(xs, offsets), unroll=len(xs) if unroll else 1)
     return (state, found), inputs
 
   @jax.custom_vjp
