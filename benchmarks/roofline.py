@@ -37,22 +37,29 @@ def bytes_a_second() -> float:
   return 2 * 4 * count / _seconds(lambda x: x + 1, jnp.ones(count, jnp.float32))
 
 
+def _with_prefix(value: float, unit: str) -> str:
+  """With three digits, e.g. `214 TFLOP/s`."""
+  prefix, factor = next(((name, each) for name, each in (("T", 1e12), ("G", 1e9)) if value >= each), ("M", 1e6))
+  return f"{value / factor:.3g} {prefix}{unit}"
+
+
 def by_operations(operations: int, seconds: float, dtype: str) -> str:
-  """E.g. `6.05 TFLOP: 214 TFLOP/s, 27 %`, the share being of `operations_a_second`."""
+  """E.g. `6.05 TFLOP: 214 TFLOP/s, 27%`, the share being of `operations_a_second`."""
   rate = operations / seconds
-  return f"{operations / 1e12:.3g} TFLOP: {rate / 1e12:.3g} TFLOP/s, {rate / operations_a_second(dtype):.0%}"
+  share = rate / operations_a_second(dtype)
+  return f"{_with_prefix(operations, 'FLOP')}: {_with_prefix(rate, 'FLOP/s')}, {share:.0%}"
 
 
 def by_bytes(moved: int, seconds: float) -> str:
-  """E.g. `7.52 GB: 1.42 TB/s, 47 %`, the share being of `bytes_a_second`."""
+  """E.g. `7.52 GB: 1.42 TB/s, 47%`, the share being of `bytes_a_second`."""
   rate = moved / seconds
-  return f"{moved / 1e9:.3g} GB: {rate / 1e12:.3g} TB/s, {rate / bytes_a_second():.0%}"
+  return f"{_with_prefix(moved, 'B')}: {_with_prefix(rate, 'B/s')}, {rate / bytes_a_second():.0%}"
 
 
 def ceilings(dtype: str) -> str:
   """What the shares are of, in words."""
+  operations, moved = _with_prefix(operations_a_second(dtype), "FLOP/s"), _with_prefix(bytes_a_second(), "B/s")
   return (
-    f"Operations and bytes by formula (convolutions and matrix products; read and written); shares of"
-    f" {operations_a_second(dtype) / 1e12:.3g} TFLOP/s, a large {dtype} product, and of {bytes_a_second() / 1e12:.3g}"
-    " TB/s, read and written together."
+    f"Operations and bytes by formula (convolutions and matrix products; read and written); shares of {operations}, a"
+    f" large {dtype} product, and of {moved}, read and written together."
   )
