@@ -46,8 +46,28 @@ def _part(function: Callable, *arguments: Any) -> Part:
   return Part(functools.partial(machine.finish, program, *arguments), operations.count(function, *arguments))
 
 
+def optimizer_part(stage, state) -> Part:
+  """The optimizer alone. Uses up the state."""
+
+  def update(state, gradients):
+    updates, moments = stage.optimizer.update(gradients, state.opt_state, state.params)
+    return state._replace(params=optax.apply_updates(state.params, updates), opt_state=moments)
+
+  # Every array of the state is read and written, and the gradients are read.
+  moved = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+  moved += sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+  gradients = jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e-3), state.params)
+  program = jax.jit(update, donate_argnums=0).lower(state, gradients).compile()
+  held = [state]
+
+  def work():
+    held[0] = jax.block_until_ready(program(held[0], gradients))
+
+  return Part(work, 0, moved)
+
+
 def parts(stage, state, batch) -> dict[str, Part]:
-  """A step's parts, each a program of its own. Uses up the state."""
+  """A step's parts, each a program of its own."""
   params, model, batch = state.params, stage.model, jax.device_put(batch)
 
   def feature_map(backbone, images):
@@ -62,27 +82,13 @@ def parts(stage, state, batch) -> dict[str, Part]:
     return one_map, pull(slope)
 
   one_map = jax.jit(feature_map)(params["backbone"], batch["image"])
-  found = {
+  return {
     "backbone, forward": _part(feature_map, params["backbone"], batch["image"]),
     "backbone, forward + backward": _part(backbone_gradient, params["backbone"], batch["image"], one_map),
     "head, forward": _part(loss, params["head"], one_map, batch),
     "head, forward + backward": _part(jax.grad(loss, argnums=(0, 1)), params["head"], one_map, batch),
+    "optimizer": optimizer_part(stage, jax.tree.map(jnp.copy, state)),
   }
-
-  def update(state, gradients):
-    updates, moments = stage.optimizer.update(gradients, state.opt_state, state.params)
-    return state._replace(params=optax.apply_updates(state.params, updates), opt_state=moments)
-
-  # Every array of the state is read and written, and the gradients are read.
-  moved = sum(2 * leaf.nbytes for leaf in jax.tree.leaves(state)) + sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-  gradients = jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e-3), params)
-  program = jax.jit(update, donate_argnums=0).lower(state, gradients).compile()
-  held = [state]
-
-  def optimize():
-    held[0] = jax.block_until_ready(program(held[0], gradients))
-
-  return found | {"optimizer": Part(optimize, 0, moved)}
 
 
 def compile_step(stage, state, batch):

@@ -124,6 +124,9 @@ def split(config, side: int, repeats: int) -> None:
   """Prints a table of the step's parts."""
   stage, init, batch = steps.make(config, side)
   parts = steps.parts(stage, jax.jit(init)(jax.random.key(0)), batch)
+  config.stage_two.moments = "bfloat16"
+  stage, init, _ = steps.make(config, side)
+  parts["optimizer, moments in bfloat16"] = steps.optimizer_part(stage, jax.jit(init)(jax.random.key(0)))
   found = machine.medians({name: part.work for name, part in parts.items()}, repeats)
   print("\n" + machine.header(f"parts, batch {config.batch_size}, {config.model.dtype}", "ms", "reached"))
   for name, part in parts.items():
@@ -138,13 +141,16 @@ def main() -> None:
   parser.add_argument("--side", type=int, default=448, help="of the crops, in pixels")
   parser.add_argument("--batches", default="16", help="with commas between")
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+  parser.add_argument(
+    "--moments", default="float32", choices=("float32", "bfloat16"), help="of Adam, of the whole step"
+  )
   parser.add_argument("--peers", default="eager,compiled", help="some of eager, compiled; empty: none")
   parser.add_argument("--no-parts", action="store_true")
   arguments = parser.parse_args()
   print(f"{machine.describe_device('flax', 'optax', 'torch')}.")
   for batch in map(int, arguments.batches.split(",")):
     config, side = voc.get_config(), arguments.side
-    config.batch_size, config.model.dtype = batch, arguments.dtype
+    config.batch_size, config.model.dtype, config.stage_two.moments = batch, arguments.dtype, arguments.moments
     if arguments.small:
       config.update_from_flattened_dict(steps.SMALL)
       side = steps.SMALL_SIDE

@@ -85,7 +85,9 @@ def test_ten_views_are_a_slow_loop_s(small, data_root, mirror, feature):
 
 def test_ten_views_take_one_pass_of_the_backbone_over_an_image_and_its_mirror_image(small, data_root):
   model, params, images, _ = small
-  ten = outputs_lib.make_forward(model, mesh_lib.make_mesh(), views_lib.from_config(view_config(data_root, views="ten")))
+  ten = outputs_lib.make_forward(
+    model, mesh_lib.make_mesh(), views_lib.from_config(view_config(data_root, views="ten"))
+  )
   text = ten.program.trace(params, images, None).lower(lowering_platforms=("cuda",)).as_text()
   assert text.count("stablehlo.convolution") == len(params["backbone"]) == 2
   assert f"tensor<{2 * len(images)}x{SIZE}x{SIZE}x3xf32>" in text
