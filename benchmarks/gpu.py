@@ -40,6 +40,7 @@ PARTS = (
     "--dtype=bfloat16 --map=28x28x512 --width=4096 --looks=5,10 --batches=1,16",
     "--map=8x8x8 --width=16 --looks=2 --batches=1 --repeats=1",
   ),
+  Part("checkpoint", "checkpoint", "--millions=268 --repeats=1", "--millions=1 --repeats=1"),
   Part("ten-views", "ten_view", "--dtype=bfloat16 --batch=4", "--width=64 --repeats=1"),
 )
 
