@@ -56,8 +56,8 @@ def main() -> None:
   print(machine.row("the paper, TITAN X", *(PAPER.get(scale, "") for scale in scales)))
   options = {"mirror": flags.mirror, "batch": flags.batch, "width": flags.width, "repeats": flags.repeats}
   for head in names:
-    found = [1e3 * seconds(scale, head, **options) / flags.batch for scale in scales]
-    print(machine.row(f"`{head}`", *(f"{each:,.0f}" for each in found)), flush=True)
+    found = [machine.milliseconds(seconds(scale, head, **options) / flags.batch) for scale in scales]
+    print(machine.row(f"`{head}`", *found), flush=True)
 
 
 if __name__ == "__main__":

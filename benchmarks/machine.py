@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import importlib.metadata
+import math
 import os
 import platform
 import statistics
@@ -65,6 +66,12 @@ def medians(
       work()
       taken[name].append(clock() - started)
   return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def milliseconds(seconds: float) -> str:
+  """With three digits: 1,234 and 28.3 and 0.104."""
+  ms = 1e3 * seconds
+  return f"{ms:,.{max(2 - math.floor(math.log10(ms)), 0)}f}"
 
 
 def row(*cells: object) -> str:

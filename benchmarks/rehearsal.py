@@ -85,9 +85,10 @@ def peak_gigabytes() -> str:
 
 
 def train(stage, params, batches, seconds: float):
-  """Steps for so long: parameters, (seconds, loss) of every step, the compiled step."""
+  """Steps for so long: parameters, (seconds, loss) of every step, the operations of one."""
   state = jax.tree.map(jnp.array, step_lib.TrainState(np.int32(0), params, stage.optimizer.init(params)))
-  program = steps.compile_step(stage, state, next(batches))
+  first = next(batches)
+  counted, program = steps.count(stage, state, first), steps.compile_step(stage, state, first)
   waiting, told = collections.deque(), []
   started, bar = time.perf_counter(), progress.bar(None, stage.name, round(seconds), unit=" s")
   while (now := time.perf_counter() - started) < seconds or not told:
@@ -97,7 +98,7 @@ def train(stage, params, batches, seconds: float):
       told.append((time.perf_counter() - started, float(waiting.popleft())))
     bar.update(int(min(now, seconds)) - bar.n)
   bar.close()
-  return state.params, told, program
+  return state.params, told, counted
 
 
 def main() -> None:
@@ -129,7 +130,7 @@ def main() -> None:
     fresh = jax.jit(functools.partial(step_lib.init_params, stage.model, size=side))(jax.random.key(0))
     params = fresh if params is None else stages.take_over(fresh, params, stages.kept_head(config))
     before = mean_ap(stage, params, *test_scenes, side, config.batch_size)
-    params, told, program = train(stage, params, batches, 30 * arguments.minutes)
+    params, told, counted = train(stage, params, batches, 30 * arguments.minutes)
     after = mean_ap(stage, params, *test_scenes, side, config.batch_size)
     intervals = np.diff([seconds for seconds, _ in told][len(told) // 2 :])
     each = float(np.median(intervals)) if len(intervals) else told[-1][0] / len(told)
@@ -138,7 +139,8 @@ def main() -> None:
     parts = np.array_split(np.array(told), min(LINES, len(told)))
     curves += [machine.row(name, f"{part[-1, 0]:,.0f}", f"{part[:, 1].mean():.4f}") for part in parts]
   print(machine.header("", "steps", "images/s", "ms a step", "test mAP before", "after"))
-  print("\n".join(rows) + f"\n\nPeak memory: {peak_gigabytes()}. {roofline.line(program, each, arguments.dtype)}\n")
+  print("\n".join(rows) + f"\n\nPeak memory: {peak_gigabytes()}. A step of {name},")
+  print(f"{roofline.by_operations(counted, each, arguments.dtype)}. {roofline.ceilings(arguments.dtype)}\n")
   print(machine.header("", "seconds", "mean loss since the line before"))
   print("\n".join(curves))
 

@@ -1,50 +1,65 @@
-"""How near a compiled program comes to what its machine can do."""
+"""How near a program comes to what its machine can do: operations and bytes by formula, ceilings measured in the run."""
 
+import functools
 import statistics
 import time
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-_COPIED = 2**28  # bytes
+TURNS = 16  # in one program, so that starting it is not what is measured
 
 
-def _seconds(program, x) -> float:
-  """The median of five runs of x -> x, each given what the one before returned, after one that warms up."""
+def _seconds(turn: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
+  """Of one turn x -> x: the median of five runs of a program of `TURNS`, after one that warms up."""
+  program = jax.jit(lambda x: jax.lax.fori_loop(0, TURNS, lambda _, x: turn(x), x), donate_argnums=0)
   taken = []
   for _ in range(6):
     started = time.perf_counter()
     x = jax.block_until_ready(program(x))
     taken.append(time.perf_counter() - started)
-  return statistics.median(taken[1:])
+  return statistics.median(taken[1:]) / TURNS
 
 
-def ceilings(dtype: str) -> tuple[float, float]:
-  """What the first device reaches now: operations a second in a large matrix product, bytes a second in a copy."""
-  side = 2_048 if jax.default_backend() == "cpu" else 8_192
+@functools.cache
+def operations_a_second(dtype: str) -> float:
+  """What the first device reaches now in a large matrix product."""
+  side = 1_024 if jax.default_backend() == "cpu" else 8_192
   matrix = jnp.full((side, side), 1 / side, dtype)
-  vector = jnp.ones(_COPIED // 4, jnp.float32)
-  operations = 2 * side**3 / _seconds(jax.jit(lambda x: x @ matrix), matrix)
-  return operations, 2 * _COPIED / _seconds(jax.jit(lambda x: x + 1, donate_argnums=0), vector)
+  return 2 * side**3 / _seconds(lambda x: x @ matrix, matrix.copy())
 
 
-def line(compiled: Any, seconds: float, dtype: str = "float32") -> str:
-  """What XLA counts in a compiled program of one device, the ceilings of this run, and the share of each reached.
+@functools.cache
+def bytes_a_second() -> float:
+  """What the first device reads and writes a second, both counted, where it adds 1 to a large array."""
+  count = 2**26 if jax.default_backend() == "cpu" else 2**30
+  return 2 * 4 * count / _seconds(lambda x: x + 1, jnp.ones(count, jnp.float32))
 
-  Args:
-    compiled: the program; the body of a loop counts once.
-    seconds: that it takes.
-    dtype: of the matrix product that sets the ceiling.
-  """
-  counted = compiled.cost_analysis()
-  operations, moved = counted["flops"], counted["bytes accessed"]
-  rate, bandwidth = ceilings(dtype)
-  by_operations, by_bytes = operations / rate, moved / bandwidth
+
+def _with_prefix(value: float, unit: str) -> str:
+  """With three digits, e.g. `214 TFLOP/s`."""
+  prefix, factor = next(((name, each) for name, each in (("T", 1e12), ("G", 1e9)) if value >= each), ("M", 1e6))
+  return f"{value / factor:.3g} {prefix}{unit}"
+
+
+def by_operations(operations: int, seconds: float, dtype: str) -> str:
+  """E.g. `6.05 TFLOP: 214 TFLOP/s, 27%`, the share being of `operations_a_second`."""
+  rate = operations / seconds
+  share = rate / operations_a_second(dtype)
+  return f"{_with_prefix(operations, 'FLOP')}: {_with_prefix(rate, 'FLOP/s')}, {share:.0%}"
+
+
+def by_bytes(moved: int, seconds: float) -> str:
+  """E.g. `7.52 GB: 1.42 TB/s, 47%`, the share being of `bytes_a_second`."""
+  rate = moved / seconds
+  return f"{_with_prefix(moved, 'B')}: {_with_prefix(rate, 'B/s')}, {rate / bytes_a_second():.0%}"
+
+
+def ceilings(dtype: str) -> str:
+  """What the shares are of, in words."""
+  operations, moved = _with_prefix(operations_a_second(dtype), "FLOP/s"), _with_prefix(bytes_a_second(), "B/s")
   return (
-    f"Roofline: {operations / 1e9:,.1f} GFLOP and {moved / 1e9:,.2f} GB counted (loops once; fused reads may not"
-    f" count); ceilings {rate / 1e9:,.0f} GFLOP/s ({dtype} product of matrices) and"
-    f" {bandwidth / 1e9:,.1f} GB/s (copy): at least {1e3 * max(by_operations, by_bytes):,.1f} ms, by"
-    f" {'operations' if by_operations >= by_bytes else 'bytes'}; {by_operations / seconds:.0%} of the ceiling of"
-    f" operations, {by_bytes / seconds:.0%} of that of bytes."
+    f"Operations and bytes by formula (convolutions and matrix products; read and written); shares of {operations}, a"
+    f" large {dtype} product, and of {moved}, read and written together."
   )

@@ -1,11 +1,11 @@
-"""Regions from a feature map: `spatial_transform` and its two forms against torch's `grid_sample`.
+"""Regions from a feature map: `spatial_transform` against `grid_sample`, ours and torch's.
 
     python -m benchmarks.sampler
     python -m benchmarks.sampler --sizes=16x28x28x512:14 --repeats=50
 
-The sides: `spatial_transform` as the platform has it; the matrix-product form, which is another platform's; the general
-`grid_sample` with its gradient by autodiff; torch with channels in either place, whichever is faster in each column.
-Forward, and forward with the gradients of map and theta. Regions of 0.2 to 0.5 of the map, as a trained model has them.
+The sides: `spatial_transform`; the general `grid_sample` with its gradient by autodiff; torch with channels in either
+place, whichever is faster in each column. Forward, and forward with the gradients of map and theta. Regions of 0.2 to
+0.5 of the map, as a trained model has them.
 """
 
 import functools
@@ -14,23 +14,14 @@ import jax
 import numpy as np
 import torch
 
-from benchmarks import machine, peer, roofline
+from benchmarks import machine, peer
 from rmam_jax.ops import spatial_transformer
 
 SIZES = ("32x16x16x64:5", "32x16x16x64:7", "16x28x28x512:7", "16x28x28x512:14")
 
 
-def products(feature_map, theta, size):
-  """`spatial_transform` by matrix products, whatever the platform."""
-  grid = spatial_transformer.affine_grid(theta, size)
-  y = spatial_transformer.to_cells(grid[:, :, :1, 1], feature_map.shape[1])
-  x = spatial_transformer.to_cells(grid[:, :1, :, 0], feature_map.shape[2])
-  return spatial_transformer._by_products(feature_map, y, x)
-
-
 FORMS = {
   "spatial_transform": spatial_transformer.spatial_transform,
-  "matrix products": products,
   "grid_sample": lambda feature_map, theta, size: spatial_transformer.grid_sample(
     feature_map, spatial_transformer.affine_grid(theta, size)
   ),
@@ -38,7 +29,7 @@ FORMS = {
 
 
 def our_sides(feature_map, theta, cotangent, size):
-  """(forward, forward and gradients, the latter's compiled program) of each form, by its name."""
+  """Forward, and forward and gradients, of each form by its name."""
   inputs = jax.device_put((feature_map, theta))
   cotangent = jax.device_put(cotangent)
 
@@ -52,7 +43,7 @@ def our_sides(feature_map, theta, cotangent, size):
       return sampled, pull(cotangent)
 
     forward, both = forward.lower(*inputs).compile(), both.lower(inputs, cotangent).compile()
-    return lambda: machine.finish(forward, *inputs), lambda: machine.finish(both, inputs, cotangent), both
+    return lambda: machine.finish(forward, *inputs), lambda: machine.finish(both, inputs, cotangent)
 
   return {name: sides(form) for name, form in FORMS.items()}
 
@@ -95,12 +86,10 @@ def main() -> None:
     sides["torch NHWC"] = torch_sides(*inputs, torch.channels_last)
     for column, title in enumerate(("forward", "forward + backward")):
       found = machine.medians({name: pair[column] for name, pair in sides.items()}, arguments.repeats)
-      theirs = min(found["torch NCHW"], found["torch NHWC"])
-      cells = (f"{1e3 * found[name]:.2f}" for name in FORMS)
-      ratio = f"{theirs / found['spatial_transform']:.1f}"
-      print(machine.row(f"{shape} -> {side} x {side}", title, *cells, f"{1e3 * theirs:.2f}", ratio))
-  *_, program = sides["spatial_transform"]
-  print("\n" + roofline.line(program, found["spatial_transform"]) + " Of the last row, `spatial_transform`.")
+      theirs = min("torch NCHW", "torch NHWC", key=found.get)
+      cells = (machine.milliseconds(found[name]) for name in (*FORMS, theirs))
+      ratio = f"{found[theirs] / found['spatial_transform']:.1f}"
+      print(machine.row(f"{shape} -> {side} x {side}", title, *cells, ratio), flush=True)
 
 
 if __name__ == "__main__":

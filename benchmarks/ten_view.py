@@ -3,8 +3,8 @@
     python -m benchmarks.ten_view                        VGG-16 at 512, batch 1, random weights
     python -m benchmarks.ten_view --scale=640 --mirror=map
 
-Both sides are one jitted program over the same images, with the same head. Beside the times stand the operations that
-XLA counts for each program: their ratio is what the times could show at best.
+Both sides are one jitted program over the same images, with the same head. Beside the times stand the operations of
+each by formula: their ratio is what the times could show at best.
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import machine, roofline
+from benchmarks import machine, operations, roofline
 from configs import common, voc
 from rmam_jax import recognizer
 from rmam_jax.evaluation import outputs as outputs_lib
@@ -37,21 +37,16 @@ def ten_passes(model, params, images, *, size: int, crop: int):
   return scores.mean(axis=0), features.mean(axis=0)
 
 
-def compile_and_count(function, *arguments):
-  """The compiled program, and the operations that XLA counts in it; the body of a loop counts once."""
-  compiled = jax.jit(function).lower(*arguments).compile()
-  return compiled, compiled.cost_analysis()["flops"]
-
-
 def main() -> None:
   parser = machine.make_parser(__doc__, repeats=3)
   parser.add_argument("--scale", choices=common.SCALES, default="512")
   parser.add_argument("--mirror", choices=views_lib.MIRRORS, default="image")
   parser.add_argument("--batch", type=int, default=1, help="images in a call")
+  parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
   parser.add_argument("--width", type=int, default=4096, help="of x, the LSTM and z")
   arguments = parser.parse_args()
   config = voc.get_config(arguments.scale)
-  config.evaluation.mirror = arguments.mirror
+  config.evaluation.mirror, config.model.dtype = arguments.mirror, arguments.dtype
   config.model.x_width = config.model.lstm_width = config.model.z_width = arguments.width
   size, crop = config.data.image_size, config.data.crop_size
   model = recognizer.build(config.model, 20, head=config.model.head)
@@ -59,29 +54,27 @@ def main() -> None:
   images = np.random.default_rng(0).integers(0, 256, (arguments.batch, size, size, 3), np.uint8)
 
   forward = outputs_lib.make_forward(model, mesh_lib.make_mesh(jax.devices()[:1]), views_lib.from_config(config))
-  cut, cut_count = compile_and_count(lambda params, images: forward.program(params, images, None), params, images)
-  separate, _ = compile_and_count(functools.partial(ten_passes, model, size=size, crop=crop), params, images)
-  recognize = functools.partial(model.apply, method="recognize")
-  one_map = jnp.zeros((arguments.batch, crop // 16, crop // 16, 512))
-  _, look_count = compile_and_count(lambda params, one_map: recognize({"params": params}, one_map), params, one_map)
-  _, pass_count = compile_and_count(
-    lambda params, image: model.apply({"params": params}, image)[0].scores, params, images[:, :crop, :crop]
-  )
-  looks = 10 * config.model.num_regions * look_count  # the scan's other steps, which are not counted
-  counts = {"cut": cut_count + looks, "separate": 10 * pass_count + looks}
-
-  programs = {"cut": cut, "separate": separate}
-  work = {name: functools.partial(machine.finish, program, params, images) for name, program in programs.items()}
+  programs = {
+    "ten views cut from feature maps": lambda params, images: forward.program(params, images, None),
+    "ten passes over cropped pixels": functools.partial(ten_passes, model, size=size, crop=crop),
+  }
+  images = jax.device_put(images)
+  counts = {name: operations.count(program, params, images) for name, program in programs.items()}
+  work = {
+    name: functools.partial(machine.finish, jax.jit(program), params, images) for name, program in programs.items()
+  }
+  for each in work.values():
+    each()  # compiled here
   found = machine.medians(work, arguments.repeats)
-  counted, measured = counts["separate"] / counts["cut"], found["separate"] / found["cut"]
-  print(f"{size} x {size}, {arguments.batch} image(s), mirrored {arguments.mirror}.")
+  print(f"{size} x {size}, {arguments.batch} image(s), {config.model.dtype}, mirrored {arguments.mirror}.")
   print(f"{machine.describe_device('flax', 'numpy')}. Medians of {arguments.repeats}.\n")
-  print(machine.header("", "s", "GFLOP"))
-  for name, title in (("cut", "ten views cut from feature maps"), ("separate", "ten passes over cropped pixels")):
-    print(machine.row(title, f"{found[name]:.2f}", f"{counts[name] / 1e9:,.0f}"))
-  print(machine.row("ratio", f"{measured:.2f}", f"{counted:.2f}"))
-  print(f"\nReached: {measured / counted:.0%} of the counted ratio.\n")
-  print(roofline.line(cut, found["cut"], config.model.dtype))
+  print(machine.header("", "ms", "reached"))
+  for name, seconds in found.items():
+    reached = roofline.by_operations(counts[name], seconds, config.model.dtype)
+    print(machine.row(name, machine.milliseconds(seconds), reached))
+  (cut, separate), (few, many) = found.values(), counts.values()
+  print(machine.row("ratio", f"{separate / cut:.2f}", f"{many / few:.2f} by formula"))
+  print(f"\n{roofline.ceilings(config.model.dtype)}")
 
 
 if __name__ == "__main__":

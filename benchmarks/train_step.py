@@ -1,11 +1,12 @@
-"""One training step, stage two with the paper's rule, against an equal PyTorch model written here.
+"""One training step, stage two with the paper's rule, against an equal PyTorch model written here, and its parts.
 
-    python -m benchmarks.train_step --small                        seconds a step on a CPU
+    python -m benchmarks.train_step --small                        on a CPU
     python -m benchmarks.train_step                                VGG-16, crops of 448, batch 16: for a GPU
-    python -m benchmarks.train_step --dtype=bfloat16 --compiled
+    python -m benchmarks.train_step --dtype=bfloat16 --batches=16,64
 
 The two have the same layers, losses (Eq. 7-14), Adam, parameters and batch; their first losses must agree before the
-clock runs. Torch's images lie channels last; `--compiled` wraps its step in `torch.compile`.
+clock runs. Torch's images lie channels last, its Adam is the fused one on a GPU; `compiled` is `torch.compile` of its
+model, neither of loss nor optimizer. The parts are programs of their own, so that they need not add up to the step.
 """
 
 import math
@@ -19,6 +20,10 @@ from benchmarks import machine, peer, roofline, steps
 from configs import voc
 from rmam_jax.backbones import vgg
 from rmam_jax.ops import spatial_transformer
+
+# Of the first losses. With random weights gates are in the hundreds, where bfloat16 rounds to ones: whether two models
+# are equal is seen in float32.
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.15}
 
 
 class Peer(torch.nn.Module):
@@ -73,64 +78,90 @@ def peer_loss(scores, thetas, labels, loss):
 
 def torch_side(model, config, batch, compiled: bool):
   """A function that makes a step and waits for it, and the first step's loss."""
-  model = model.to(peer.DEVICE)
   section = config.stage_two
-  optimizer = torch.optim.Adam(model.parameters(), section.learning_rate, (section.beta_1, section.beta_2))
+  rates = {"lr": section.learning_rate, "betas": (section.beta_1, section.beta_2)}
+  optimizer = torch.optim.Adam(model.parameters(), **rates, fused=peer.DEVICE == "cuda")
   images, labels = (torch.tensor(batch[name], device=peer.DEVICE) for name in ("image", "labels"))
-  images = images.float()
+  images, forward = images.float(), torch.compile(model) if compiled else model
 
-  def train_step():
+  def work():
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast(peer.DEVICE, torch.bfloat16, enabled=config.model.dtype == "bfloat16"):
-      scores, thetas = model(images)
+      scores, thetas = forward(images)
     loss = peer_loss(scores, thetas, labels, config.loss)
     loss.backward()
     optimizer.step()
+    peer.wait()
     return loss.detach()
 
-  run = torch.compile(train_step) if compiled else train_step
-  loss = float(run())
+  return work, float(work())
 
-  def work():
-    run()
-    peer.wait()
 
-  return work, loss
+def compare(config, side: int, peers: list[str], repeats: int) -> None:
+  """Prints the table of one batch size: the step beside its peers."""
+  stage, init, batch = steps.make(config, side)
+  state = jax.jit(init)(jax.random.key(0))
+  counted = steps.count(stage, state, batch)
+  blocks, params = stage.model.backbone.blocks, jax.tree.map(np.array, state.params)
+  sides, losses = {}, {}
+  sides["ours, jitted"], our_loss = steps.start(stage, state, batch)
+  for name in peers:
+    model = Peer(params, config, blocks).to(peer.DEVICE)
+    title = f"torch, {name}"
+    sides[title], losses[title] = torch_side(model, config, batch, name == "compiled")
+  for title, loss in losses.items():
+    if not math.isclose(our_loss, loss, rel_tol=TOLERANCES[config.model.dtype]):
+      raise SystemExit(f"error: the first losses differ, ours {our_loss} and {title} {loss}: the models are not equal")
+  found = machine.medians(sides, repeats)
+  ours = found["ours, jitted"]
+  first = ", ".join(f"{loss:.4f}" for loss in (our_loss, *losses.values()))
+  print(f"\n{side} x {side}, batch {config.batch_size}, {config.model.dtype}, blocks {blocks},")
+  print(f"widths {config.model.x_width}; first losses {first}. Medians of {repeats}.\n")
+  print(machine.header("", "ms a step", "images/s", "its time over ours"))
+  for title, seconds in found.items():
+    cells = f"{config.batch_size / seconds:,.0f}", f"{seconds / ours:.2f}"
+    print(machine.row(title, machine.milliseconds(seconds), *cells))
+  print(f"\nOurs, {roofline.by_operations(counted, ours, config.model.dtype)}.")
+
+
+def split(config, side: int, repeats: int) -> None:
+  """Prints a table of the step's parts."""
+  stage, init, batch = steps.make(config, side)
+  parts = steps.parts(stage, jax.jit(init)(jax.random.key(0)), batch)
+  config.stage_two.moments = "bfloat16"
+  stage, init, _ = steps.make(config, side)
+  parts["optimizer, moments in bfloat16"] = steps.optimizer_part(stage, jax.jit(init)(jax.random.key(0)))
+  found = machine.medians({name: part.work for name, part in parts.items()}, repeats)
+  print("\n" + machine.header(f"parts, batch {config.batch_size}, {config.model.dtype}", "ms", "reached"))
+  for name, part in parts.items():
+    reached = [roofline.by_operations(part.operations, found[name], config.model.dtype)] if part.operations else []
+    reached += [roofline.by_bytes(part.moved, found[name])] if part.moved else []
+    print(machine.row(name, machine.milliseconds(found[name]), "; ".join(reached)), flush=True)
 
 
 def main() -> None:
   parser = machine.make_parser(__doc__, repeats=5)
-  parser.add_argument("--small", action="store_true", help="a thin model at 96 pixels")
+  parser.add_argument("--small", action="store_true", help="a thin model at 96 pixels, batch 8")
   parser.add_argument("--side", type=int, default=448, help="of the crops, in pixels")
-  parser.add_argument("--batch", type=int, default=16)
+  parser.add_argument("--batches", default="16", help="with commas between")
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-  parser.add_argument("--compiled", action="store_true", help="torch.compile the peer")
-  arguments = parser.parse_args()
-  config = voc.get_config()
-  config.batch_size, config.model.dtype, side = arguments.batch, arguments.dtype, arguments.side
-  if arguments.small:
-    config.update_from_flattened_dict(steps.SMALL)
-    side = steps.SMALL_SIDE
-  stage, init, batch = steps.make(config, side)
-  state = jax.jit(init)(jax.random.key(0))
-  model = Peer(state.params, config, blocks := stage.model.backbone.blocks)
-  ours, our_loss, compiled = steps.start(stage, state, batch)
-  theirs, their_loss = torch_side(model, config, batch, arguments.compiled)
-  if not math.isclose(our_loss, their_loss, rel_tol=1e-3 if arguments.dtype == "float32" else 5e-2):
-    raise SystemExit(f"error: the first losses differ, {our_loss} and {their_loss}: the models are not equal")
-  found = machine.medians({"ours": ours, "torch": theirs}, arguments.repeats)
-
-  print(f"{machine.describe_device('flax', 'optax', 'torch')}.")
-  print(f"{side} x {side}, batch {config.batch_size}, {arguments.dtype}, blocks {blocks},")
-  print(
-    f"widths {config.model.x_width}; first loss {our_loss:.4f} and {their_loss:.4f}. Medians of {arguments.repeats}.\n"
+  parser.add_argument(
+    "--moments", default="float32", choices=("float32", "bfloat16"), help="of Adam, of the whole step"
   )
-  print(machine.header("", "s a step", "images/s"))
-  name = "torch, compiled" if arguments.compiled else "torch, eager"
-  for title, seconds in (("ours, jitted", found["ours"]), (name, found["torch"])):
-    print(machine.row(title, f"{seconds:.3f}", f"{config.batch_size / seconds:.1f}"))
-  print(machine.row("torch's time over ours", f"{found['torch'] / found['ours']:.2f}", ""))
-  print("\n" + roofline.line(compiled, found["ours"], arguments.dtype))
+  parser.add_argument("--peers", default="eager,compiled", help="some of eager, compiled; empty: none")
+  parser.add_argument("--no-parts", action="store_true")
+  arguments = parser.parse_args()
+  print(f"{machine.describe_device('flax', 'optax', 'torch')}.")
+  for batch in map(int, arguments.batches.split(",")):
+    config, side = voc.get_config(), arguments.side
+    config.batch_size, config.model.dtype, config.stage_two.moments = batch, arguments.dtype, arguments.moments
+    if arguments.small:
+      config.update_from_flattened_dict(steps.SMALL)
+      side = steps.SMALL_SIDE
+    compare(config, side, [name for name in arguments.peers.split(",") if name], arguments.repeats)
+    if not arguments.no_parts:
+      split(config, side, arguments.repeats)
+  print("\n" + roofline.ceilings(arguments.dtype))
 
 
 if __name__ == "__main__":

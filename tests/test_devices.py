@@ -214,8 +214,10 @@ def test_processes_without_a_coordinator_are_refused():
   assert said.strip().splitlines()[-1] == "error: --num_processes and --process_id need --coordinator=HOST:PORT"
 
 
-@pytest.mark.parametrize("head", ["recurrent", "saliency", "rarl", "rlsd"])
-def test_the_paper_s_train_step_lowers_for_tpus(head):
+@pytest.mark.parametrize(
+  ("platform", "head"), [("cuda", "recurrent"), *(("tpu", head) for head in ("recurrent", "saliency", "rarl", "rlsd"))]
+)
+def test_the_paper_s_train_step_lowers_for_what_is_not_here(platform, head):
   config = voc.get_config(f"512:{head}")
   config.model.dtype = "bfloat16"
   stage = stages.build(config, "stage_two", num_classes=20, num_records=5011)
@@ -229,6 +231,6 @@ def test_the_paper_s_train_step_lowers_for_tpus(head):
     "mask": jax.ShapeDtypeStruct((16,), np.float32),
   }
   train_step = jax.jit(step_lib.make_train_step(stage.model, stage.optimizer, stage.objective), donate_argnums=0)
-  exported = jax.export.export(train_step, platforms=["tpu"])(state, batch)
-  assert exported.platforms == ("tpu",)
+  exported = jax.export.export(train_step, platforms=[platform])(state, batch)
+  assert exported.platforms == (platform,)
   assert "stablehlo.convolution" in exported.mlir_module()

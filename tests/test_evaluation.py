@@ -83,6 +83,25 @@ def test_ten_views_are_a_slow_loop_s(small, data_root, mirror, feature):
       np.testing.assert_allclose(found[name][index], value, atol=2e-5, err_msg=name)
 
 
+def test_ten_views_take_one_pass_of_the_backbone_over_an_image_and_its_mirror_image(small, data_root):
+  model, params, images, _ = small
+  ten = outputs_lib.make_forward(
+    model, mesh_lib.make_mesh(), views_lib.from_config(view_config(data_root, views="ten"))
+  )
+  text = ten.program.trace(params, images, None).lower(lowering_platforms=("cuda",)).as_text()
+  assert text.count("stablehlo.convolution") == len(params["backbone"]) == 2
+  assert f"tensor<{2 * len(images)}x{SIZE}x{SIZE}x3xf32>" in text
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 9])
+def test_items_are_given_when_so_many_more_have_been_begun(count):
+  begun = []
+  for given, item in enumerate(outputs_lib.ahead((begun.append(n) or n for n in range(5)), count)):
+    assert item == given
+    assert begun == list(range(min(given + count + 1, 5)))
+  assert given == 4
+
+
 def test_the_centre_view_is_the_pixels_crop(small):
   model, params, images, forward = small
   crops = images[:, 4:20, 4:20]

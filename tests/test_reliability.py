@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -190,6 +191,7 @@ def saved(tmp_path):
   for number in (1, 2):
     found.save_last(state(number), {"epoch": number})
   found.save_best(2, state(2).params, {"epoch": 2})
+  found.wait()
   yield found
   found.close()
 
@@ -264,12 +266,73 @@ def test_another_type_in_a_checkpoint_is_named_and_not_cast(saved):
 
 def test_two_last_states_are_kept_and_what_a_killed_save_left_is_removed(saved, tmp_path):
   saved.save_last(state(3), {})
+  saved.wait()
   assert sorted(path.name for path in (tmp_path / "last").iterdir()) == ["2", "3"]
   (tmp_path / "last" / "4.orbax-checkpoint-tmp").mkdir()
   again = checkpoints.StageCheckpoints(tmp_path, writing=True)
   again.save_last(state(5), {})
   again.close()
   assert sorted(path.name for path in (tmp_path / "last").iterdir()) == ["3", "5"]
+
+
+@pytest.fixture
+def held(tmp_path, monkeypatch):
+  """A writer's checkpoints, the event that its thread waits for before each save, and the saves that it has begun."""
+  written, begun, go = checkpoints.StageCheckpoints(tmp_path, writing=True), [], threading.Event()
+  save = written._save
+
+  def when_told(name, step, *others):
+    begun.append((name, step))
+    assert go.wait(60)
+    save(name, step, *others)
+
+  monkeypatch.setattr(written, "_save", when_told)
+  yield written, go, begun
+  go.set()
+  written.close()
+
+
+def test_training_goes_on_while_what_it_was_is_written(held, tmp_path):
+  written, go, begun = held
+  before, progress = state(2), {"epoch": 2}
+  written.save_best(2, before.params, progress)
+  written.save_last(before, progress)
+  wanted = jax.tree.map(np.array, before)
+  progress["epoch"] = 3
+  step = jax.jit(lambda old: jax.tree.map(lambda leaf: leaf + 1, old), donate_argnums=0)
+  for _ in range(3):
+    before = step(before)  # in the memory that it had
+  assert begun == [("best", 2)]
+  assert not list((tmp_path / "best").iterdir())
+  go.set()
+  restored, found = written.restore_last(state(0))
+  assert same(restored, wanted)
+  assert found == {"epoch": 2}
+  assert same(written.restore_best(state(0).params)[0], wanted.params)
+  assert begun == [("best", 2), ("last", 2)]
+
+
+def test_no_more_checkpoints_wait_than_those_of_an_epoch(held):
+  written, go, begun = held
+  go.set()
+  for number in range(1, 5):
+    written.save_best(number, state(number).params, {})
+    written.save_last(state(number), {})
+    assert len(written._begun) <= 2  # each a copy on the host
+  written.wait()
+  assert begun == [(name, number) for number in range(1, 5) for name in ("best", "last")]
+
+
+def test_what_the_thread_could_not_write_stops_training(tmp_path, monkeypatch):
+  written = checkpoints.StageCheckpoints(tmp_path, writing=True)
+
+  def full(*arguments, **options):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(written._managers["last"], "save", full)
+  written.save_last(state(1), {})
+  with pytest.raises(UserError, match=f"cannot write a checkpoint below {tmp_path}/last: .*No space left on device"):
+    written.close()
 
 
 @pytest.fixture

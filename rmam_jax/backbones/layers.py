@@ -75,7 +75,7 @@ def _sum_of_slices_forward(x: jax.Array, kernel: jax.Array, stride: int):
 
 
 def _sum_of_slices_backward(stride: int, saved: tuple[jax.Array, jax.Array], g: jax.Array):
-  """The kernel's gradient row by row of `g`, eight times faster than tap by tap."""
+  """The kernel's gradient row by row of `g`, many times faster than tap by tap."""
   (x, kernel), (height, width) = saved, g.shape[1:3]
   rows, columns = kernel.shape[:2]
   # With zeros between its cells, and around them, the gradient is turned back by the kernel turned round.
@@ -86,18 +86,19 @@ def _sum_of_slices_backward(stride: int, saved: tuple[jax.Array, jax.Array], g: 
   spread = jax.lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
   to_x = _sum_of_slices(spread, kernel[::-1, ::-1], 1)
 
-  def add(total, row):
+  taps = [(row, column) for row in range(rows) for column in range(columns)]
+
+  def add(totals, row):
     seen = jax.lax.dynamic_slice_in_dim(x, row * stride, rows, axis=1)
     g_row = jax.lax.dynamic_slice_in_dim(g, row, 1, axis=1)[:, 0]
-    taps = [
-      (seen[:, r, c : c + stride * (width - 1) + 1 : stride] * g_row).sum(axis=0, dtype=jnp.float32)
-      for r in range(rows)
-      for c in range(columns)
-    ]
-    return total + jnp.stack(taps), None
+    ends = stride * (width - 1) + 1
+    # No sum in here: one over images would not be vectorized, and takes up to eight times as long.
+    added = (seen[:, r, c : c + ends : stride] * g_row for r, c in taps)
+    return tuple(total + each for total, each in zip(totals, added, strict=True)), None
 
-  nothing = jnp.zeros((rows * columns, width, g.shape[-1]))
-  to_kernel = jax.lax.scan(add, nothing, jnp.arange(height))[0].sum(axis=1)
+  nothing = jnp.zeros(g[:, 0].shape)
+  totals, _ = jax.lax.scan(add, (nothing,) * len(taps), jnp.arange(height))
+  to_kernel = jnp.stack([total.sum(axis=(0, 1)) for total in totals])
   return to_x, to_kernel.reshape(kernel.shape).astype(kernel.dtype)
 
 

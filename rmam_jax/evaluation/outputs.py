@@ -5,6 +5,7 @@ stopped goes on after its last whole chunk. Chunks that another checkpoint, conf
 mixed with new ones: they are noticed, removed and computed again.
 """
 
+import collections
 import dataclasses
 import itertools
 import json
@@ -31,6 +32,7 @@ from rmam_jax.weights import tensors
 FEATURES = ("z", "h", "x")  # of `attention.Attention`
 FORMAT = 2  # of the chunks
 CHUNK = 1_024  # images, about
+AHEAD = 2  # batches that have been begun when one is fetched: the devices never wait for the host to have it
 
 
 class Outputs(NamedTuple):
@@ -76,7 +78,10 @@ class Forward:
     """Arrays as `Outputs` names them, of images [B, side, side, 3], and boxes [B, K, 4] for a head that needs them."""
     if boxes is not None and self.views != views_lib.CENTRE:
       raise UserError("proposals are seen from the centre view alone: set evaluation.views=centre")
-    return self.program(params, images, boxes)
+    found = self.program(params, images, boxes)
+    for array in found.values():  # each is on its way to the host as soon as it is computed
+      array.copy_to_host_async()
+    return found
 
 
 def make_forward(
@@ -105,9 +110,14 @@ def make_forward(
   return Forward(views, program, by_example)
 
 
-def one_ahead(items: Iterable) -> Iterator:
-  """The items, each given when the next one has been begun: devices and threads work on that one meanwhile."""
-  return (item for item, _ in itertools.pairwise(itertools.chain(items, [None])))
+def ahead(items: Iterable, count: int = 1) -> Iterator:
+  """The items, each given when so many more have been begun: devices and threads work on those meanwhile."""
+  begun, items = collections.deque(), iter(items)
+  begun.extend(itertools.islice(items, count))
+  for item in items:
+    begun.append(item)
+    yield begun.popleft()
+  yield from begun
 
 
 def _compute_arrays(forward, params, split, positions, *, data, batch_size, maps, advance=lambda count: None) -> dict:
@@ -130,7 +140,7 @@ def _compute_arrays(forward, params, split, positions, *, data, batch_size, maps
     maps=maps,
   )
   parts, records = [], []
-  for arrays, of_batch in one_ahead(map(begin, decoded)):  # the next is decoded while the devices work on this one
+  for arrays, of_batch in ahead(map(begin, decoded), AHEAD):  # the next are decoded while the devices work on this one
     parts.append({name: array[: len(of_batch)] for name, array in jax.device_get(arrays).items()})
     records += of_batch
     advance(len(of_batch))

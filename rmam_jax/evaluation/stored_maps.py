@@ -105,7 +105,7 @@ def _compute(folder: pathlib.Path, key: Any, model: Any, params: Any, split: Spl
   with progress.bar(None, "feature maps", len(split), initial=done["images"], **shown) as bar:
     for start in range(done["images"], len(split), chunk):
       positions, written = range(start, min(start + chunk, len(split))), start
-      for found, reasons in outputs_lib.one_ahead(_batches(program, params, split, positions, config, by_example)):
+      for found, reasons in outputs_lib.ahead(_batches(program, params, split, positions, config, by_example)):
         found = np.asarray(found)[: len(reasons)]
         if (wrong := ~np.isfinite(found).all(axis=(1, 2, 3, 4))).any():
           record = split[written + int(wrong.argmax())]

@@ -194,8 +194,8 @@ class Predictor:
       # A few images need no whole batch; of more, the last batch has the shape that is compiled already.
       size = -(-min(1 << max(len(first) - 1, 0).bit_length(), self._batch_size) // self._devices) * self._devices
       groups = itertools.chain([first] if first else [], groups)
-      views = outputs_lib.one_ahead(pool.map(self._read, group) for group in groups)  # `map` begins all of a group
-      for begun, arrays in outputs_lib.one_ahead(self._begin(each, size) for each in views):
+      views = outputs_lib.ahead(pool.map(self._read, group) for group in groups)  # `map` begins all of a group
+      for begun, arrays in outputs_lib.ahead(self._begin(each, size) for each in views):
         yield from self._finish(begun, arrays)
 
   def _read(self, task: tuple[int, Source]) -> _View | UserError:

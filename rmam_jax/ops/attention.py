@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rmam_jax.ops import spatial_transformer
+from rmam_jax.ops import scan, spatial_transformer
+from rmam_jax.ops.scan import product
 
 Params = Any
 Memory = Any
@@ -44,9 +45,8 @@ class Attention(NamedTuple):
 
 
 def dense(params: Params, inputs: jax.Array) -> jax.Array:
-  """W x + b, multiplied in the inputs' type and summed in float32 or better."""
-  wide = spatial_transformer.wide_dtype(inputs)
-  return jnp.matmul(inputs, params["kernel"].astype(inputs.dtype), preferred_element_type=wide) + params["bias"]
+  """W x + b, multiplied as `product` says and summed in float32 or better."""
+  return product(inputs, params["kernel"]) + params["bias"]
 
 
 def region_features(
@@ -96,7 +96,7 @@ def lstm_step(
     squash_cell: h = o * tanh(c), as most LSTMs do; the paper prints h = o * c.
   """
   c, h = carry
-  i, g, o, m = jnp.split(x @ params["w_x"] + h @ params["w_h"] + params["b"], 4, axis=-1)
+  i, g, o, m = jnp.split(product(x, params["w_x"]) + product(h, params["w_h"]) + params["b"], 4, axis=-1)
   c = jax.nn.sigmoid(g) * c + jax.nn.sigmoid(i) * jnp.tanh(m)
   h = jax.nn.sigmoid(o) * (jnp.tanh(c) if squash_cell else c)
   return (c, h), h
@@ -117,16 +117,21 @@ def attend(
   num_regions: int,
   next_region: NextRegion,
   squash_cell: bool = False,
+  unroll: bool | None = None,
   **sampling: Any,
 ) -> Attention:
   """K+1 looks at a feature map in one scan (Eq. 2-5): first the whole image, which is not scored, then K regions.
 
+  Its gradient is for reverse mode only.
+
   Args:
     params: see the module's docstring.
-    feature_map: [B, H, W, C], float32 or bfloat16; coordinates and everything after x_k are float32.
+    feature_map: [B, H, W, C], float32 or bfloat16. W_fx, the LSTM and W_hz are multiplied in its type and summed in
+      float32; scores, states and coordinates, and the layers that predict scores and coordinates, are float32.
     num_regions: K >= 1.
     next_region: the rule that chooses where to look next.
     squash_cell: see `lstm_step`.
+    unroll: whether the looks stand one after the other in the program; None: where that is faster.
     **sampling: `region_size`, (h, w) of a region's features, by default (7, 7); `pool` and `align_corners`; see
       `region_features`.
 
@@ -135,23 +140,28 @@ def attend(
   """
   check_arguments(feature_map, num_regions)
   memory, choose = next_region(params["next_region"], feature_map)
+  kernels = {"fx": params["fx"]["kernel"], "hz": params["hz"]["kernel"]}
+  kernels |= {name: params["lstm"][name] for name in ("w_x", "w_h")}
 
-  def look(state, k):
+  def look(kernels, state, k):
     carry, theta, memory = state
-    x = region_code(params, feature_map, theta, **sampling)
-    carry, h = lstm_step(params["lstm"], carry, x, squash_cell=squash_cell)
-    z, scores = read_state(params, h)
+    fx, hz = ({**params[name], "kernel": kernels[name]} for name in ("fx", "hz"))
+    x = region_code({"fx": fx}, feature_map, theta, **sampling)
+    lstm = {"w_x": kernels["w_x"], "w_h": kernels["w_h"], "b": params["lstm"]["b"]}
+    carry, h = lstm_step(lstm, carry, x, squash_cell=squash_cell)
+    z = jax.nn.relu(dense(hz, h))
     memory, next_theta = choose(memory, z, k)
-    return (carry, next_theta + nothing, memory), (scores, theta, x, h, z)
+    return (carry, next_theta + nothing, memory), (theta, x, h, z)
 
   wide = spatial_transformer.wide_dtype(feature_map)
   # Zeros [B, 1] made of the map: inside `jax.shard_map` a scan's state has to vary between devices from the start.
   nothing = (feature_map[:, :1, 0, 0] > jnp.inf).astype(wide)
   zeros = jnp.zeros((feature_map.shape[0], len(params["lstm"]["w_h"])), wide) + nothing
   theta = jnp.asarray(spatial_transformer.WHOLE_IMAGE, wide) + nothing
-  state = ((zeros, zeros), theta, memory)
-  (_, _, memory), looks = jax.lax.scan(look, state, jnp.arange(num_regions + 1))
-  return Attention(*(every[1:] for every in looks), memory)
+  state, places = ((zeros, zeros), theta, memory), jnp.arange(num_regions + 1)
+  (_, _, memory), looks = scan.scan(look, kernels, state, places, dtype=feature_map.dtype, unroll=unroll)
+  thetas, x, h, z = (every[1:] for every in looks)
+  return Attention(dense(params["zs"], z), thetas, x, h, z, memory)
 
 
 def max_pool_scores(scores: jax.Array) -> jax.Array:

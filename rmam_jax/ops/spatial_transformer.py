@@ -8,7 +8,7 @@ Conventions, throughout the package:
     outer edges of those cells. These are the conventions of `torch.nn.functional.grid_sample`.
   * Feature maps are channels last. Outside the map everything is zero.
   * Coordinates and the weights that come of them are float32 (float64 where the input is), whatever the type of the
-    features; matrix products take the weights in the features' type, so that they run where such products are fast.
+    features.
 
 Letters: B batch, H W map height and width, h w region height and width, C channels, K regions.
 """
@@ -148,32 +148,7 @@ def _gather(map_HWC: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
   return total.astype(map_HWC.dtype)
 
 
-def _hat(position: jax.Array, length: int) -> jax.Array:
-  """Bilinear weights [..., n, length] of `length` cells at cell positions [..., n]: the hat function around each.
-
-  Written in two halves so that its derivative at a cell's centre is one-sided, as that of `grid_sample` is.
-  """
-  distance = position[..., None] - jnp.arange(length, dtype=position.dtype)
-  falling = jnp.where((distance >= 0) & (distance < 1), 1 - distance, 0)
-  return falling + jnp.where((distance >= -1) & (distance < 0), 1 + distance, 0)
-
-
-def _by_products(map_BHWC: jax.Array, y_Bh1: jax.Array, x_B1w: jax.Array) -> jax.Array:
-  """f = A_y F A_x^T: two small matrix products, whose gradients are matrix products again.
-
-  With bfloat16 features the weights are rounded too: an error of some 0.6 % where gathering has 0.15 %.
-  """
-  rows = _hat(y_Bh1[:, :, 0], map_BHWC.shape[1]).astype(map_BHWC.dtype)
-  columns = _hat(x_B1w[:, 0], map_BHWC.shape[2]).astype(map_BHWC.dtype)
-  return jnp.einsum("BhH,BHWC,BwW->BhwC", rows, map_BHWC, columns, precision=jax.lax.Precision.HIGHEST)
-
-
-def _by_products_gradients(map_BHWC, y_Bh1, x_B1w, gradient_BhwC):
-  return jax.vjp(_by_products, map_BHWC, y_Bh1, x_B1w)[1](gradient_BhwC)
-
-
-@jax.vmap
-def _gather_gradients(map_HWC, y_h1, x_1w, gradient_hwC):
+def _gather_gradient(map_HWC, y_h1, x_1w, gradient_hwC):
   """The gradients of `_gather`: one buffer for the map, added to in place, where autodiff would make four."""
   rows, weights_y, inside_y = _neighbours(y_h1, map_HWC.shape[0])
   columns, weights_x, inside_x = _neighbours(x_1w, map_HWC.shape[1])
@@ -193,20 +168,18 @@ def _gather_gradients(map_HWC, y_h1, x_1w, gradient_hwC):
 @jax.custom_vjp
 @jax.jit
 def _sample_rectangle(map_BHWC: jax.Array, y_Bh1: jax.Array, x_B1w: jax.Array) -> jax.Array:
-  """Bilinear samples [B, h, w, C] at all pairs of the cell positions y and x, in the form that suits the platform.
+  """Bilinear samples [B, h, w, C] at all pairs of the cell positions y and x.
 
-  Both forms are exact. On a CPU the gather takes the least work (`python -m benchmarks.sampler`); elsewhere matrix
-  products, which no scatter slows down, are the choice until they have been measured there.
+  M has no rotation, so that the weights are separable and A_y F A_x^T is the same: two matrix products. That form was
+  slower than gathering at every size measured, on a CPU and on a GPU (docs/benchmarks/sampler.md).
   """
-  return jax.lax.platform_dependent(map_BHWC, y_Bh1, x_B1w, cpu=jax.vmap(_gather), default=_by_products)
+  return jax.vmap(_gather)(map_BHWC, y_Bh1, x_B1w)
 
 
-@jax.jit
-def _sample_rectangle_backward(inputs, gradient):
-  return jax.lax.platform_dependent(*inputs, gradient, cpu=_gather_gradients, default=_by_products_gradients)
-
-
-_sample_rectangle.defvjp(lambda *inputs: (_sample_rectangle(*inputs), inputs), _sample_rectangle_backward)
+_gather_gradients = jax.jit(jax.vmap(_gather_gradient))
+_sample_rectangle.defvjp(
+  lambda *inputs: (_sample_rectangle(*inputs), inputs), lambda inputs, gradient: _gather_gradients(*inputs, gradient)
+)
 
 
 def spatial_transform(
@@ -215,7 +188,8 @@ def spatial_transform(
   """The features of a region: f_k = st(f_I, M_k) (Eq. 2), [..., h, w, C] in the map's type.
 
   Equals `grid_sample(feature_map, affine_grid(theta, size))`, and is faster: M has no rotation (Eq. 1), so that the
-  bilinear weights are separable. Its gradient in map and theta is written out, for reverse mode only.
+  weights along each axis are those of all its samples. Its gradient in map and theta is written out, for reverse mode
+  only.
 
   Args:
     feature_map: [..., H, W, C].

@@ -3,8 +3,14 @@
 Orbax commits a checkpoint by renaming it, so that there is no half of one, but verifies nothing when it reads it: it
 restores a flipped bit and casts another type without a word. So each checkpoint holds digests of its leaves, which are
 compared.
+
+The writer copies the arrays to the host and goes on; a thread digests and writes them meanwhile. Orbax's own asynchronous
+manager would write the arrays so, but their digests, which take longer than the copy, have to be there when it begins.
+Where several processes write together, all wait: their barriers must not meet those of training.
 """
 
+import collections
+import concurrent.futures
 import contextlib
 import hashlib
 import json
@@ -25,6 +31,7 @@ from rmam_jax.training.step import Params, TrainState, init_params
 from rmam_jax.weights import tensors
 
 KEPT = {"last": 2, "best": 1}  # steps of each kind
+WAITING = 2  # checkpoints at most that are being written, an epoch's best and last: copies on the host
 
 
 class Damaged(UserError):
@@ -38,12 +45,26 @@ class StageCheckpoints:
   """
 
   def __init__(self, folder: pathlib.Path, *, writing: bool = False):
-    """Opens or makes them; the writer removes partial checkpoints left by a killed process."""
+    """Opens or makes them; the writer removes partial checkpoints left by a killed process, and writes in a thread."""
     self._managers = {}
+    self._thread = concurrent.futures.ThreadPoolExecutor(1) if writing and jax.process_count() == 1 else None
+    self._begun: collections.deque[concurrent.futures.Future] = collections.deque()
     for name, kept in KEPT.items():
       fields = {"max_to_keep": kept, "enable_async_checkpointing": False, "cleanup_tmp_directories": writing}
       options = ocp.CheckpointManagerOptions(**fields)
       self._managers[name] = ocp.CheckpointManager((folder / name).absolute(), options=options)
+
+  def _begin(self, name: str, step: int, arrays: Any, progress: dict) -> None:
+    """Saves while the caller goes on, and may change or free what it gave; at once where there is no thread."""
+    if self._thread is None:
+      return self._save(name, step, arrays, progress)
+    self.wait(WAITING - 1)
+    self._begun.append(self._thread.submit(self._save, name, step, _on_host(arrays), dict(progress)))
+
+  def wait(self, left: int = 0) -> None:
+    """Until at most so many checkpoints are being written; raises the UserError of one that could not be."""
+    while len(self._begun) > left:
+      self._begun.popleft().result()
 
   def _save(self, name: str, step: int, arrays: Any, progress: dict) -> None:
     manager = self._managers[name]
@@ -91,15 +112,19 @@ class StageCheckpoints:
     return arrays, progress
 
   def save_last(self, state: TrainState, progress: dict) -> None:
-    """Saves what the stage needs to go on; once it is complete, all but the one before it are removed."""
-    self._save("last", int(state.step), _arrays(state), progress)
+    """Saves what the stage needs to go on; once it is complete, all but the one before it are removed.
+
+    The writer's saves are complete after `wait`; an error of one is raised by the next, by `wait` or by `close`.
+    """
+    self._begin("last", int(state.step), _arrays(state), progress)
 
   def save_best(self, step: int, params: Params, progress: dict) -> None:
-    """Saves the parameters of the best epoch so far."""
-    self._save("best", step, params, progress)
+    """Saves the parameters of the best epoch so far, as `save_last`."""
+    self._begin("best", step, params, progress)
 
   def _restore_newest(self, name: str, like: Any) -> tuple[Any, dict] | None:
     """The newest step that is not damaged, or None where there is no step; says so if it takes one before the last."""
+    self.wait()
     manager = self._managers[name]
     steps = sorted(manager.all_steps(), reverse=True)[: KEPT[name]]
     for step in steps:
@@ -130,8 +155,13 @@ class StageCheckpoints:
     return None if step is None else self._read("best", step, item)
 
   def close(self) -> None:
-    for manager in self._managers.values():
-      manager.close()
+    """Waits for what is being written; raises as `wait`."""
+    with contextlib.ExitStack() as stack:
+      for manager in self._managers.values():
+        stack.callback(manager.close)
+      if self._thread is not None:
+        stack.callback(self._thread.shutdown)
+      self.wait()
 
 
 def _saved(folder: pathlib.Path, stage: str) -> contextlib.closing[StageCheckpoints]:
@@ -193,6 +223,11 @@ def take_over(stage: str, source: pathlib.Path, folder: pathlib.Path) -> None:
 def _arrays(state: TrainState) -> dict[str, Any]:
   """A state by its fields, without an average where there is none."""
   return {name: value for name, value in state._asdict().items() if value is not None}
+
+
+def _on_host(arrays: Any) -> Any:
+  """Copies that stay what they are when the devices' memory is used again: on a CPU a fetched array is that memory."""
+  return jax.tree.map(lambda leaf: leaf if leaf.flags.owndata else leaf.copy(), jax.device_get(arrays))
 
 
 def _kind(leaf: Any) -> str:

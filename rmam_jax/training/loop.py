@@ -144,31 +144,31 @@ class _Trainer:
         f"{self.folder} has {free / 1e6:,.0f} MB free and the checkpoints need {needed / 1e6:,.0f} MB. Free some, or"
         " name another folder with --workdir=DIR."
       )
-    saved = checkpoints.StageCheckpoints(self.folder / "checkpoints" / stage.name, writing=True)
-    state, progress = saved.restore_last(shapes) or (None, {"best_loss": math.inf, "best_epoch": 0, "seconds": 0.0})
-    if state is None:
-      state = jax.jit(init, out_shardings=replicated)(key)
-      params = state.params
-      if self.first is not None:
-        params, taken = self.first.fill(
-          params,
-          heads={"head": stage.trains, "auxiliary": self.config.stage_one.head},
-          class_names=self.train.class_names,
-          region_size=tuple(self.config.model.region_size),
-        )
-        print(f"{stage.name} begins with {', '.join(taken)} of {self.config.weights}: {self.first.title}")
-      if previous is not None:
-        params = stages.take_over(params, previous, kept)
-      if rpn is not None:
-        params = {**params, stages.RPN: rpn}
-      params = jax.device_put(params, replicated)
-      average = jax.tree.map(jnp.copy, params) if stage.ema else None  # a copy: the step takes both, and frees them
-      state = state._replace(params=params, average=average)
-    if not stage.is_over(int(state.step), progress["best_epoch"]) or progress.get("unfinished"):
-      self._train(stage, state, progress, saved)
-    best, _ = saved.restore_best(shapes.params)
-    saved.close()
-    return best
+    folder = self.folder / "checkpoints" / stage.name
+    with contextlib.closing(checkpoints.StageCheckpoints(folder, writing=True)) as saved:
+      state, progress = saved.restore_last(shapes) or (None, {"best_loss": math.inf, "best_epoch": 0, "seconds": 0.0})
+      if state is None:
+        state = jax.jit(init, out_shardings=replicated)(key)
+        params = state.params
+        if self.first is not None:
+          params, taken = self.first.fill(
+            params,
+            heads={"head": stage.trains, "auxiliary": self.config.stage_one.head},
+            class_names=self.train.class_names,
+            region_size=tuple(self.config.model.region_size),
+          )
+          print(f"{stage.name} begins with {', '.join(taken)} of {self.config.weights}: {self.first.title}")
+        if previous is not None:
+          params = stages.take_over(params, previous, kept)
+        if rpn is not None:
+          params = {**params, stages.RPN: rpn}
+        params = jax.device_put(params, replicated)
+        average = jax.tree.map(jnp.copy, params) if stage.ema else None  # a copy: the step takes both, and frees them
+        state = state._replace(params=params, average=average)
+      if not stage.is_over(int(state.step), progress["best_epoch"]) or progress.get("unfinished"):
+        self._train(stage, state, progress, saved)
+      best, _ = saved.restore_best(shapes.params)
+      return best
 
   def _batches(self, stage: stages.Stage, start: int, maps: StoredMaps | None) -> Iterator[Mapping[str, Any]]:
     """The stage's batches from a step on."""
@@ -221,6 +221,7 @@ class _Trainer:
 
     def save_unfinished() -> None:
       saved.save_last(state, {**progress, "unfinished": totals, "seconds": time.monotonic() - started})
+      saved.wait()
       bar.write(f"{label}: stopped after step {step} and saved")
 
     with (

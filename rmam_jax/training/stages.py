@@ -20,6 +20,7 @@ from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.heads import rpn as rpn_lib
 from rmam_jax.ops import losses
 from rmam_jax.runtime.errors import UserError, check_name
+from rmam_jax.training import moments
 from rmam_jax.training import rpn as rpn_training
 from rmam_jax.training import step as step_lib
 
@@ -101,6 +102,7 @@ def _timetable(config: ml_collections.ConfigDict, name: str, num_records: int) -
   for field in ("backbone_rate", "l2", "weight_decay", "clip_norm", "patience"):
     if section[field] < 0:
       raise UserError(f"{name}.{field} must be 0 or more, got {section[field]}")
+  check_name(f"{name}.moments", section.moments, moments.KINDS)
   steps_per_epoch = max((config.epoch_size or num_records) // config.batch_size, 1)
   return {
     "optimizer": _optimizer(section, section.epochs * steps_per_epoch),
@@ -124,9 +126,10 @@ def _optimizer(section: ml_collections.ConfigDict, steps: int) -> optax.Gradient
       drop_at=round(section.drop_share * steps),
     )
     betas = {"b1": section.beta_1, "b2": section.beta_2}
-    if not section.weight_decay:
-      return optax.adam(schedule, **betas)
-    return optax.adamw(schedule, **betas, weight_decay=section.weight_decay, mask=matrices)
+    found = optax.adam(schedule, **betas)
+    if section.weight_decay:
+      found = optax.adamw(schedule, **betas, weight_decay=section.weight_decay, mask=matrices)
+    return moments.in_bfloat16(found) if section.moments == "bfloat16" else found
 
   matrices = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
   fresh = adam(1.0)
