@@ -9,8 +9,8 @@ VOCdevkit holds VOC2007 and VOC2012, as they are extracted; lists in the package
 weights are found by name (docs/weights.md). docs/photographs.md explains the recipes, docs/results/photographs.md has
 the results.
 
-Expected of the default, two linear streams on the maps of EfficientNet-Lite0, on two cores: about seven minutes for the
-maps, 2.9 GB in ~/.cache/rmam_jax, which every further head takes from there; then a minute or two a head.
+Expected of the default, two linear streams on the maps of EfficientNet-Lite0, on two cores: about ten minutes for the
+maps, 5.7 GB in ~/.cache/rmam_jax, which every further head takes from there; then a minute or two a head.
 """
 
 from configs import common
