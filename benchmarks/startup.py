@@ -9,12 +9,15 @@ interrupted. `cold` begins with an empty cache of compiled programs, `warm` with
 
 import os
 import pathlib
+import pty
 import re
+import select
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 
 from benchmarks import machine
@@ -27,19 +30,22 @@ def seconds_to_first_step(cache: str, options: list[str]) -> float:
   with tempfile.TemporaryDirectory() as folder:
     started = time.perf_counter()
     command = [sys.executable, "train.py", f"--workdir={folder}/run", *options]
-    environment, pipes = (
-      os.environ | {"XDG_CACHE_HOME": cache},
-      {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL},
-    )
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+    environment = os.environ | {"XDG_CACHE_HOME": cache}
+    screen, terminal = pty.openpty()  # a file would get no bar, but a line a minute
+    termios.tcsetwinsize(terminal, (24, 120))
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=terminal, stdout=subprocess.DEVNULL)
     said = b""
     while not re.search(rb"[ |]([2-9]|\d\d+)/\d+ \[", said):
-      if not (some := os.read(process.stderr.fileno(), 4096)):
-        sys.exit(f"error: {command} ended before its first step: {said.decode()}")
-      said += some
+      if not select.select([screen], [], [], 1)[0]:
+        if process.poll() is not None:
+          sys.exit(f"error: {command} ended before its first step: {said.decode()}")
+        continue
+      said += os.read(screen, 4096)
     taken = time.perf_counter() - started
     process.send_signal(signal.SIGINT)
-    process.communicate()
+    process.wait()
+    os.close(terminal)
+    os.close(screen)
   return taken
 
 
