@@ -9,9 +9,10 @@ def csra(scores: jax.Array, weight: float, temperature: float) -> jax.Array:
   """An image's scores from those of its places: their mean, and what the places that show a class add to it.
 
   Args:
-    scores: [B, H, W, L], linear in the features of a place.
+    scores: float [B, H, W, L], linear in the features of a place.
     weight: lambda of the residual; 0: the mean alone.
-    temperature: T of the softmax over places that the residual's mean is weighted by; 0: as the mean, large: the maximum.
+    temperature: T of the softmax over places by which the residual's mean is weighted; 0: the residual is the mean once
+      more; large: the maximum.
 
   Returns:
     [B, L].
