@@ -17,6 +17,6 @@ def csra(scores: jax.Array, weight: float, temperature: float) -> jax.Array:
   Returns:
     [B, L].
   """
-  places = scores.reshape(len(scores), -1, scores.shape[-1])
+  places = scores.reshape(scores.shape[0], -1, scores.shape[-1])  # not len(scores), which may have no number
   attention = jax.nn.softmax(temperature * places, axis=1)
   return places.mean(axis=1) + weight * jnp.einsum("bpl,bpl->bl", attention, places, precision="highest")
