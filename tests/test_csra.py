@@ -1,4 +1,4 @@
-"""Class-specific residual attention against the authors' formula in torch, and as a head that is trained."""
+"""Class-specific residual attention against a formula by hand, and as a head against the authors' in torch."""
 
 import jax
 import jax.numpy as jnp

@@ -22,28 +22,32 @@ from rmam_jax.training import exported
 ROOT = pathlib.Path(__file__).parent.parent
 PHOTOGRAPHS = [ROOT / "docs" / "cat.jpg", ROOT / "docs" / "astronaut.jpg"]
 HEADS = [name for name, spec in heads.SPECS.items() if spec.guide != heads.BOXES]
-QUICK = ("fixed_grid", "mean_pool")
+QUICK = ("fixed_grid", "mean_pool", "two_stream")
+
+
+def photographs():
+  """All their pixels: of a large file rmam_jax decodes no more than it needs."""
+  return [Image.open(path).convert("RGB") for path in PHOTOGRAPHS]
 
 
 def what_to_give(about):
   """The photographs as recognizer.json asks for them, by Pillow alone."""
   size, crop = about["input"]["resize_to"], about["input"]["then_crop"]
-  upright = [Image.open(path).convert("RGB") for path in PHOTOGRAPHS]
-  return np.stack([np.asarray(image.resize(size, Image.Resampling.BILINEAR).crop(crop)) for image in upright])
+  return np.stack([np.asarray(image.resize(size, Image.Resampling.BILINEAR).crop(crop)) for image in photographs()])
 
 
 def check_against_predictor(about, found, trained):
   """Compares what a program says of the photographs with what rmam_jax says; names of classes by recognizer.json."""
   found = {name: np.asarray(array) for name, array in found.items()}
   assert sorted(found) == sorted(about["outputs"])
-  ours = predictor.Predictor(trained)
+  ours, images = predictor.Predictor(trained), photographs()
   every_label = copy.copy(ours)
   every_label.thresholds = predictor.thresholds_of(trained, threshold=0.0, top=0)
   limits, rule = (
     np.array([-np.inf if each is None else each for each in about["labels"]["log_odds_from"]]),
     about["labels"],
   )
-  for index, (given, whole) in enumerate(zip(ours.predict(PHOTOGRAPHS), every_label.predict(PHOTOGRAPHS), strict=True)):
+  for index, (given, whole) in enumerate(zip(ours.predict(images), every_label.predict(images), strict=True)):
     probabilities = found["probabilities"][index]
     np.testing.assert_allclose(probabilities, whole.probabilities, atol=1e-4)
     allowed = (found["log_odds"][index] >= limits) & (probabilities >= rule["probabilities_from"])
@@ -119,7 +123,7 @@ def test_the_shipped_recognizers_run_by_jax_and_numpy_alone(name, half, tmp_path
   assert said.returncode == 0, said.stderr
   found = dict(np.load(tmp_path / "out" / "found.npz"))
   if half and name == "digits-easy":  # shipped as float32
-    ours = predictor.Predictor(trained).predict(PHOTOGRAPHS)
+    ours = predictor.Predictor(trained).predict(photographs())
     np.testing.assert_allclose(found["probabilities"], [each.probabilities for each in ours], atol=1e-2)
   else:
     check_against_predictor(about, found, trained)

@@ -4,8 +4,8 @@
     rmam-jax push --workdir=runs/mine --repo=OWNER/NAME --private
     rmam-jax push --workdir=exported --repo=OWNER/NAME --license=apache-2.0
 
-Then `rmam-jax predict --workdir=hf:OWNER/NAME` and `rmam_jax.load("hf:OWNER/NAME")` have it. It needs the extra `hub`, and
-`hf auth login` once.
+Then `rmam-jax predict --workdir=hf:OWNER/NAME` and `rmam_jax.load("hf:OWNER/NAME")` have it. It needs the extra `hub`,
+and `hf auth login` once.
 """
 
 import pathlib

@@ -13,7 +13,10 @@ from absl import flags
 from rmam_jax import commands
 
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Folder of a finished train.py run, or an exported model; by default the shipped one of photographs."
+  "workdir",
+  None,
+  "What predict takes: folder of a finished train.py run, or an exported model; hf:OWNER/NAME[@REVISION]; or a shipped"
+  " one: photographs, digits-easy; by default photographs.",
 )
 _HOST = flags.DEFINE_string(
   "host", "127.0.0.1", "The address to listen at; by default this machine alone can reach it."

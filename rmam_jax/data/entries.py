@@ -25,11 +25,11 @@ class Entries(Sequence[Entry]):
 
   Attributes:
     folder: that the images lie below, with a slash at its end; empty as long as that is not known.
-    ids: of the entries.
-    said: of each, shared by those that say the same.
-    edges: float32, four for each box, one entry's after the other's.
-    box_labels: of the boxes.
-    ends: where in these the boxes of each entry end.
+    ids: of the N entries.
+    said: what each says, N objects, shared by those that say the same.
+    edges: float32 [4 * M], the sides of all M boxes, one entry's after the other's.
+    box_labels: of the M boxes.
+    ends: [N], where the boxes of each entry end among the M.
   """
 
   def __init__(self, entries: Iterable[Entry] = (), folder: str = ""):
@@ -45,6 +45,7 @@ class Entries(Sequence[Entry]):
       self.append(entry)
 
   def append(self, entry: Entry) -> None:
+    """Adds an entry at the end."""
     said = Said(entry.labels, entry.ignore, entry.size, entry.classes, entry.part)
     before, number, behind = match.groups() if (match := _NUMBERED.fullmatch(entry.place)) else (entry.place, -1, "")
     self.ids.append(entry.id)
@@ -62,6 +63,7 @@ class Entries(Sequence[Entry]):
     return self._kinds.keys()
 
   def place(self, position: int) -> str:
+    """Where the entry at this position, from 0, stands in its manifest; see `Entry`."""
     (before, behind), number = self._places[position], self._numbers[position]
     return before if number < 0 else f"{before}{number}{behind}"
 

@@ -5,7 +5,7 @@ what to give it and what its results mean. Only the centre view is seen, and the
 """
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -69,8 +69,8 @@ def make_program(trained: exported.TrainedModel, *, half: bool = False) -> Calla
   return program
 
 
-def describe(trained: exported.TrainedModel, format: str, names: Any) -> dict[str, Any]:
-  """What `recognizer.json` holds for a program that returns arrays of these names."""
+def describe(trained: exported.TrainedModel, format: str, names: Collection[str]) -> dict[str, Any]:
+  """What `recognizer.json` holds for a program, of a format in `FORMATS`, that returns arrays of these names."""
   data, thresholds = trained.config.data, predictor.thresholds_of(trained)
   offset, side = batches.centre_offset(data.image_size, data.crop_size), data.crop_size
   limits = np.broadcast_to(thresholds.scores_from, len(trained.class_names))

@@ -64,8 +64,9 @@ def read_image(source: Source, name: str, needed: tuple[float, float] = (math.in
   """An image: a file's name, its bytes, an open one, an image of Pillow's, or pixels.
 
   Pixels are what numpy makes an array of: uint8 [height, width], [height, width, 1], 3 (red, green, blue) or 4 (and how
-  opaque), or 16 bits of grey, uint16 [height, width]. Of large photographs no more are decoded than `images.decode` takes
-  for a resizing to `needed`. Raises a UserError that names what is no image.
+  opaque), or 16 bits of grey, uint16 [height, width]. Of large photographs no more pixels are decoded than
+  `images.decode` takes for a resizing to `needed`, (height, width) in pixels. Raises a UserError that calls what is no
+  image `name`.
   """
   if isinstance(source, Image.Image):
     return _whole(pixels_of(source, name))

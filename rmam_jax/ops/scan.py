@@ -35,7 +35,7 @@ class Shared:
 
 
 def product(inputs: jax.Array, kernel: jax.Array | Shared) -> jax.Array:
-  """[..., I] and [I, O] -> [..., O]: multiplied in the inputs' type, or in that of a shared kernel; summed in float32."""
+  """[..., I] and [I, O] -> [..., O], multiplied in the inputs' type or that of a shared kernel, summed in float32."""
   if isinstance(kernel, Shared):
     return kernel(inputs)
   return jnp.matmul(inputs, kernel.astype(inputs.dtype), preferred_element_type=wide_dtype(inputs))
@@ -90,6 +90,12 @@ def scan(
     xs: integers [n].
     dtype: that products are multiplied in, of inputs, kernels and slopes alike.
     unroll: whether the steps stand one after the other in the program; None: as `is_unrolled` says.
+
+  Returns:
+    The last state, and what the steps gave, stacked.
+
+  Raises:
+    ValueError: a step multiplies by a kernel more than once.
   """
 
   def body(cast, state, given):

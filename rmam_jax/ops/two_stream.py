@@ -7,7 +7,8 @@ region is read off the streams. That a region is weighed by its contrast with wh
 
 Letters: B batch, H W C the feature map, P = H * W its cells, N regions of the fixed set, L classes, K regions shown.
 
-The parameters are linear layers, whose inputs are means of the map over a region, its contrast with its surroundings, or a mean over all of the map:
+The parameters are linear layers. "region" reads a region's mean or its contrast, "image" the mean of the whole map or, in
+"dense", every cell:
 
     {"what":  {"region": [C, L], "image": [C, L], "bias": [L]},   what a region shows
      "where": {"region": [C, L]},                                 which regions show a class, by their contrast
@@ -31,8 +32,8 @@ from rmam_jax.ops.csra import csra
 
 SURE = 1e-6  # the regions' probability stays that far below 1, so that it has log-odds
 MARGIN = 1.0  # in log-odds; see `recognize`
-TINY = 1e-6  # cells, fewer than which are none
-FINE_CELLS = 40  # along a side of the map, about, that regions are read off
+TINY = 1e-6  # fewer cells than this count as none
+FINE_CELLS = 40  # a side of the map is resized to about so many cells before regions are read off it
 
 
 class Branches(NamedTuple):
@@ -136,7 +137,10 @@ def branches(
     feature_map: [B, H, W, C], float32 or bfloat16, of about unit root mean square.
     regions: int [N, 4], of `fixed_regions` for H and W.
     surround: as in `surroundings`, at least 1; 1: there are none.
-    residual: of the dense score, the options of `csra`; weight 0: it is linear in the map's mean.
+    residual: the options of `csra` for the dense score; weight 0: it is linear in the map's mean.
+
+  Returns:
+    Both branches' log-odds, float32 or better, and what they are made of.
   """
   _, height, width, _ = feature_map.shape
   wide = spatial_transformer.wide_dtype(feature_map)
@@ -275,8 +279,8 @@ def recognize(
   likeliest = jnp.take_along_axis(scores_BL, order, axis=1)[:, jnp.minimum(places[:, 0, 0], num_classes - 1)]
   elsewhere = jnp.minimum(scores_BL, likeliest.T[:, :, None]) - MARGIN
 
-  cells = coverage(boxes_KB4 * jnp.asarray((height, width) * 2, boxes_KB4.dtype), height, width)
-  inside = jnp.einsum("kbhw,bhwc->kbc", cells, feature_map) / cells.sum(axis=(2, 3))[..., None]
+  covered = coverage(boxes_KB4 * jnp.asarray((height, width) * 2, boxes_KB4.dtype), height, width)
+  inside = jnp.einsum("kbhw,bhwc->kbc", covered, feature_map) / covered.sum(axis=(2, 3))[..., None]
   image = jnp.broadcast_to(feature_map.mean(axis=(1, 2), dtype=inside.dtype), inside.shape)
   return Attention(
     scores=jnp.where(owner_BL == places, scores_BL, elsewhere),
@@ -299,7 +303,16 @@ def loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The head's loss (`heads.spec.HeadLoss`) of what `recognize` returns: the losses of both branches, summed.
 
-  `classification` is one of `losses.SIGMOIDS`, and `options` are its own.
+  Args:
+    found: what `recognize` returns.
+    labels: 0 or 1, [B, L].
+    ignore: bool [B, L]; True: the label counts in no loss.
+    mask: [B]; 0: the example is padding.
+    classification: one of `losses.SIGMOIDS`.
+    options: the arguments of that loss.
+
+  Returns:
+    The loss, a scalar, and its two terms by name, "regions" and "dense".
   """
   of_branch = losses.CLASSIFICATION_LOSSES[classification]
   terms = {

@@ -14,7 +14,7 @@ from rmam_jax.config import from_fields
 from rmam_jax.evaluation import metrics, report
 from rmam_jax.runtime import files
 from rmam_jax.runtime import mesh as mesh_lib
-from rmam_jax.runtime.errors import UserError
+from rmam_jax.runtime.errors import UserError, os_errors
 from rmam_jax.training import checkpoints, stages, workdir
 from rmam_jax.training import step as step_lib
 from rmam_jax.version import __version__
@@ -63,10 +63,8 @@ def export(folder: pathlib.Path, out: pathlib.Path, *, half: bool = False) -> No
     "results": found.results,
     "config": json.loads(_without_paths(found.config).to_json()),
   }
-  try:
+  with os_errors(f"cannot export to {out}"):
     out.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(f"cannot export to {out}: {error}") from error
   tensors.write_safetensors(out / "model.safetensors", arrays, {"format": f"{weight_files.RECOGNIZER} {FORMAT}"})
   as_read = {name: array.astype(np.float32) for name, array in arrays.items()}
   # Last: a folder without it is no model.

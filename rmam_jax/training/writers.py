@@ -164,8 +164,8 @@ WRITERS = {"jsonl": JsonLines, "tensorboard": TensorBoard, "wandb": WandB}
 
 
 def check(writers: str) -> list[str]:
-  """The names in `config.writers`; raises UserError: one is unknown or cannot be had, or `jsonl` is not among them."""
-  names = [name.strip() for name in writers.split(",")]
+  """The names in `config.writers`, each once; raises UserError: one is unknown or cannot be had, or `jsonl` is not among them."""
+  names = list(dict.fromkeys(name.strip() for name in writers.split(",")))
   for name in names:
     check_name("writers", name, WRITERS)
   if "jsonl" not in names:

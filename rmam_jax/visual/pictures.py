@@ -45,7 +45,8 @@ def colour(step: int) -> str:
 def draw(path: pathlib.Path, panels: Sequence[Panel], *, columns: int = 1) -> None:
   """A PNG of panels in reading order: each image with its regions, coloured by step, and its labels beside it.
 
-  Regions that won none of the given labels are thin. Present labels are bold. The picture's size does not depend on the images'.
+  Regions that won none of the given labels are thin. Present labels are bold. The picture's size does not depend on the
+  images'.
   """
   _figure(panels, columns).savefig(path)
 
@@ -166,7 +167,7 @@ def regions_and_labels(path: pathlib.Path, panels: Sequence[Panel]) -> None:
   figure.savefig(path)
 
 
-def regions_and_others(path: pathlib.Path, panels: Sequence[Panel], others: np.ndarray, name: str) -> None:
+def regions_and_others(path: pathlib.Path, panels: Sequence[Panel], others: Sequence[np.ndarray], name: str) -> None:
   """Like Fig. 5: a PNG of all regions of each image, in green, above other regions [M, 4] of it, in blue.
 
   `others` has one such array for each panel, in shares of its image; `name` says what they are.

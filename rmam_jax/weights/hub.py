@@ -13,7 +13,7 @@ UNREACHED = "and cannot be fetched from the Hugging Face hub"
 
 
 def library(otherwise: str) -> Any:
-  """The module `huggingface_hub`; without it raises a UserError that says this, with `EXTRA` in it."""
+  """The module `huggingface_hub`. Where it is not installed, raises a UserError of the sentence `otherwise`."""
   try:
     import huggingface_hub
   except ImportError as error:
@@ -32,7 +32,7 @@ def reported(repository: str, failed: str, remedy: str = "") -> Iterator[None]:
   """Within, what the hub's library raises becomes a UserError.
 
   Args:
-    repository: "hf:OWNER/NAME".
+    repository: "hf:OWNER/NAME", for the message.
     failed: what could not be done, e.g. "hf:a/b/c.bin cannot be fetched".
     remedy: what else can be done where the hub cannot be reached.
   """
@@ -60,8 +60,8 @@ def reported(repository: str, failed: str, remedy: str = "") -> Iterator[None]:
 def fetch(repository: str, revision: str | None, names: Sequence[str]) -> pathlib.Path:
   """The folder, in the hub's own cache, with these files of one revision of "hf:OWNER/NAME", as far as it has them.
 
-  Files that are there are not fetched again, and without a network those of the last time are taken. Raises UserError:
-  it cannot be had, and why.
+  `revision` is a branch, a tag or a commit; None: the main branch. Files that are there are not fetched again, and without
+  a network those of the last time are taken. Raises UserError: it cannot be had, and why.
   """
   client = library(f"{repository} is on the Hugging Face hub, and {EXTRA} is needed to fetch it")
   remedy = "With a network the same command fetches it, once; or copy the recognizer's folder and name that"
