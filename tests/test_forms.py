@@ -586,8 +586,9 @@ def test_names_may_begin_with_a_folder_that_is_not_there_any_more(tmp_path, form
   assert found == {"a/0.png": {"cat"}, "b/0.png": {"dog"}}
   assert "which all images are said to lie in: they are in" in notes
   if former == "photos\\":  # where the folder is there, it is meant
-    write_images(tmp_path / "photos/a", ["0.png"])
-    refused(path, rf"there is no image {tmp_path}/photos/b/0\.png")
+    (tmp_path / "here/photos").mkdir()
+    path.write_text(f"{path.read_text()}\n")
+    refused(path, rf"there is no image {tmp_path}/here/photos/a/0\.png", images=str(tmp_path / "here"))
   path.write_text("image,labels\nhttps://x.example/a/0.png,cat\n")
   refused(path, "is an address", images=str(tmp_path / "here"))
 
