@@ -531,7 +531,7 @@ def test_training_stops_at_the_first_problems_and_names_the_command(tmp_path):
   train, val = write_csv(tmp_path, "train"), tmp_path / "val.csv"
   val.write_text("image,labels\n" + "".join(f"{i}.png,mauve\n" for i in range(7)))
   config = thin_config((train, str(val), train))
-  with pytest.raises(ValueError, match=r"val\.csv:2: unknown label mauve.* and 9 more\. `rmam-jax validate`"):
+  with pytest.raises(ValueError, match=r"val\.csv:2: unknown label mauve.* and 10 more\. `rmam-jax validate`"):
     splits.open_split(config.data, str(val))
 
 

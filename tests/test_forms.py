@@ -70,6 +70,7 @@ DIALECTS = {
   "UPPER.CSV": table(),
   "tabs.tsv": table("\t"),
   "text.txt": table("\t"),
+  "commas.txt": table(),
   "tabs.csv": table("\t"),
   "semicolon.csv": table(";", end="\r\n"),
   "capitals.csv": table(header=("Image", "Labels")),
@@ -85,6 +86,8 @@ DIALECTS = {
   "hub.csv": table(header=("file_name", "label")),
   "lists.csv": table(labels="', '", row="{image},\"['{labels}']\""),
   "json.csv": table(labels='"", ""', row='{image},"[""{labels}""]"'),
+  "twice.csv": table(row="{image},{labels}|{labels}"),
+  "lines_in_a_field.csv": table(labels="|\n", row='{image},"{labels}"'),
   "choices.csv": table(labels='"", ""', row='{image},"{{""choices"": [""{labels}""]}}"'),
 }
 
@@ -112,6 +115,13 @@ def test_a_table_in_windows_s_letters(folder):
   assert "not in UTF-8" in notes
 
 
+def test_quotes_are_letters_of_a_name_and_control_characters_are_none(folder):
+  (folder / "quotes.csv").write_text('image,labels\n0.png,5" disc\n1.png,"say ""hi"""\n')
+  assert read(folder / "quotes.csv")[0] == {"0.png": {'5" disc'}, "1.png": {'say "hi"'}}
+  (folder / "nul.csv").write_text("image,labels\n0.png,ca\0t\n")
+  refused(folder / "nul.csv", r"nul\.csv:2: labels must be names that can be printed, .*, got 'ca\\x00t'")
+
+
 @pytest.mark.parametrize("separator", [",", ";", " ", "/"])
 def test_labels_that_look_joined_are_refused_until_a_field_says_what_they_are(folder, separator):
   rows = "".join(f'{name},"{separator.join(sorted(labels))}"\n' for name, labels in LABELS.items() if name != "2.png")
@@ -126,6 +136,42 @@ def test_labels_that_look_joined_are_refused_until_a_field_says_what_they_are(fo
 def test_a_name_with_a_blank_is_one_name(folder):
   assert classes.look_joined(["traffic light", "traffic"]) == []
   assert classes.look_joined(["traffic light", "traffic", "light"]) == [("traffic light", " ")]
+
+
+def test_few_words_in_many_names_are_labels_with_blanks_between_them():
+  """As tags of satellite images are, none of which stands alone."""
+  assert classes.look_joined(["haze water", "clear road", "road clear"]) == [("clear road", " "), ("road clear", " ")]
+  names = [f"{sky} {ground} {use}" for sky in ("haze", "clear") for ground in ("water", "road") for use in "abcd"]
+  assert classes.look_joined(names) == [(name, " ") for name in sorted(names)]  # 16 names of 8 words
+  assert classes.look_joined(["traffic light", "traffic sign", "stop light", "stop sign"]) == []
+
+
+def test_labels_that_look_joined_are_not_left_out_for_chosen_classes(folder):
+  (folder / "some.csv").write_text('image,labels\n0.png,bird\n1.png,"Cat,dog"\n2.png,cat\n3.png,"bird,big"\n')
+  refused(
+    folder / "some.csv", r"some\.csv:3: the label 'Cat,dog' looks like several: .*separator=','", classes=("cat",)
+  )
+  assert read(folder / "some.csv", classes=("cat",), separator=",")[0]["1.png"] == {"cat"}
+  assert read(folder / "some.csv", classes=("cat",), separator="|")[0]["1.png"] == set()
+
+
+@pytest.mark.parametrize("name", ["whole.jsonl", "whole.json"])
+def test_what_stands_in_a_list_is_one_name_until_a_separator_is_named(folder, name):
+  def write(*labels):
+    rows = [{"image": f"{number}.png", "labels": each} for number, each in enumerate(labels)]
+    text = "\n".join(map(json.dumps, rows)) if name.endswith("l") else json.dumps(rows)
+    (folder / name).write_text(text)
+
+  write(["cat|dog", "a,b"])
+  assert read(folder / name)[0] == {"0.png": {"cat|dog", "a,b"}}
+  write([0, 3])
+  assert read(folder / name)[0] == {"0.png": {"0", "3"}}
+  write(["cat,dog"], ["cat"], ["dog"])
+  refused(folder / name, "the label 'cat,dog' of .* looks like several")
+  assert read(folder / name, separator=",")[0]["0.png"] == {"cat", "dog"}
+  write(["cat|dog"], ["cat"], ["dog"])
+  refused(folder / name, r"separator='\|', or, if it is one name, --config\.data\.separator=','")
+  assert read(folder / name, separator=",")[0]["0.png"] == {"cat|dog"}
 
 
 def test_names_that_stand_by_themselves_are_not_looked_into(folder):
@@ -174,6 +220,11 @@ def test_rows_of_one_image_are_joined(folder):
   found, notes = read(folder / "rows.csv")
   assert found == LABELS | {"0.png": {"cat", "bird"}}
   assert "joined where it has several: images 4, first 0.png" in notes
+  lines = [("0.png", "cat"), ("0.png", "dog"), ("./0.png", "cat")]
+  (folder / "rows.jsonl").write_text("\n".join(json.dumps({"image": name, "labels": [label]}) for name, label in lines))
+  found, notes = read(folder / "rows.jsonl")
+  assert found == {"0.png": {"cat", "dog"}}
+  assert "joined where it has several: images 1, first 0.png" in notes
 
 
 def test_a_column_split_chooses_rows(folder):
@@ -337,6 +388,10 @@ def test_a_class_that_is_misspelt_is_noted(folder):
 LINES = {
   "hub": [{"file_name": name, "labels": sorted(labels)} for name, labels in LABELS.items()],
   "text": [{"image": name, "labels": "|".join(labels)} for name, labels in LABELS.items()],
+  "objects": [
+    {"file_name": name, "objects": {"bbox": [[1, 2, 3, 4]] * len(labels), "categories": sorted(labels)}}
+    for name, labels in LABELS.items()
+  ],
   "more": [{"image": name, "labels": sorted(labels), "width": 3, "ignore": None} for name, labels in LABELS.items()],
 }
 
@@ -351,6 +406,13 @@ def test_objects_in_lines_and_lists(folder, form, encoding, written):
   found, notes = read(folder / written)
   assert found == LABELS
   assert ("fields that are not read: 'width'" in notes) == (form == "more")
+
+
+def test_an_object_without_labels_is_no_negative(folder):
+  (folder / "odd.jsonl").write_text('{"image": "0.png", "objects": {"bbox": [[1, 2, 3, 4]]}}')
+  refused(folder / "odd.jsonl", r"odd\.jsonl:1: labels must be names that can be printed")
+  (folder / "tasks.json").write_text('[{"image": "0.png", "annotations": []}]')
+  refused(folder / "tasks.json", r"the fields are 'image', 'annotations'\. Name them: --config\.data\.columns=IMAGE,")
 
 
 def test_a_folder_of_the_hub(tmp_path):
@@ -404,6 +466,19 @@ COCO_READ = {
     "leaves the image of 80 x 60: cut off at its border",
   ),
   "ids as text": ({"annotations": [row | {"image_id": str(row["image_id"])} for row in coco()["annotations"]]}, 7, ""),
+  "ids with gaps": (
+    {
+      "categories": [{"id": 7 + 10 * n, "name": name} for n, name in enumerate(NAMES)],
+      "annotations": [row | {"category_id": 7 + 10 * row["category_id"]} for row in coco()["annotations"]],
+    },
+    7,
+    "",
+  ),
+  "folders of Windows": (
+    {"images": [row | {"file_name": f"images\\{row['file_name']}"} for row in coco()["images"]]},
+    7,
+    "there is no folder images/, which all images are said to lie in",
+  ),
   "ignore as text": (each_of("annotations", ignore="0"), 7, ""),
   "crowds": (each_of("annotations", iscrowd=1), 7, ""),
   "capitals": (
@@ -496,6 +571,26 @@ def test_coco_with_a_folder_for_each_split(tmp_path, named):
   data.images = "a,b"
   with pytest.raises(UserError, match=r"data\.images must be a folder, or three with commas"):
     splits.open_split(data, data.train)
+
+
+@pytest.mark.parametrize("former", ["C:\\Users\\me\\photos\\", "/nowhere/photos/", "photos\\", "./photos/"])
+def test_names_may_begin_with_a_folder_that_is_not_there_any_more(tmp_path, former):
+  """Other parts of the names stand, so that two images remain two."""
+  write_images(tmp_path / "here/a", ["0.png"])
+  write_images(tmp_path / "here/b", ["0.png"])
+  slash = "\\" if "\\" in former else "/"
+  path = tmp_path / "l.csv"
+  path.write_text(f"image,labels\n{former}a{slash}0.png,cat\n{former}b{slash}0.png,dog\n")
+  refused(path, rf"none of its images lies below {tmp_path}|lies outside {tmp_path}: name that folder with")
+  found, notes = read(path, images=str(tmp_path / "here"))
+  assert found == {"a/0.png": {"cat"}, "b/0.png": {"dog"}}
+  assert "which all images are said to lie in: they are in" in notes
+  if former == "photos\\":  # where the folder is there, it is meant
+    (tmp_path / "here/photos").mkdir()
+    path.write_text(f"{path.read_text()}\n")
+    refused(path, rf"there is no image {tmp_path}/here/photos/a/0\.png", images=str(tmp_path / "here"))
+  path.write_text("image,labels\nhttps://x.example/a/0.png,cat\n")
+  refused(path, "is an address", images=str(tmp_path / "here"))
 
 
 def voc_xml(filename, labels, size="<size><width>80</width><height>60</height></size>", box=(8, 6, 24, 18)):
@@ -601,6 +696,8 @@ def test_lists_of_a_voc_folder(tmp_path, form):
   found, _ = read(f"{tmp_path}:train")
   assert set(found) == {f"{stem}.jpg" for stem in STEMS}
   refused(f"{tmp_path}:val", r"val\.txt: missing; there is train")
+  (tmp_path / "ImageSets/Main/empty.txt").write_text("\n")
+  refused(f"{tmp_path}:empty", r"empty\.txt: it names no image")
   (tmp_path / "ImageSets/Main/train.txt").write_text("plain_1\nabsent\n")
   refused(f"{tmp_path}:train", r"train\.txt:2: there is no annotation absent\.xml")
 

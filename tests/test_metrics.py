@@ -336,6 +336,12 @@ def test_arguments_are_taken_in_every_form_or_refused():
   ):
     with pytest.raises(ValueError, match=match):
       metrics.average_precision(*wrong)
+  many = 5_000  # float16 counts to 2,048
+  half = np.ones(many, np.float16), np.arange(many) % 2 == 0
+  assert metrics.average_precision(half[0], half[1].astype(np.float16)) == pytest.approx(0.5)
+  for form in ([[9, 0, 5]], np.array([[9, 0, 5]], np.uint8)):
+    assert metrics.top_k_labels(form, 2).tolist() == [[True, False, True]]
+  assert metrics.mean_average_precision([0.5, np.nan, 1]) == 0.75
   predicted = [[True, False], [True, True]]
   assert metrics.precision_recall_f1(predicted, [[1, 0], [0, 1]])["OP"] == pytest.approx(2 / 3)
   with pytest.raises(ValueError, match="predicted must be bool, or 0 or 1: compare scores with a threshold first"):

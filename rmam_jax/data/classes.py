@@ -16,7 +16,7 @@ from rmam_jax.data.entries import Entries
 from rmam_jax.runtime.errors import UserError
 
 SHOWN = 5  # names in a message
-_TEXT = re.compile(r"\.(csv|tsv|txt|jsonl):\d+$", re.IGNORECASE)  # the place of a row
+_ROW = re.compile(r"\.(csv|tsv|txt|jsonl):\d+$|\.jsonl?\[\d+\]$", re.IGNORECASE)  # the place of a row or an object
 
 
 class Classes(NamedTuple):
@@ -24,6 +24,7 @@ class Classes(NamedTuple):
 
   names: tuple[str, ...]
   others: bool = False  # whether labels that are no class are left out, and those that look like one taken for it
+  separator: str = ""  # `data.separator`: once it is named, no label is thought to be several
 
 
 def chosen(given: Sequence[str]) -> tuple[str, ...]:
@@ -52,14 +53,21 @@ def look_alike(names: Iterable[str]) -> list[list[str]]:
 
 
 def look_joined(names: Iterable[str]) -> list[tuple[str, str]]:
-  """Names that look like several with a separator between them, and the separator."""
+  """Names that look like several with a separator between them, and the separator.
+
+  All of their parts are names as well; or there is a comma between some that recur. Of names with blanks they look so if
+  the same words stand in two orders, or if there are at least twice as many names as words that they are made of.
+  """
   known = set(names)
   found = []
   for separator in ("|", ",", ";", "/", " "):
     split = {name: [part.strip() for part in name.split(separator)] for name in known if separator in name}
     counts = Counter(part for parts in split.values() for part in parts)
+    orders = Counter(tuple(sorted(parts)) for parts in split.values())
+    few = len(split) >= 2 * len(counts)
     for name, parts in sorted(split.items()):
       shared = all(part in known for part in parts) or (separator in "|,;" and any(counts[part] > 1 for part in parts))
+      shared = shared or (separator == " " and (few or orders[tuple(sorted(parts))] > 1))
       if len(parts) > 1 and all(parts) and shared:
         found.append((name, separator))
   return found
@@ -77,14 +85,23 @@ def of_labels(entries: Entries, manifest: str, *, separator: str) -> Classes:
       f"{_more(len(groups), 'such groups')}: write them alike, or name the classes as which all are read, one a line in a"
       " file: --config.data.classes=FILE.txt"
     )
-  in_text = bool(entries) and not entries[0].classes and _TEXT.search(entries[0].place)  # elsewhere names are whole
-  if in_text and not separator and (joined := look_joined(names)):
-    name, found = joined[0]
-    raise UserError(
-      f"the label {name!r} of {manifest} looks like several{_more(len(joined), 'such labels')}: name what separates them,"
-      f" --config.data.separator={found!r}, or, if it is one name, --config.data.separator='|'"
-    )
-  return Classes(tuple(sorted(names)))
+  if not separator and _in_rows(entries) and (joined := look_joined(names)):
+    raise UserError(_told(joined, f" of {manifest}"))
+  return Classes(tuple(sorted(names)), separator=separator)
+
+
+def _in_rows(entries: Entries) -> bool:
+  """Whether labels stand in a row of their own, where several may be written as one; elsewhere names are whole."""
+  return bool(entries) and not entries[0].classes and bool(_ROW.search(entries[0].place))
+
+
+def _told(joined: Sequence[tuple[str, str]], where: str) -> str:
+  """What is wrong with labels that look joined, and what to do."""
+  name, found = joined[0]
+  return (
+    f"the label {name!r}{where} looks like several{_more(len(joined), 'such labels')}: name what separates them,"
+    f" --config.data.separator={found!r}, or, if it is one name, --config.data.separator={',' if found == '|' else '|'!r}"
+  )
 
 
 def _more(count: int, what: str) -> str:
@@ -126,6 +143,17 @@ def apply(entries: Entries, classes: Classes) -> tuple[Entries, list[str], list[
       problems.append(f"{entry.place}: {', '.join(both)} is both a label and to be ignored")
     found.append(entry)
   notes = [f"{count:,} images: the label {one!r} is taken for {other!r}" for (one, other), count in taken.items()]
+  if left_out and not classes.separator and _in_rows(entries):
+    folded, wanted = {_alike(name): name for name in left_out}, set(map(_alike, classes.names))
+    pairs = look_joined({*folded, *wanted}) + list(itertools.product(folded, ";,|"))  # of one name the last one counts
+    joined = {
+      folded[name]: separator
+      for name, separator in pairs
+      if name in folded and wanted & set(map(str.strip, name.split(separator)))
+    }
+    if joined := sorted(joined.items()):  # labels that are left out, although they hold a class
+      place = next(entry.place for entry in entries if joined[0][0] in (*entry.labels, *entry.ignore))
+      problems.append(f"{place}: {_told(joined, '')}")
   if left_out and classes.others:
     counts = (f"{name} ({count:,} images)" for name, count in left_out.most_common(SHOWN))
     more = f" and {len(left_out) - SHOWN:,} more" if len(left_out) > SHOWN else ""

@@ -139,9 +139,17 @@ def _read_whole(path: pathlib.Path, listed: str, images: str, options: tables.Op
     problems += wrong
   else:
     entries, problems, notes = _gathered(_voc(path, listed))
-  folders = _image_folder(path, images, entries.ids[:: max(len(entries) // _TRIED, 1)])
-  located = _locate(entries, folders, problems, notes)
+  folders, former = _image_folder(path, images, entries.ids)
+  if former:
+    notes.append(
+      f"{path}: there is no folder {former}, which all images are said to lie in: they are in {folders.base}"
+    )
+  located = _locate(entries, folders, former, problems, notes)
   joined = _join(path, located, folders.below, notes)
+  missing = [place for place, each in enumerate(problems) if isinstance(each, Missing)]
+  if missing and len(missing) == len(entries):
+    told = f"{path}: none of its images lies below {folders.base}: name their folder with --config.data.images=DIR"
+    problems.insert(missing[0], Missing(told))
   if not joined and not problems:
     problems.append(f"{path}: it names no image")
   return Parsed(joined, tuple(problems), tuple(notes), folders.base)
@@ -275,18 +283,41 @@ def _listed_name(line: str, known: Any) -> str:
   return next((each for each in tried if each in known), without_mark)
 
 
-def _image_folder(path: pathlib.Path, images: str, names: Sequence[str]) -> "_Folders":
-  """The folder that images are named relative to: `images` or, of some beside the manifest, the one that has most."""
+def _image_folder(path: pathlib.Path, images: str, names: Sequence[str]) -> tuple["_Folders", str]:
+  """The folder that images are named relative to: `images` or, of some beside the manifest, the one that has most.
+
+  Where none has any of them, their names may begin with a folder that is not there any more, as `C:/photos/` or
+  `/content/images/`: what all of them begin with is left out as far as it must be, and is the second result.
+  """
   if images:
-    return _Folders(os.path.abspath(os.path.expanduser(images)))
-  if path.is_dir():
+    tried = [pathlib.Path(images).expanduser()]
+  elif path.is_dir():
     tried = [path / name for name in ("JPEGImages", "images", "Images", "img", "")]
   else:
     stem = re.sub(r"^(instances|person_keypoints|captions|image_info)_", "", path.stem)
     own, above = path.parent, path.absolute().parent.parent
     tried = [own, own / "images", own / stem, above / stem, above / "images" / stem, above / "images", above]
-  there = [_Folders(os.path.abspath(each)) for each in tried if each.is_dir()]
-  return max(there, key=lambda folders: sum(folders.find(_plain_path(name)) is not None for name in names))
+  there = [_Folders(os.path.abspath(each)) for each in tried if each.is_dir() or images]
+  some = list(map(_plain_path, names[:: max(len(names) // _TRIED, 1)]))
+
+  def count(folders: _Folders, former: str) -> int:
+    if former and os.path.isdir(os.path.join(folders.below, former)):
+      return 0
+    inside = (folders.inside(name[len(former) :]) for name in some)
+    return sum(name is not None and folders.find(name) is not None for name in inside)
+
+  best = max(there, key=lambda folders: count(folders, ""))
+  if names and not count(best, ""):
+    first, last = min(map(_plain_path, names)), max(map(_plain_path, names))
+    shared = "".join(
+      one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    )
+    if "://" not in shared and not shared.startswith(UPLOADED):
+      for slash in re.finditer("/", shared):
+        former = shared[: slash.end()]
+        if count(other := max(there, key=lambda folders, former=former: count(folders, former)), former):
+          return other, former
+  return best, ""
 
 
 class _Folders:
@@ -296,6 +327,11 @@ class _Folders:
     self.base, self.below = base, os.path.join(base, "")
     self._names: dict[str, frozenset[str]] = {}
     self._plain: dict[str, dict[str, list[str]]] = {}  # without capitals and, of images, without ending
+
+  def inside(self, name: str) -> str | None:
+    """A name or a whole path relative to the folder; None if it lies outside. Links are not resolved."""
+    path = os.path.normpath(os.path.join(self.below, name))
+    return path[len(self.below) :] if path.startswith(self.below) else None
 
   def find(self, name: str) -> str | None:
     """The path of the file of this name, or of the one that differs in capitals or has an ending; None if none does."""
@@ -336,21 +372,23 @@ def _candidates(entry: Entry, name: str, base: str) -> Iterator[str]:
     yield from (uploaded, uploaded.partition("-")[2])
 
 
-def _locate(entries: Iterable[Entry], folders: _Folders, problems: list[str], notes: list[str]) -> Iterator[Entry]:
+def _locate(
+  entries: Iterable[Entry], folders: _Folders, former: str, problems: list[str], notes: list[str]
+) -> Iterator[Entry]:
   """Entries by the names of their images below the folder; those that lie nowhere there are named among the problems."""
   base, below = folders.base, folders.below
   for entry in entries:
-    name = _plain_path(entry.id)
+    name = _plain_path(entry.id).removeprefix(former)
     if "://" in name:
       problems.append(f"{entry.place}: {name} is an address: download the images first, and name their files")
       continue
     own = name.removeprefix("/") if name.startswith(UPLOADED) else name
-    image = os.path.normpath(os.path.join(below, own))
-    if not image.startswith(below):  # links are not resolved: below the folder they may lead anywhere
+    relative = folders.inside(own)
+    if relative is None:
       remedy = "name that folder with --config.data.images=DIR"
       problems.append(f"{entry.place}: image {entry.id!r} lies outside {base}: {remedy}")
       continue
-    relative = image[len(below) :]
+    image = f"{below}{relative}"
     found = folders.find(relative) or next(filter(None, map(folders.find, _candidates(entry, name, base))), None)
     if found is None:
       problems.append(Missing(f"{entry.place}: there is no image {image}"))
@@ -394,9 +432,9 @@ def classes_of(data: Any, fixed: Sequence[str] = ()) -> Classes:
   Raises UserError: the training labels look as if they were read wrongly.
   """
   if chosen := class_lib.chosen(data.classes):
-    return Classes(tuple(fixed) or chosen, others=True)
+    return Classes(tuple(fixed) or chosen, others=True, separator=data.separator)
   if fixed:
-    return Classes(tuple(fixed))
+    return Classes(tuple(fixed), separator=data.separator)
   return class_lib.of_labels(parse(data.train, data).entries, data.train, separator=data.separator)
 
 

@@ -76,11 +76,13 @@ def _plain(name: str) -> str:
 
 
 def labels_of(value: Any, separator: str) -> tuple[str, ...]:
-  """The labels in a field: a list, an object with `choices`, or a text that holds a list or names with separators.
+  """The labels in a field: a list, an object with a list, or a text that holds a list or names with separators.
+
+  Without a `separator` a text is divided at bars and what stands in a list is one name; a separator divides both.
 
   Raises ValueError: it is none of these, or a label holds what cannot be printed.
   """
-  return _labels_in(value, separator) if isinstance(value, str) else _listed_labels(value)
+  return _labels_in(value, separator) if isinstance(value, str) else _listed_labels(value, separator)
 
 
 @functools.lru_cache(maxsize=65_536)
@@ -88,20 +90,25 @@ def _labels_in(text: str, separator: str) -> tuple[str, ...]:
   text = text.strip()
   if text.startswith(("[", "{", "(")):
     try:
-      return _listed_labels(json.loads(text))
+      return _listed_labels(json.loads(text), separator)
     except json.JSONDecodeError:
-      return _listed_labels(ast.literal_eval(text))  # only literals: nothing in it runs
+      return _listed_labels(ast.literal_eval(text), separator)  # only literals: nothing in it runs
   if text.casefold() in _NOTHING:
     return ()
-  return _listed_labels(text.split(separator) if separator.strip() else text.split())
+  return _listed_labels(text, separator or BAR)
 
 
-def _listed_labels(value: Any) -> tuple[str, ...]:
-  if isinstance(value, Mapping):
-    value = value.get("choices")
+def _listed_labels(value: Any, separator: str) -> tuple[str, ...]:
+  if isinstance(value, Mapping):  # {"choices": ["cat"]}, or {"bbox": [[1, 2, 3, 4]], "categories": ["cat"]}
+    fields = [each for name, each in value.items() if _plain(str(name)) in LABELS]
+    if value and not fields:
+      raise ValueError("no field of labels")
+    value = fields[0] if fields else None
   values = [] if value is None else value if isinstance(value, (list, tuple)) else [value]
   if not all(isinstance(each, (str, int, float)) and not isinstance(each, bool) for each in values):
     raise ValueError("no list of names")
+  if separator:
+    values = [part for each in values for part in str(each).split(separator if separator.strip() else None)]
   names = tuple(dict.fromkeys(filter(None, map(clean_name, values))))
   if not all(map(str.isprintable, names)):
     raise ValueError("a name holds characters that cannot be printed")
@@ -243,7 +250,7 @@ def _entry(place: str, image: str, fields: Mapping[str, Any], part: str, options
   found = {}
   for name, value in fields.items():
     try:
-      found[name] = labels_of(value, options.separator or BAR)
+      found[name] = labels_of(value, options.separator)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
       wanted = f"names that can be printed, separated by {options.separator or BAR!r}, or a list of them"
       yield f"{place}: {name} must be {wanted}, got {_short(value)}"
@@ -301,7 +308,10 @@ def read_rows(path: pathlib.Path, rows: Iterable[tuple[str, Any]], options: Opti
       fields = list(row.values())
       image = fields[columns.image]
       if columns.labels is None:
-        yield f"{place}: no field is known as that of the labels; the fields are {_listed(row)}"
+        yield (
+          f"{place}: no field is known as that of the labels; the fields are {_listed(row)}. Name them:"
+          " --config.data.columns=IMAGE,LABELS"
+        )
         continue
       if not isinstance(image, str) or not image.strip():
         yield f"{place}: {list(row)[columns.image]!r} must be the name of an image, got {_short(image)}"

@@ -39,8 +39,14 @@ def _checked(
       raise ValueError(f"{name} must be 0 or 1, got {wrong}")
   if not np.isfinite(scores).all():
     raise ValueError(f"{what} must be finite")
-  scores = scores if scores.dtype.kind == "f" else scores.astype(float)  # unsigned ones cannot be negated
-  return scores, labels.astype(np.float32) if labels.dtype.kind != "f" else labels, marks.astype(bool)
+  kind = np.promote_types(labels.dtype, np.float32) if labels.dtype.kind == "f" else np.float32  # float16 cannot count
+  return _negatable(scores), labels.astype(kind, copy=False), marks.astype(bool)
+
+
+def _negatable(scores: Any) -> np.ndarray:
+  """An array of numbers with a sign."""
+  scores = np.asarray(scores)
+  return scores if scores.dtype.kind == "f" else scores.astype(float)
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray, method: str = "all_point") -> float:
@@ -95,13 +101,14 @@ def average_precisions(
 
 def mean_average_precision(precisions: np.ndarray) -> float:
   """The mean over the classes that have positives; nan where none has."""
+  precisions = np.asarray(precisions, float)
   defined = precisions[~np.isnan(precisions)]
   return float(defined.mean()) if defined.size else float("nan")
 
 
 def top_k_labels(scores: np.ndarray, k: int) -> np.ndarray:
   """The k highest classes of each image, the first of equals: [N, L] -> bool [N, L]."""
-  return np.argsort(-scores, axis=1, kind="stable").argsort(axis=1) < k
+  return np.argsort(-_negatable(scores), axis=1, kind="stable").argsort(axis=1) < k
 
 
 def _f1(precision, recall):
