@@ -51,7 +51,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.crop_size = 448  # N - 64
   config.data.flip = True  # mirror half of the training images
   config.data.augmentation = ml_collections.ConfigDict(  # of training images; see `data.augmentation.Augmentation`
-    {"crop_scale": (), "crop_aspect": 4 / 3, "jitter": 0.0, "cutout": 0.0}
+    {"crop_scale": (), "crop_aspect": 4 / 3, "jitter": 0.0, "randaugment": 0, "magnitude": 0.3, "cutout": 0.0}
   )
   config.data.threads = 2  # that read ahead
   config.data.workers = 0  # processes that read, each with so many threads; 0: none but the trainer's own

@@ -15,7 +15,7 @@ from rmam_jax.data.record import Record
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import loop
 
-ALL = Augmentation(crop_scale=(0.3, 0.9), crop_aspect=1.5, jitter=0.4, cutout=0.3)
+ALL = Augmentation(crop_scale=(0.3, 0.9), crop_aspect=1.5, jitter=0.4, randaugment=2, cutout=0.3)
 OPTIONS = {"batch_size": 12, "image_size": 72, "crop_size": 64, "flip": True, "seed": 3}
 
 
@@ -150,6 +150,29 @@ def test_colours_are_drawn_evenly_and_in_every_order():
   np.testing.assert_allclose([factors.min(), factors.max(), factors.mean()], [0.6, 1.4, 1.0], atol=0.02)
 
 
+def test_operations_by_hand():
+  image = np.array([[[200, 100, 0], [50, 80, 31]]], np.uint8)
+  stretched, equal, few_bits, inverted = (
+    lambda strength, place=place: augmentation.recoloured(image, ((place, strength),)) for place in range(4, 8)
+  )
+  np.testing.assert_array_equal(stretched(0.3), [[[255, 255, 0], [0, 0, 255]]])  # each colour to its full range
+  np.testing.assert_array_equal(equal(0.3), image)  # two pixels are too few to be spread
+  np.testing.assert_array_equal(few_bits(1.0), image // 16 * 16)
+  np.testing.assert_array_equal(few_bits(0.5), image // 4 * 4)
+  np.testing.assert_array_equal(inverted(0.5), [[[55, 100, 0], [50, 80, 31]]])
+  np.testing.assert_array_equal(inverted(0.0), image)
+
+
+def test_operations_are_drawn_evenly_and_as_far_as_is_asked_for():
+  rng = np.random.default_rng(0)
+  drawn = np.array([Augmentation(randaugment=2, magnitude=0.5).draw(rng).colours for _ in range(4000)]).reshape(-1, 2)
+  np.testing.assert_allclose(np.bincount(drawn[:, 0].astype(int), minlength=8) / len(drawn), 1 / 8, atol=0.015)
+  enhanced = drawn[:, 0] < 4
+  assert {*np.round(drawn[enhanced, 1], 6)} == {0.55, 1.45}
+  np.testing.assert_allclose((drawn[enhanced, 1] > 1).mean(), 0.5, atol=0.03)
+  assert (drawn[~enhanced, 1] == 0.5).all()
+
+
 def test_a_hidden_square_by_hand():
   image = np.zeros((8, 8, 3), np.uint8)
   image[:, 4:] = 200
@@ -178,6 +201,8 @@ def test_what_cannot_be_is_refused():
     ({"crop_scale": (0.5,)}, "crop_scale must be"),
     ({"crop_scale": (0.9, 0.5)}, "crop_scale must be"),
     ({"crop_aspect": 0.5}, r"crop_aspect must be at least 1, got 0\.5"),
+    ({"randaugment": -1}, r"randaugment must be 0 or more, got -1"),
+    ({"magnitude": 1.5}, r"magnitude must be in \[0, 1\], got 1\.5"),
     ({"cutout": 1.5}, r"cutout must be in \[0, 1\], got 1\.5"),
   ):
     with pytest.raises(UserError, match=message):
@@ -185,7 +210,7 @@ def test_what_cannot_be_is_refused():
 
 
 def test_a_stage_sees_the_configured_change_and_one_on_stored_maps_none(data_root, tmp_path, monkeypatch):
-  changes = {"crop_scale": (0.3, 0.9), "crop_aspect": 1.5, "jitter": 0.4, "cutout": 0.3}
+  changes = {"crop_scale": (0.3, 0.9), "crop_aspect": 1.5, "jitter": 0.4, "randaugment": 2, "cutout": 0.3}
   config = tiny_config(data_root, **{f"data.augmentation.{name}": value for name, value in changes.items()})
   config.stage_one.epochs = config.stage_two.epochs = 1
   config.stage_one.backbone_rate, config.stage_one.mixup = 0.0, 0.3  # mixup works on stored maps

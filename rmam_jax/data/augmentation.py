@@ -5,21 +5,40 @@ same way whatever runs beside it. Boxes are (top, left, bottom, right) as shares
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 
 from rmam_jax.runtime.errors import UserError
 
-ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+
+def _enhancing(kind: type) -> Callable[[Image.Image, float], Image.Image]:
+  return lambda picture, factor: kind(picture).enhance(factor)
+
+
+# What is done to colours, by a number: the first ones multiply by a factor, the others have a strength in [0, 1].
+ENHANCERS = tuple(
+  map(_enhancing, (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color, ImageEnhance.Sharpness))
+)
+JITTERED = 3  # of them, by `jitter`
+OPERATIONS = (
+  *ENHANCERS,
+  lambda picture, _: ImageOps.autocontrast(picture),
+  lambda picture, _: ImageOps.equalize(picture),
+  lambda picture, strength: ImageOps.posterize(picture, 8 - round(4 * strength)),  # bits that stay
+  lambda picture, strength: ImageOps.solarize(picture, round(256 * (1 - strength))),  # what is brighter is inverted
+)
 
 
 class Change(NamedTuple):
   """What is done to one image."""
 
   window: np.ndarray | None = None  # the box that is shown; None: the window that `batches.view` cuts
-  colours: tuple[tuple[int, float], ...] = ()  # (place in `ENHANCERS`, factor), in the order in which they are applied
+  colours: tuple[
+    tuple[int, float], ...
+  ] = ()  # (place in `OPERATIONS`, its number), in the order in which they are applied
   hidden: np.ndarray | None = None  # a box of the view
 
   def needed(self, image_size: int, crop_size: int) -> tuple[float, float]:
@@ -36,6 +55,10 @@ class Augmentation(NamedTuple):
   crop_scale: tuple[float, ...] = ()  # least and largest share of the image's area that a view shows; (): see `view`
   crop_aspect: float = 4 / 3  # of such views the largest ratio of their aspect to the image's, and of that to theirs
   jitter: float = 0.0  # brightness, contrast and saturation are multiplied by 1 - jitter to 1 + jitter
+  randaugment: int = (
+    0  # so many of `OPERATIONS` are drawn for each image (Cubuk et al., 2020), none of which moves objects
+  )
+  magnitude: float = 0.3  # of `randaugment`, in [0, 1]: factors are 1 - 0.9 or 1 + 0.9 times it, strengths are it
   cutout: float = 0.0  # the side of a square in the view's mean colour, as a share of the view's; 0: none
 
   def check(self) -> None:
@@ -45,6 +68,8 @@ class Augmentation(NamedTuple):
       ("crop_scale", not scale or (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1), "(least, largest) share, or ()"),
       ("crop_aspect", self.crop_aspect >= 1, "at least 1"),
       ("jitter", 0 <= self.jitter <= 1, "in [0, 1]"),
+      ("randaugment", self.randaugment >= 0, "0 or more"),
+      ("magnitude", 0 <= self.magnitude <= 1, "in [0, 1]"),
       ("cutout", 0 <= self.cutout <= 1, "in [0, 1]"),
     ):
       if not allowed:
@@ -53,7 +78,7 @@ class Augmentation(NamedTuple):
   @property
   def changes(self) -> bool:
     """Whether it does anything."""
-    return bool(self.crop_scale or self.jitter or self.cutout)
+    return bool(self.crop_scale or self.jitter or self.randaugment or self.cutout)
 
   def draw(self, rng: np.random.Generator) -> Change:
     """A change; takes no numbers of the generator for what is off."""
@@ -65,8 +90,13 @@ class Augmentation(NamedTuple):
       corner = rng.uniform(size=2) * (1 - sides)
       window = np.concatenate([corner, corner + sides])
     if self.jitter:
-      order, factors = rng.permutation(len(ENHANCERS)), rng.uniform(1 - self.jitter, 1 + self.jitter, len(ENHANCERS))
+      order, factors = rng.permutation(JITTERED), rng.uniform(1 - self.jitter, 1 + self.jitter, JITTERED)
       colours = tuple(zip(order.tolist(), factors.tolist(), strict=True))
+    if self.randaugment:
+      places = rng.integers(len(OPERATIONS), size=self.randaugment)
+      factors = 1 + 0.9 * self.magnitude * rng.choice((-1.0, 1.0), self.randaugment)
+      numbers = np.where(places < len(ENHANCERS), factors, self.magnitude)
+      colours += tuple(zip(places.tolist(), numbers.tolist(), strict=True))
     if self.cutout:
       centre = rng.uniform(size=2)
       hidden = np.concatenate([centre - self.cutout / 2, centre + self.cutout / 2]).clip(0, 1)
@@ -91,10 +121,10 @@ def window_boxes(boxes: np.ndarray, window: np.ndarray, flip: bool) -> np.ndarra
 
 
 def recoloured(image: np.ndarray, colours: tuple[tuple[int, float], ...]) -> np.ndarray:
-  """Brightness, contrast and saturation multiplied by their factors, in the order given: uint8 [..., 3] -> the same."""
+  """`OPERATIONS` by their places and numbers, in the order given: uint8 [height, width, 3] -> the same."""
   picture = Image.fromarray(image)
-  for place, factor in colours:
-    picture = ENHANCERS[place](picture).enhance(factor)
+  for place, number in colours:
+    picture = OPERATIONS[place](picture, number)
   return np.asarray(picture)
 
 

@@ -224,7 +224,7 @@ def _check_augmentation(config: ml_collections.ConfigDict) -> None:
   if augmentation.changes and not any(config[name].epochs and config[name].backbone_rate for name in NAMES):
     raise UserError(
       "data.augmentation changes images, but with backbone_rate 0 every stage learns from stored feature maps: train the"
-      " backbone (stage_two.backbone_rate above 0), or leave crop_scale, jitter and cutout at their defaults"
+      " backbone (stage_two.backbone_rate above 0), or leave crop_scale, jitter, randaugment and cutout at their defaults"
     )
 
 
