@@ -15,9 +15,14 @@ from rmam_jax.runtime.errors import UserError, os_errors
 GO_ON = "Nothing that was there is lost: free or open the folder and run the same command again."
 
 
+def user_cache() -> pathlib.Path:
+  """$XDG_CACHE_HOME, or ~/.cache."""
+  return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+
+
 def cache_folder() -> pathlib.Path:
   """$XDG_CACHE_HOME/rmam_jax, or ~/.cache/rmam_jax."""
-  return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rmam_jax"
+  return user_cache() / "rmam_jax"
 
 
 @contextlib.contextmanager

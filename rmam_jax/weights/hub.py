@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rmam_jax.runtime.errors import UserError
+from rmam_jax.runtime.files import user_cache
 
 EXTRA = "pip install 'rmam_jax[hub]'"
 UNREACHED = "and cannot be fetched from the Hugging Face hub"
@@ -23,7 +24,7 @@ def library(otherwise: str) -> Any:
 
 def cache_folder() -> pathlib.Path:
   """Where the hub's library keeps what it has fetched."""
-  home = os.environ.get("HF_HOME") or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+  home = os.environ.get("HF_HOME") or user_cache() / "huggingface"
   return pathlib.Path(os.environ.get("HF_HUB_CACHE") or pathlib.Path(home) / "hub").expanduser()
 
 

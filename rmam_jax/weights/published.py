@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from rmam_jax.backbones.spec import BackboneSpec, Layout
 from rmam_jax.runtime.errors import UserError, os_errors
+from rmam_jax.runtime.files import user_cache
 from rmam_jax.weights import files, hub
 
 IMAGENET = "imagenet"
@@ -171,7 +172,7 @@ def _path(source: str) -> pathlib.Path | None:
   """Where the file of a source lies or would lie; None for a package that is not installed."""
   kind, _, name = source.partition(":")
   if kind == "torch":
-    return _folder("TORCH_HOME", _cache() / "torch") / "hub" / "checkpoints" / name
+    return _folder("TORCH_HOME", user_cache() / "torch") / "hub" / "checkpoints" / name
   if kind == "keras":
     return _folder("KERAS_HOME", pathlib.Path("~/.keras")) / "models" / name
   if kind == "package":
@@ -191,10 +192,6 @@ def _path(source: str) -> pathlib.Path | None:
 
 def _folder(variable: str, default: pathlib.Path) -> pathlib.Path:
   return pathlib.Path(os.environ.get(variable) or default).expanduser()
-
-
-def _cache() -> pathlib.Path:
-  return _folder("XDG_CACHE_HOME", pathlib.Path("~/.cache"))
 
 
 def _hub_sources(weights: str) -> list[str]:
