@@ -2,6 +2,7 @@
 
     python train.py --config=configs/photographs.py --config.data.root=VOCdevkit
     python train.py --config=configs/photographs.py:vgg16:recurrent ...        another backbone, another head
+    python train.py --config=configs/photographs.py:320 ...                    smaller images: half the time for the maps
     python train.py --config=configs/photographs.py:tuned ...                  the backbone is trained, too: hours
     python reproduce.py --config=configs/photographs.py --config.data.root=VOCdevkit --tables=controls --seeds=3
 

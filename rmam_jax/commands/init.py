@@ -33,7 +33,7 @@ _TEMPLATE = '''\
     rmam-jax eval --workdir=runs/{name} --gallery={name}.html
     rmam-jax predict --workdir=runs/{name} photo.jpg more/
 
---config={file}:tuned trains the backbone, too; :thin needs neither a network nor a file of weights.
+--config={file}:tuned trains the backbone, too; :thin needs no file of weights, and so no internet.
 A line below that begins with # shows what holds now: change it and take the # away.
 """
 

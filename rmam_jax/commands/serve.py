@@ -24,9 +24,9 @@ _HOST = flags.DEFINE_string(
 _PORT = flags.DEFINE_integer(
   "port", 8000, "The port to listen at; 0: any that is free.", lower_bound=0, upper_bound=65535
 )
-_MEGABYTES = flags.DEFINE_float("max_megabytes", 20.0, "Of a file that is taken.", lower_bound=0.001)
+_MEGABYTES = flags.DEFINE_float("max_megabytes", 20.0, "Most megabytes that a file may have.", lower_bound=0.001)
 _MEGAPIXELS = flags.DEFINE_float(
-  "max_megapixels", 50.0, "Of an image that is taken; no more than 89 are read anywhere.", lower_bound=0.001
+  "max_megapixels", 50.0, "Most megapixels that an image may have; more than 89 are never read.", lower_bound=0.001
 )
 
 

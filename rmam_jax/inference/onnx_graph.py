@@ -35,8 +35,8 @@ def convert(recognize: Callable[[jax.Array], Mapping[str, jax.Array]], shape: Se
 
   Args:
     recognize: images uint8 [B, height, width, 3] -> arrays by name, each [B, ...].
-    shape: (height, width, 3).
-    what: it is, for errors.
+    shape: of one image, (height, width, 3).
+    what: what the function is, for errors, e.g. "head 'saliency' on 'vgg16'".
 
   Raises UserError: jax2onnx is not installed, or cannot carry the function.
   """
@@ -86,7 +86,7 @@ def run(content: bytes, images: np.ndarray, what: str) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def reported(what: str) -> Iterator[None]:
-  """Within, any error, which may be of any kind, becomes a UserError: `what` cannot be carried."""
+  """Within, any error becomes a UserError that says that `what` cannot be carried: jax2onnx raises all kinds."""
   try:
     yield
   except Exception as error:

@@ -50,7 +50,7 @@ def make_app(
   Args:
     recognizer: what predicts; one image at a time.
     title: what the page calls it.
-    max_bytes, max_pixels: of an image that is taken.
+    max_bytes, max_pixels: the most that a file, and the image in it, may have.
     hosts: the names that it answers to; None: to any.
 
   Raises a UserError without the extra `serve`.
@@ -144,9 +144,14 @@ def serve(
   max_bytes: int,
   max_pixels: int,
 ) -> None:
-  """Serves the application (see `make_app`) until Ctrl-C; prints its address.
+  """Serves the application until Ctrl-C; prints its address.
 
-  Raises a UserError if it cannot listen at `host` and `port` (0: any that is free), and without the extra `serve`.
+  Args:
+    recognizer, title, max_bytes, max_pixels: as in `make_app`.
+    host: the address to listen at: a name, or an IP address of either version.
+    port: 0: any that is free.
+
+  Raises a UserError if it cannot listen there, and without the extra `serve`.
   """
   # Bound to this machine alone, it answers to the names of this machine alone.
   hosts = list(dict.fromkeys(["localhost", "127.0.0.1", "::1", host])) if _is_local(host) else None

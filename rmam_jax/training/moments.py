@@ -18,7 +18,10 @@ _STEP = 40_503  # odd, near 2**16 over the golden ratio: multiples of it modulo 
 
 
 def round_in_turn(x: jax.Array, count: jax.Array) -> jax.Array:
-  """float32, not negative -> the bfloat16 below or above; over 2**16 counts in a row each x is exact in the mean."""
+  """float32, not negative -> the bfloat16 below or above, of the same shape.
+
+  `count` is Adam's, an integer. Over 2**16 counts in a row each x is exact in the mean.
+  """
   threshold = (jnp.asarray(count).astype(jnp.uint32) * _STEP) & 0xFFFF
   bits = (jax.lax.bitcast_convert_type(x, jnp.uint32) + threshold) >> 16
   return jax.lax.bitcast_convert_type(bits.astype(jnp.uint16), jnp.bfloat16)
