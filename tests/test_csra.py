@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_models import small_model
 
-from rmam_jax import recognizer
+from rmam_jax import heads, recognizer
 from rmam_jax.ops.csra import csra
 from rmam_jax.runtime.errors import UserError
 
@@ -34,6 +34,13 @@ def test_the_head_in_torch():
   places = torch.nn.functional.conv2d(torch.tensor(feature_map.transpose(0, 3, 1, 2)), layer).flatten(2)
   wanted = places.mean(2) + 0.7 * (places.mul(2.5).softmax(2) * places).sum(2) + torch.arange(4.0)
   np.testing.assert_allclose(head.apply(params, feature_map).scores[0], wanted.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_its_fields_are_those_of_both_heads_that_read_them():
+  """So a run of either does not go on with others."""
+  for head in ("csra", "two_stream"):
+    assert "model.csra." not in heads.unused_sections([head])
+  assert "model.csra." in heads.unused_sections(["mean_pool"])
 
 
 def test_bad_fields():

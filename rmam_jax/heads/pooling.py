@@ -98,6 +98,9 @@ def _build_csra(model: Any, num_classes: int) -> ResidualAttention:
   return ResidualAttention(num_classes, prior=model.prior, **csra_options(model))
 
 
+# Lambda and T; of `two_stream`'s dense score, too.
+CSRA_FIELDS = {"model.csra": {"weight": 0.3, "temperature": 5.0}}
+
 SPECS = (
   HeadSpec("mean_pool", functools.partial(_build_pooled, jnp.mean), looks=False),
   HeadSpec("max_pool", functools.partial(_build_pooled, jnp.max), looks=False),
@@ -105,7 +108,7 @@ SPECS = (
     "csra",
     _build_csra,
     looks=False,
-    defaults={"model.csra": {"weight": 0.3, "temperature": 5.0}},  # lambda and T; of `two_stream`'s dense score, too
+    defaults=CSRA_FIELDS,
   ),
   HeadSpec(
     "score_map",

@@ -57,6 +57,7 @@ SPEC = HeadSpec(
       # How a class's region is read off their weights; see `ops.two_stream.recognize`.
       "power": 0.15,
       "threshold": 0.35,
-    }
+    },
+    **pooling.CSRA_FIELDS,
   },
 )

@@ -36,7 +36,7 @@ def convert(recognize: Callable[[jax.Array], Mapping[str, jax.Array]], shape: Se
   Args:
     recognize: images uint8 [B, height, width, 3] -> arrays by name, each [B, ...].
     shape: of one image, (height, width, 3).
-    what: what the function is, for errors, e.g. "head 'saliency' on 'vgg16'".
+    what: what the function is, for errors, e.g. "head 'saliency' on 'resnet50'".
 
   Raises UserError: jax2onnx is not installed, or cannot carry the function.
   """
