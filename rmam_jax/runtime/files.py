@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,19 @@ GO_ON = "Nothing that was there is lost: free or open the folder and run the sam
 def cache_folder() -> pathlib.Path:
   """$XDG_CACHE_HOME/rmam_jax, or ~/.cache/rmam_jax."""
   return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rmam_jax"
+
+
+def below(folder: pathlib.Path, on_error: Callable[[OSError], None] | None = None) -> list[pathlib.Path]:
+  """All files below a folder, sorted; folders behind links as well, each once. `on_error` is told of unreadable folders."""
+  found, seen = [], set()
+  for root, folders, names in os.walk(folder, onerror=on_error, followlinks=True):
+    if (real := os.path.realpath(root)) in seen:
+      folders.clear()
+      continue
+    seen.add(real)
+    folders.sort()
+    found += [pathlib.Path(root, name) for name in names]
+  return sorted(found)
 
 
 @contextlib.contextmanager
