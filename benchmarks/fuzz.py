@@ -6,7 +6,8 @@ Each mutation flips bits, overwrites, cuts out, doubles or inserts bytes, or put
 what was refused, by a ValueError or OSError; what was read as if nothing had happened; and what was read otherwise,
 which a reader cannot notice in an image or a list of labels, but must notice where a digest is stored. Failures, and
 exit 1: any other exception, something read otherwise in spite of a digest, a path outside the folder, a file opened for
-writing outside the folder. A mutation depends on the seed, its kind and its number alone.
+writing outside the folder, a reading that takes the peak memory up by more than `MOST` MB. A mutation depends on the
+seed, its kind and its number alone.
 """
 
 import contextlib
@@ -48,6 +49,7 @@ from rmam_jax.weights import files as weight_files
 from rmam_jax.weights import tensors
 
 LONGEST = 60  # seconds for one reading; one that takes longer, within a library too, ends the command
+MOST = 200  # MB by which one reading of these small files may take up the peak memory
 SHIPPED = pathlib.Path(__file__).parent.parent / "rmam_jax" / "inference" / "pretrained" / "digits-easy"
 
 
@@ -285,6 +287,11 @@ def watch_writes(folder: pathlib.Path) -> list[str]:
   return outside
 
 
+def _peak() -> float:
+  """The most memory that this process has held, in MB."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def run(name: str, target: Target, count: int, seed: int, folder: pathlib.Path) -> tuple[Counter, list[str]]:
   """Mutates and reads one target: counts, and the failures, each with what makes it again."""
   counts, failures = Counter(), []
@@ -299,7 +306,7 @@ def run(name: str, target: Target, count: int, seed: int, folder: pathlib.Path) 
     changed = mutate(content, rng)
     path.write_bytes(changed)
     os.utime(path, ns=(number, number))  # a manifest of the same size and time is taken for the same
-    started = time.monotonic()
+    started, before = time.monotonic(), _peak()
     faulthandler.dump_traceback_later(LONGEST, exit=True)
     try:
       with contextlib.redirect_stdout(io.StringIO()):
@@ -315,6 +322,10 @@ def run(name: str, target: Target, count: int, seed: int, folder: pathlib.Path) 
       if target.digested and kind == "otherwise":
         failures.append(f"{name} {number}: {path.relative_to(folder)} changed and was read in spite of a digest")
     counts["slowest"] = max(counts["slowest"], round(1000 * (time.monotonic() - started)))
+    counts["MB"] = max(counts["MB"], grown := round(_peak() - before))
+    if grown > MOST:
+      counts["failed"] += 1
+      failures.append(f"{name} {number}: took {grown} MB more than anything before")
     faulthandler.cancel_dump_traceback_later()
     path.write_bytes(content)
   return counts, failures
@@ -329,9 +340,9 @@ def main() -> None:
   faulthandler.enable()
   warnings.simplefilter("ignore")
   print(machine.describe("PIL", "h5py", "safetensors", "orbax"))
-  row = "{:20}{:>10}{:>10}{:>10}{:>10}{:>12}".format
+  row = "{:20}{:>10}{:>10}{:>10}{:>10}{:>12}{:>10}".format
   kinds = ("refused", "the same", "otherwise", "failed")
-  print(row("", *kinds, "slowest, ms"))
+  print(row("", *kinds, "slowest, ms", "most, MB"))
   total, failures = Counter(), []
   with tempfile.TemporaryDirectory() as name:
     root = pathlib.Path(name)
@@ -342,12 +353,12 @@ def main() -> None:
       for target_name, target in targets.items():
         count = math.ceil(arguments.mutations * share / len(targets))
         counts, failed = run(target_name, target, count, arguments.seed, root / target_name)
-        print(row(target_name, *(counts[kind] for kind in kinds), counts["slowest"]), flush=True)
+        print(row(target_name, *(counts[kind] for kind in kinds), counts["slowest"], counts["MB"]), flush=True)
         total += counts
         failures += failed
     failures += [f"written outside the folder: {place}" for place in outside]
-  print(row("all", *(total[kind] for kind in kinds), ""))
-  peak, mutations = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, sum(total[kind] for kind in kinds)
+  print(row("all", *(total[kind] for kind in kinds), "", ""))
+  peak, mutations = _peak(), sum(total[kind] for kind in kinds)
   print(f"{mutations:,} mutations, seed {arguments.seed}; peak memory {peak:,.0f} MB; {len(failures)} failures")
   print("\n".join(failures))
   sys.exit(bool(failures))

@@ -625,6 +625,7 @@ VOC_READ = {
   "beside the images": {"xml": "", "where": ""},
   "small letters": {"xml": "annotations", "where": "images"},
   "in folders": {"xml": "a/b", "where": "a/b"},
+  "behind links": {"xml": "a/b", "where": "a/b"},
   "no boxes": {"box": ()},
   "no size": {"size": ""},
   "a size of 0": {"size": "<size><width>0</width><height>0</height></size>"},
@@ -636,6 +637,9 @@ VOC_READ = {
 def test_voc_in_its_variants(tmp_path, variant):
   write_voc(tmp_path, **VOC_READ[variant])
   (tmp_path / VOC_READ[variant].get("xml", "Annotations") / "._0.xml").write_bytes(b"\0\5\x16\7Mac OS X")
+  if variant == "behind links":
+    (tmp_path / "a").rename(tmp_path.parent / f"{tmp_path.name} elsewhere")
+    (tmp_path / "a").symlink_to(tmp_path.parent / f"{tmp_path.name} elsewhere")
   data = section(tmp_path)
   split = splits.open_split(data, data.train)
   assert {name.rsplit("/", 1)[-1]: set(labels) for name, labels in split.listed()} == LABELS

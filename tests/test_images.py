@@ -156,6 +156,18 @@ def test_what_is_no_image_is_refused(content):
     decode_image(content, "photo.jpg")
 
 
+def test_a_tiff_whose_header_promises_rows_that_it_does_not_hold_is_refused():
+  """Pillow makes 60,000 rows, most of them black, of a few bytes."""
+  file = io.BytesIO()
+  Image.effect_noise((24, 16), 90).convert("RGB").save(file, "TIFF")
+  content = file.getvalue()
+  rows = struct.pack("<HHII", 257, 4, 1, 16)  # the tag ImageLength
+  assert content.count(rows) == 1
+  assert decode_image(content, "a.tif").shape == (16, 24, 3)
+  with pytest.raises(UserError, match=r"a\.tif: not a readable image \(24 x 60000 pixels, of which it holds 24 x 16\)"):
+    decode_image(content.replace(rows, struct.pack("<HHII", 257, 4, 1, 60_000)), "a.tif")
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF"])
 def test_a_truncated_image_is_refused(kind):
   noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8))

@@ -313,13 +313,13 @@ def test_a_threshold_for_each_class_by_its_name(tmp_path, scenes):
 
 
 def test_finding_images(tmp_path, capsys):
-  for name in ("b.JPG", "a.png", "notes.txt", "deep/er/c.webp"):
+  for name in ("b.JPG", "a.png", "notes.txt", "README", "deep/er/c.webp"):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).touch()
   (tmp_path / "empty").mkdir()
   found = predict_files.find_images([str(tmp_path), str(tmp_path / "a.png")])
   assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a.png", "b.JPG", "deep/er/c.webp"]
-  assert capsys.readouterr().err == f"{tmp_path}: passed over, not named as images: 1\n"
+  assert capsys.readouterr().err == f"{tmp_path}: passed over, not named as images: 2 (.txt, no ending)\n"
   assert predict_files.find_images([str(tmp_path / "*.txt")]) == [tmp_path / "notes.txt"]
   assert predict_files.find_images([str(tmp_path / "d*")]) == [tmp_path / "deep/er/c.webp"]
   assert predict_files.find_images(["gone.png"]) == [pathlib.Path("gone.png")]  # reported when it is read
@@ -327,6 +327,18 @@ def test_finding_images(tmp_path, capsys):
     predict_files.find_images([str(tmp_path / "empty")])
   with pytest.raises(UserError, match=r"\*.gif matches nothing"):
     predict_files.find_images([str(tmp_path / "*.gif")])
+
+
+def test_folders_behind_links_are_looked_into_once(tmp_path):
+  (tmp_path / "here").mkdir()
+  (tmp_path / "far").mkdir()
+  (tmp_path / "far/a.png").touch()
+  for name in ("one", "two"):
+    (tmp_path / "here" / name).symlink_to(tmp_path / "far")
+  (tmp_path / "far/round").symlink_to(tmp_path / "here")
+  (found,) = predict_files.find_images([str(tmp_path / "here")])
+  assert found.parent.parent == tmp_path / "here"
+  assert found.resolve() == tmp_path / "far/a.png"
 
 
 def test_an_unreadable_folder_is_an_error(tmp_path, monkeypatch):

@@ -72,6 +72,7 @@ def decode(encoded: bytes, name: str, needed: tuple[float, float] = (math.inf, m
         image.draft(None, (width // part, height // part))
     if isinstance(image, TiffImagePlugin.TiffImageFile):
       _check_planes(image)
+      _check_strips(image)
     image.load()  # Pillow puts a TIFF file upright here
     pixels = _upright_rgb(_with_lower_bytes(image, encoded, rawmode) if rawmode in _LOWER else image)
   return Decoded(pixels, (pixels.shape[0] * part, pixels.shape[1] * part))
@@ -133,6 +134,13 @@ def _check_planes(image: TiffImagePlugin.TiffImageFile) -> None:
     raise UserError(
       "it holds a plane for each colour, of 16 bits, which Pillow misreads: save it with one plane, or as PNG"
     )
+
+
+def _check_strips(image: TiffImagePlugin.TiffImageFile) -> None:
+  """Of what no strip or tile holds Pillow makes black pixels, as many as a damaged header says."""
+  held = [max((tile[1][side] for tile in image.tile), default=0) for side in (2, 3)]
+  if math.prod(held) < math.prod(image.size):
+    raise UserError(f"{image.width} x {image.height} pixels, of which it holds {held[0]} x {held[1]}")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -35,6 +35,7 @@ from rmam_jax.data.classes import Classes
 from rmam_jax.data.entries import Entries
 from rmam_jax.data.image_files import ImageFiles, Paths, tabulate
 from rmam_jax.data.partition import PARTS, partition
+from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError, os_errors
 
 SHOWN = 5  # problems in an error
@@ -121,7 +122,7 @@ def _xml_files(folder: pathlib.Path) -> list[pathlib.Path]:
       found = list((folder / name).iterdir())
       break
   else:
-    found = list(folder.rglob("*"))
+    found = files.below(folder)
   return sorted(each for each in found if each.suffix.lower() == ".xml" and not each.name.startswith("."))
 
 

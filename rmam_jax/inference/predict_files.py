@@ -14,7 +14,7 @@ import numpy as np
 
 from rmam_jax.data.images import SUFFIXES
 from rmam_jax.inference import predictor
-from rmam_jax.runtime import progress
+from rmam_jax.runtime import files, progress
 from rmam_jax.runtime.errors import UserError, os_errors
 from rmam_jax.visual import pictures
 
@@ -24,8 +24,9 @@ COLUMNS = ("image", "kind", "label", "probability", "step", "left", "top", "righ
 def find_images(names: Sequence[str]) -> list[pathlib.Path]:
   """Files, folders with all below them, and patterns -> image files, each once; a folder's in alphabetical order.
 
-  A folder's files that are not named as images are passed over, and counted on stderr. Raises a UserError for a folder
-  that cannot be read or holds no image, and for a pattern that matches nothing.
+  Links to folders are followed. A folder's files that are not named as images are passed over, and counted on stderr with
+  their endings. Raises a UserError for a folder that cannot be read or holds no image, and for a pattern that matches
+  nothing.
   """
   paths: list[pathlib.Path] = []
   for name in names:
@@ -43,12 +44,15 @@ def _in_folder(folder: pathlib.Path) -> list[pathlib.Path]:
   def refuse(error: OSError):
     raise UserError(f"cannot read the folder {error.filename}: {error.strerror}")
 
-  files = [pathlib.Path(root, name) for root, _, names in os.walk(folder, onerror=refuse) for name in names]
-  images = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
+  found = files.below(folder, refuse)
+  images = [path for path in found if path.suffix.lower() in SUFFIXES]
   if not images:
-    raise UserError(f"{folder} holds no image: none of its {len(files)} files is named {', '.join(SUFFIXES)}")
-  if len(images) < len(files):
-    print(f"{folder}: passed over, not named as images: {len(files) - len(images)}", file=sys.stderr)
+    raise UserError(f"{folder} holds no image: none of its {len(found)} files is named {', '.join(SUFFIXES)}")
+  if len(images) < len(found):
+    endings = sorted({path.suffix.lower() or "no ending" for path in found} - {*SUFFIXES})
+    more = ", ..." if len(endings) > 5 else ""
+    told = f"{len(found) - len(images)} ({', '.join(endings[:5])}{more})"
+    print(f"{folder}: passed over, not named as images: {told}", file=sys.stderr)
   return images
 
 

@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,19 @@ def user_cache() -> pathlib.Path:
 def cache_folder() -> pathlib.Path:
   """$XDG_CACHE_HOME/rmam_jax, or ~/.cache/rmam_jax."""
   return user_cache() / "rmam_jax"
+
+
+def below(folder: pathlib.Path, on_error: Callable[[OSError], None] | None = None) -> list[pathlib.Path]:
+  """All files below a folder, sorted; folders behind links as well, each once. `on_error` is told of unreadable folders."""
+  found, seen = [], set()
+  for root, folders, names in os.walk(folder, onerror=on_error, followlinks=True):
+    if (real := os.path.realpath(root)) in seen:
+      folders.clear()
+      continue
+    seen.add(real)
+    folders.sort()
+    found += [pathlib.Path(root, name) for name in names]
+  return sorted(found)
 
 
 @contextlib.contextmanager
