@@ -60,6 +60,7 @@ def adam_stage(**changes):
   return stages.build(config, "stage_two", num_classes=10, num_records=160)
 
 
+@pytest.mark.slow
 def test_the_loss_falls_as_with_moments_in_float32():
   _, state, batch = small_step()
   curves = []

@@ -22,7 +22,7 @@ from rmam_jax.training import exported
 ROOT = pathlib.Path(__file__).parent.parent
 PHOTOGRAPHS = [ROOT / "docs" / "cat.jpg", ROOT / "docs" / "astronaut.jpg"]
 HEADS = [name for name, spec in heads.SPECS.items() if spec.guide != heads.BOXES]
-QUICK = ("fixed_grid", "mean_pool", "two_stream")
+QUICK = ("mean_pool", "two_stream")
 
 
 def photographs():

@@ -37,7 +37,7 @@ def plain(kernels, state, bias, xs):
   return jax.lax.scan(functools.partial(step, bias, kernels), (state, jnp.int32(0)), xs)
 
 
-@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("unroll", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_it_is_lax_scan_with_its_gradients(unroll):
   *inputs, xs = case()
 
@@ -161,6 +161,7 @@ def test_the_compiled_program_casts_outside_its_loops():
     assert not any(re.search(cast, reached(body)) for body in bodies)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32():
   """Of the module with features in bfloat16: scores and places, and gradients' directions."""
   init = functools.partial(next_region.init_recurrent, weight_scale=0.3)

@@ -174,8 +174,9 @@ def _write(root: pathlib.Path, found: Measurements, command: str) -> None:
     ours = {"controls": _controls, "systems": _systems}.get(number)
     lines += ours(found, table) if ours else _paper_table(found, number, table)
   lines += _orderings(found) + _trials(found)
-  if "controls" in found.chosen and found.results(every["controls"].rows[0], "coverage")[0] is not None:  # has boxes
-    looking = [name for name in tables.BY_REGIONS if name in found.plan.maker.controls]
+  looking = [name for name in tables.BY_REGIONS if name in found.plan.maker.controls]
+  boxes = "controls" in found.chosen and found.results(every["controls"].rows[0], "coverage")[0] is not None
+  if looking and boxes:
     by_name = {name: found.measured_once(name, measure_by_regions) for name in looking}
     _draw_by_regions(root / "looks.png", by_name, config["model"]["num_regions"])
     lines += [
