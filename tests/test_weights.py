@@ -520,7 +520,7 @@ def test_an_export_that_was_changed_is_refused(trained, tmp_path):
     ({"config": {**about["config"], "novel": 1}}, r"model\.json, which version 0\.1\.0 wrote: .* knows no field novel"),
     ({"config": {**about["config"], "seed": "0"}}, r"model\.json, which .*: seed must be of type int, got '0'"),
     ({"config": nested(about["config"], "model", vgg={"blocks": [1]})}, "describes no model of rmam_jax"),
-    ({"format": 1}, "its format is not 3"),
+    ({"format": 1}, "its format is not 4"),
     ({"class_names": 3}, "the field class_names is missing"),
   ):
     shutil.copytree(trained / "out", out, dirs_exist_ok=True)
