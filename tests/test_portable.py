@@ -167,7 +167,8 @@ def test_onnx_predicts_as_every_head_does(name, tmp_path):
       portable.export(trained, tmp_path / "out", "onnx")
     assert not (tmp_path / "out").exists()
     return
-  assert portable.export(trained, tmp_path / "out", "onnx") < 1e-5
+  # Another runtime sums in another order, which moves where a recurrent head looks next by a little.
+  assert portable.export(trained, tmp_path / "out", "onnx") < (1e-4 if shipped == name else 1e-5)
   about, content = read(tmp_path / "out")
   run, images = onnx_runner(content), what_to_give(about)
   check_against_predictor(about, run(images), trained)
