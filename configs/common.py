@@ -35,7 +35,8 @@ BACKBONES = tuple(
   dict.fromkeys(["efficientnet_lite0", *(spec.name for spec in backbones.SPECS.values() if spec.layouts)])
 )
 RECIPES = ("frozen", "tuned")  # of `photograph_config`
-# Stage two's learning rate and `l2` on photographs, the best of those tried (docs/two_stream.md); else 5e-4 and 0.
+# Stage two's learning rate and `l2` on photographs: those found for `two_stream` and a linear layer (docs/two_stream.md),
+# which the other pools share; 5e-4 and 0 for other heads.
 PHOTOGRAPH_RATES = dict.fromkeys(("two_stream", *POOLS), 2e-3)
 PHOTOGRAPH_L2 = dict.fromkeys(("two_stream", *POOLS), 1e-2)
 

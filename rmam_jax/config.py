@@ -185,7 +185,9 @@ def _schedule() -> ml_collections.ConfigDict:
   stage.drop_share = 2 / 3  # of "step": after this share of the epochs the rate is divided by ten
   stage.backbone_rate = 1.0  # the backbone's rate is the learning rate times this; 0: frozen, its maps computed once
   stage.beta_1, stage.beta_2 = 0.9, 0.999  # of Adam
-  stage.l2 = 0.0  # times the sum of the squares of the new layers' matrices is added to the loss; not the backbone's
+  # Times the sum of the squares of the new layers' matrices, not the backbone's, is added to the loss, though not to the
+  # one that is shown; its gradient is not clipped.
+  stage.l2 = 0.0
   stage.moments = "float32"  # Adam's, as they are kept; or "bfloat16": half the memory (docs/training.md)
   stage.weight_decay = 0.0  # of AdamW, of tensors of two and more dimensions; 0: Adam
   stage.clip_norm = 0.0  # the greatest global norm of a gradient, which is scaled down to it; 0: any

@@ -53,3 +53,15 @@ def chromium():
     browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
     yield browser
     browser.close()
+
+
+@pytest.fixture
+def watched_tab(chromium):
+  """A new tab, what its pages complain of, and the addresses that they ask for; the test closes it."""
+  tab = chromium.new_page(viewport={"width": 1200, "height": 900})
+  complaints, requests = [], []
+  tab.on("console", lambda message: complaints.append(message.text))
+  tab.on("pageerror", lambda error: complaints.append(str(error)))
+  tab.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+  tab.on("request", lambda request: requests.append(request.url))
+  return tab, complaints, requests

@@ -179,14 +179,9 @@ def test_a_page_is_never_written_over(page):
 
 
 @pytest.fixture
-def tab(chromium, page):
+def tab(watched_tab, page):
   """The page, opened; at the end nothing was complained of or fetched."""
-  tab = chromium.new_page(viewport={"width": 1200, "height": 900})
-  complaints, requests = [], []
-  tab.on("console", lambda message: complaints.append(message.text))
-  tab.on("pageerror", lambda error: complaints.append(str(error)))
-  tab.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
-  tab.on("request", lambda request: requests.append(request.url))
+  tab, complaints, requests = watched_tab
   tab.goto(page.as_uri())
   yield tab
   tab.close()

@@ -1,6 +1,7 @@
 """Recognizers on the Hugging Face hub: published with a card, and loaded; the hub is an imitation on this machine."""
 
 import base64
+import functools
 import http.server
 import json
 import os
@@ -14,6 +15,7 @@ import urllib.parse
 import jax
 import numpy as np
 import pytest
+import test_published
 from test_predictor import NAMES, untrained
 
 from rmam_jax.inference import model_card, predictor, push
@@ -183,24 +185,7 @@ def test_a_recognizer_goes_to_the_hub_and_comes_back(hub, home):
   assert f"model.json: its format is not {exported.FORMAT}," in changed.stderr
 
 
-FETCH = """
-import sys
-from rmam_jax.runtime.errors import UserError
-from rmam_jax.training import exported
-for name in sys.argv[1:]:
-  try:
-    print(exported.fetch(name))
-  except UserError as error:
-    print("UserError", error)
-"""
-
-
-def fetch(*names, **environment):
-  said = subprocess.run(
-    [sys.executable, "-c", FETCH, *names], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
-  )
-  assert said.returncode == 0, said.stderr
-  return said.stdout.splitlines()
+fetch = functools.partial(test_published.fetch, find=exported.fetch)
 
 
 @pytest.mark.slow

@@ -243,22 +243,22 @@ def hub():
 
 
 FETCH = """
-import sys
+import importlib, sys
 from rmam_jax.runtime.errors import UserError
-from rmam_jax.weights import published
-for name in sys.argv[1:]:
+module, function, *names = sys.argv[1:]
+find = getattr(importlib.import_module(module), function)
+for name in names:
   try:
-    print(published.of_hub(name))
+    print(find(name))
   except UserError as error:
     print("UserError", error)
 """
 
 
-def fetch(*names, **environment):
+def fetch(*names, find=published.of_hub, **environment):
   """Each in turn, in a process of its own, since the hub's library reads the environment once: path or error."""
-  said = subprocess.run(
-    [sys.executable, "-c", FETCH, *names], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
-  )
+  command = [sys.executable, "-c", FETCH, find.__module__, find.__name__, *names]
+  said = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
   assert said.returncode == 0, said.stderr
   return said.stdout.splitlines()
 

@@ -175,13 +175,8 @@ DROP = """([name, content]) => {
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_a_dropped_image_gets_its_labels_and_regions(chromium, address, recognizer, tmp_path):
-  tab = chromium.new_page(viewport={"width": 1200, "height": 900})
-  complaints, requests = [], []
-  tab.on("console", lambda message: complaints.append(message.text))
-  tab.on("pageerror", lambda error: complaints.append(str(error)))
-  tab.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
-  tab.on("request", lambda request: requests.append(request.url))
+def test_a_dropped_image_gets_its_labels_and_regions(watched_tab, address, recognizer, tmp_path):
+  tab, complaints, requests = watched_tab
   tab.goto(address)
   content = (DOCS / "scene.png").read_bytes()
   (wanted,) = recognizer.predict([content])

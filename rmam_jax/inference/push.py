@@ -86,5 +86,5 @@ def prepare(folder: pathlib.Path, repository: str, out: pathlib.Path, *, license
 
 def check_repository(name: str) -> None:
   """Raises UserError unless it is OWNER/NAME."""
-  if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+  if not re.fullmatch(hub.REPOSITORY, name):
     raise UserError(f"--repo must be OWNER/NAME, got {name!r}")

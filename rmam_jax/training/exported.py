@@ -30,7 +30,7 @@ MEASURED = (
   *("undefined_classes", "never_predicted_classes"),
   *(f"{prefix}{name}" for prefix in ("", *report.BASELINES) for name in metrics.REGION_METRICS),
 )
-_HUB_NAME = re.compile(r"(hf:[\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+_HUB_NAME = re.compile(rf"(hf:{hub.REPOSITORY})(?:@([\w./-]+))?")
 
 
 class TrainedModel(NamedTuple):

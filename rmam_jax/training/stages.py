@@ -116,6 +116,7 @@ def _timetable(config: ml_collections.ConfigDict, name: str, num_records: int) -
 
 def _optimizer(section: ml_collections.ConfigDict, steps: int) -> optax.GradientTransformation:
   """Adam or AdamW by a training's section, for parameters of which some are a backbone's and some a trained network's."""
+  matrices = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
 
   def adam(rate: float) -> optax.GradientTransformation:
     schedule = step_lib.learning_rate_schedule(
@@ -131,7 +132,6 @@ def _optimizer(section: ml_collections.ConfigDict, steps: int) -> optax.Gradient
       found = optax.adamw(schedule, **betas, weight_decay=section.weight_decay, mask=matrices)
     return moments.in_bfloat16(found) if section.moments == "bfloat16" else found
 
-  matrices = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
   fresh = adam(1.0)
   if section.l2:  # its gradient joins the loss's, before Adam scales it
     fresh = optax.chain(optax.add_decayed_weights(2 * section.l2, matrices), fresh)

@@ -9,6 +9,7 @@ from typing import Any
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.runtime.files import user_cache
 
+REPOSITORY = r"[\w.-]+/[\w.-]+"  # OWNER/NAME, as a pattern
 EXTRA = "pip install 'rmam_jax[hub]'"
 UNREACHED = "and cannot be fetched from the Hugging Face hub"
 

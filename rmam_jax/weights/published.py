@@ -18,7 +18,7 @@ from rmam_jax.weights import files, hub
 
 IMAGENET = "imagenet"
 FOLDER = "RMAM_WEIGHTS"  # in the environment: a folder of weights
-_HUB_NAME = re.compile(r"(hf:[\w.-]+/[\w.-]+)(?:/(.+))?")
+_HUB_NAME = re.compile(rf"(hf:{hub.REPOSITORY})(?:/(.+))?")
 _TORCH_NAME = re.compile(r"torch:.*-([0-9a-f]{8,})\.\w+")  # e.g. vgg16-397923af.pth: how its sha256 begins
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository where none is named, the better one first
 
