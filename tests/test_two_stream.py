@@ -167,6 +167,9 @@ def test_the_regions_are_those_of_the_likeliest_classes():
   params, feature_map = small_case()
   found = two_stream.recognize(params, feature_map, **OPTIONS)
   regions = two_stream.fixed_regions(6, 5, **SET)
+  jax.tree.map(
+    np.testing.assert_array_equal, found.memory, two_stream.branches(params, feature_map, regions, **WEIGHING)
+  )
   order = np.argsort(-np.asarray(attention.max_pool_scores(found.scores)), axis=1)
   for example, place in itertools.product(range(3), range(2)):
     label = order[example, place]
