@@ -33,10 +33,21 @@ def made(config):
   return model, params, split, mesh
 
 
+def maps_of(config, model, params, split, mesh, seen=views.CENTRE):
+  return stored_maps.of_split(model, params, split, config=config, mesh=mesh, views=seen)
+
+
+def windowed_config(data_root, **changes):
+  """Images of 16 pixels, crops of 12: on a map of stride 2, windows of 6 of 8 cells."""
+  config = tiny_config(data_root, **changes)
+  config.data.image_size, config.data.crop_size = 16, 12
+  return config
+
+
 def test_the_maps_are_those_of_the_centre_view_and_of_its_mirror(data_root, cache):
   config = tiny_config(data_root)
   model, params, split, mesh = made(config)
-  stored = stored_maps.of_split(model, params, split, config=config, mesh=mesh)
+  stored = maps_of(config, model, params, split, mesh)
   options = {"image_size": config.data.image_size, "crop_size": config.data.crop_size}
   ((images, _, _, _),) = batches.evaluation_batches(split, range(50), batch_size=50, **options)
   for side, seen in enumerate((images, images[:, :, ::-1])):
@@ -67,28 +78,105 @@ def test_a_computation_that_was_stopped_goes_on_and_other_weights_have_maps_of_t
 
   monkeypatch.setattr(batches, "evaluation_batches", stopping)
   with pytest.raises(KeyboardInterrupt):
-    stored_maps.of_split(model, params, split, config=config, mesh=mesh)
+    maps_of(config, model, params, split, mesh)
 
   def counting(split, positions, **options):
     asked.append(positions.start)
     return real(split, positions, **options)
 
   monkeypatch.setattr(batches, "evaluation_batches", counting)
-  stored = stored_maps.of_split(model, params, split, config=config, mesh=mesh)
+  stored = maps_of(config, model, params, split, mesh)
   assert asked == [20, 40]
-  stored_maps.of_split(model, params, split, config=config, mesh=mesh)
+  maps_of(config, model, params, split, mesh)
   assert asked == [20, 40]  # read from disk
   other = jax.tree.map(lambda leaf: 2 * leaf, params)
-  others = stored_maps.of_split(model, other, split, config=config, mesh=mesh)
+  others = maps_of(config, model, other, split, mesh)
   assert asked == [20, 40, 0, 20, 40]
   assert len(list(cache.iterdir())) == 2
   assert (np.abs(others.maps.astype("f") - stored.maps).reshape(50, -1).max(axis=1) > 0.1).all()
   for field in ("model.pixel_mean", "data.corrupt"):
     changed = config.copy_and_resolve_references()
     changed.update_from_flattened_dict({field: (1.0, 2.0, 3.0) if field == "model.pixel_mean" else "skip"})
-    assert stored_maps.make_key(changed, split, params["backbone"]) != stored_maps.make_key(
-      config, split, params["backbone"]
+    keys = [stored_maps.make_key(each, split, params["backbone"], views.CENTRE) for each in (changed, config)]
+    assert keys[0] != keys[1]
+
+
+def test_where_windows_fit_the_cells_training_sees_them_at_random_and_ten_views_need_no_second_pass(data_root, cache):
+  config = windowed_config(data_root)
+  model, params, split, mesh = made(config)
+  seen = views.of_frozen(config)
+  assert (seen.windows, seen.side) == (((1, 1),), 6)
+  stored = maps_of(config, model, params, split, mesh, seen)
+  assert stored.maps.shape[1:4] == (2, 8, 8)
+  for kind in ("five", "ten"):
+    of_kind = views.from_config(config, kind)
+    forward = outputs.make_forward(model, mesh, of_kind)
+    by_images, by_maps = (
+      outputs.compute_outputs(forward, params, split, data=config.data, batch_size=20, maps=maps)
+      for maps in (None, maps_of(config, model, params, split, mesh, of_kind))
     )
+    np.testing.assert_allclose(by_maps.scores, by_images.scores, atol=5e-3)
+  assert len(list(cache.iterdir())) == 1  # one set of maps for training and for both
+  options = {"batch_size": 25, "image_size": 16, "crop_size": 12, "flip": True, "seed": 0}
+  stream, places = batches.train_batches(split, maps=stored, **options), set()
+  for batch in (next(stream) for _ in range(8)):
+    for window, name in zip(batch["feature_map"], batch["ids"], strict=True):
+      both = stored.maps[next(index for index in range(50) if split[index].id == name)]
+      found = {
+        (side, top, left)
+        for side in (0, 1)
+        for top in range(3)
+        for left in range(3)
+        if np.array_equal(window, both[side, top : top + 6, left : left + 6])
+      }
+      assert len(found) == 1
+      places |= found
+  assert len(places) == 2 * 3 * 3
+
+  config.data.image_size = 14  # half of what the crop leaves is no whole cell
+  assert views.of_frozen(config) == views.CENTRE
+  config.data.image_size = config.data.crop_size
+  assert views.of_frozen(config) == views.CENTRE
+
+
+def test_boxes_follow_the_windows(data_root, cache):
+  """The same cells of the image, whichever window and side: where they are in the window, and where the box says."""
+  config = windowed_config(data_root, **{"data.proposals": "jittered", "data.num_proposals": 2})
+  split = open_split(config.data, "train", 50)
+  cells = np.stack(np.meshgrid(np.arange(8), np.arange(8), indexing="ij"), axis=-1).astype(np.float16)
+  every = np.stack([cells, cells[:, ::-1]])  # a map of each cell's (row, column), and its mirror image
+  stored = batches.StoredMaps(np.broadcast_to(every, (50, *every.shape)), {}, 6)
+  options = {"batch_size": 50, "image_size": 16, "crop_size": 12, "flip": True, "seed": 0}
+  batch, mirrored = next(batches.train_batches(split, maps=stored, **options)), 0
+  for window, boxes, name in zip(batch["feature_map"], batch["proposals"], batch["ids"], strict=True):
+    record = next(split.without_image(index) for index in range(50) if split[index].id == name)
+    top, left = window[..., 0].min(), window[..., 1].min()
+    wanted = (record.proposals * 8 - np.array([top, left, top, left])) / 6  # as shares of the window
+    if window[0, 0, 1] > window[0, -1, 1]:
+      wanted, mirrored = (
+        np.stack([wanted[:, 0], 1 - wanted[:, 3], wanted[:, 2], 1 - wanted[:, 1]], axis=-1),
+        mirrored + 1,
+      )
+    np.testing.assert_allclose(boxes, wanted, atol=1e-6)
+  assert 10 < mirrored < 40
+
+  # A head that looks at boxes is validated in the window at the centre, where the boxes are its own, too.
+  asked = []
+
+  def program(params, maps, boxes):
+    asked.append(np.asarray(boxes))
+    scores = jnp.zeros((len(maps), 10))
+    return {
+      "scores": scores,
+      "features": scores,
+      "region_scores": scores[:, None],
+      "thetas": jnp.zeros((len(maps), 1, 4)),
+    }
+
+  forward = outputs.Forward(views.of_frozen(config), program, mesh_lib.by_example(mesh_lib.make_mesh()))
+  outputs.compute_outputs(forward, None, split, data=config.data, batch_size=50, maps=stored)
+  records = [split.without_image(index) for index in range(50)]
+  np.testing.assert_allclose(asked[0], [(record.proposals * 16 - 2) / 12 for record in records], atol=1e-6)
 
 
 def test_a_map_beyond_float16_is_refused(data_root, cache):
@@ -96,7 +184,7 @@ def test_a_map_beyond_float16_is_refused(data_root, cache):
   model, params, split, mesh = made(config)
   params = jax.tree.map(lambda leaf: 1e4 * leaf, params)
   with pytest.raises(UserError, match=r"digits/tiny train, .*: its feature map is not finite as float16"):
-    stored_maps.of_split(model, params, split, config=config, mesh=mesh)
+    maps_of(config, model, params, split, mesh)
 
 
 def test_a_frozen_run_trains_its_heads_alone_and_resumes_bit_for_bit(data_root, cache, tmp_path, monkeypatch):

@@ -38,14 +38,24 @@ MOST_SKIPPED = 16  # in one batch; more, and it is not single images that are br
 class StoredMaps(NamedTuple):
   """Feature maps in place of a split's images."""
 
-  maps: np.ndarray  # float16 [N, 2, H, W, C], on disk: of each image's centre view and of that of its mirror image
+  maps: np.ndarray  # float16 [N, 2, H, W, C], on disk: of each image, or its centre view, and of its mirror image
   unreadable: dict[int, str]  # why an image could not be read, with `data.corrupt` "skip"
+  side: int | None = None  # of the windows that training sees, in cells; None: all of a map
 
   def read(self, index: int) -> np.ndarray:
     """Both maps of an image, float16 [2, H, W, C]; raises a UserError for one that could not be read."""
     if index in self.unreadable:
       raise UserError(self.unreadable[index])
     return self.maps[index]
+
+  def window(self, index: int, rng: np.random.Generator, mirrored: bool) -> tuple[np.ndarray, tuple[float, float]]:
+    """A random window of an image's map, and what of the image lies above it and left of it, as shares of the rest."""
+    whole = self.read(index)[int(mirrored)]
+    rest = whole.shape[0] - (self.side or whole.shape[0])
+    top, left = rng.integers(0, rest + 1, 2)
+    start = rest - left if mirrored else left
+    window = whole[top : top + self.side, start : start + self.side] if rest else whole
+    return window, (top / rest, left / rest) if rest else (0.5, 0.5)
 
 
 def read_image(
@@ -152,7 +162,7 @@ def train_batches(
     workers: processes that do the reading; 0 does it in this one. The batches are the same whatever their number.
     corrupt: "error", or "skip": an image that cannot be read is named in its batch's `skipped` and replaced by another
       that depends on (seed, position) alone.
-    maps: read in place of the images; without crops.
+    maps: read in place of the images; their windows in place of crops.
     augmentation: what else is done to the images; not with `maps`.
 
   Raises:
@@ -162,7 +172,6 @@ def train_batches(
 
   augmentation.check()
   mine = _share(batch_size, process_index, process_count, corrupt)
-  centre = [centre_offset(image_size, crop_size)] * 2
 
   def load(position: int, index: int, skipped: list[str]) -> tuple[np.ndarray, Record, np.ndarray]:
     rng = np.random.default_rng([seed, position])
@@ -173,8 +182,9 @@ def train_batches(
       try:
         if maps is not None:
           record = split.without_image(index)
-          boxes = view_boxes(record.proposals, image_size, crop_size, *centre, mirrored)
-          return maps.read(index)[int(mirrored)], record, boxes
+          window, shares = maps.window(index, rng, mirrored)
+          before = [share * (image_size - crop_size) for share in shares]
+          return window, record, view_boxes(record.proposals, image_size, crop_size, *before, mirrored)
         image, record = read_image(split, index, change.needed(image_size, crop_size))
         image, boxes = _changed(image, record.proposals, change, shown)
         return image, record, boxes

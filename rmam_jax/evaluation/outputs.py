@@ -76,7 +76,7 @@ class Forward:
 
   def __call__(self, params: Any, images: jax.Array, boxes: jax.Array | None = None) -> dict[str, jax.Array]:
     """Arrays as `Outputs` names them, of images [B, side, side, 3], and boxes [B, K, 4] for a head that needs them."""
-    if boxes is not None and self.views != views_lib.CENTRE:
+    if boxes is not None and not self.views.is_centre:
       raise UserError("proposals are seen from the centre view alone: set evaluation.views=centre")
     found = self.program(params, images, boxes)
     for array in found.values():  # each is on its way to the host as soon as it is computed
@@ -133,7 +133,7 @@ def _compute_arrays(forward, params, split, positions, *, data, batch_size, maps
     positions,
     batch_size=batch_size,
     image_size=data.image_size,
-    crop_size=forward.views.pixels(data),
+    crop_size=forward.views.pixels(data) if maps is None else data.crop_size,
     corrupt=data.corrupt,
     process_index=jax.process_index(),
     process_count=jax.process_count(),

@@ -1,8 +1,8 @@
 """The feature maps of a split under a backbone that is not trained: computed once, kept in the user's cache.
 
-CACHE/maps/DIGEST/ holds `maps.npy`, float16 [N, 2, H, W, C], the centre view of each image and of its mirror image, and
-`key.json`: what made them, how many are done, and which images could not be read. A computation that was stopped goes on
-where it was. Anything there may be deleted at any time between two runs.
+CACHE/maps/DIGEST/ holds `maps.npy`, float16 [N, 2, H, W, C], of each image, or of its centre view, and of its mirror
+image, and `key.json`: what made them, how many are done, and which images could not be read. A computation that was
+stopped goes on where it was. Anything there may be deleted at any time between two runs.
 """
 
 import fcntl
@@ -23,6 +23,7 @@ from rmam_jax.data.batches import StoredMaps
 from rmam_jax.data.images import PIXELS
 from rmam_jax.data.splits import Split
 from rmam_jax.evaluation import outputs as outputs_lib
+from rmam_jax.evaluation.views import Views
 from rmam_jax.runtime import files, processes, progress
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError, os_errors
@@ -33,7 +34,7 @@ CHUNK = 256  # images, about, between two notes of how many are done
 _FIELDS = ("backbone", "maps", "dtype", "pixel_mean", "pixel_std")  # of `model`, beside the backbone's own sections
 
 
-def make_key(config: Any, split: Split, backbone: Any) -> dict[str, Any]:
+def make_key(config: Any, split: Split, backbone: Any, views: Views) -> dict[str, Any]:
   """All that the maps depend on; `backbone` are its parameters."""
   sections = [name.removeprefix("model.") for name in backbones.get(config.model.backbone).defaults]
   fields = json.loads(config.model.to_json())
@@ -42,7 +43,7 @@ def make_key(config: Any, split: Split, backbone: Any) -> dict[str, Any]:
     "pixels": PIXELS,
     "backbone": tensors.digest(tensors.flatten(jax.device_get(backbone))),
     "model": {name: fields[name] for name in (*_FIELDS, *sections)},
-    "sizes": [config.data.image_size, config.data.crop_size],
+    "sizes": [config.data.image_size, views.pixels(config.data)],
     "images": len(split),
     "records": split.digest(),
     "corrupt": config.data.corrupt,
@@ -50,28 +51,31 @@ def make_key(config: Any, split: Split, backbone: Any) -> dict[str, Any]:
 
 
 def of_split(
-  model: recognizer.Recognizer, params: Any, split: Split, *, config: Any, mesh: jax.sharding.Mesh
+  model: recognizer.Recognizer, params: Any, split: Split, *, config: Any, mesh: jax.sharding.Mesh, views: Views
 ) -> StoredMaps:
   """The maps of every record of a split, read from disk as far as they are there; the rest is computed and kept.
 
-  `params` are the recognizer's, of which the backbone's count. Raises UserError: an image cannot be read, a map is not
-  finite as float16, or there is no room on the disk.
+  `params` are the recognizer's, of which the backbone's count. They are of the centre view, or of the whole image where
+  the `views` are windows of it. Raises UserError: an image cannot be read, a map is not finite as float16, or there is
+  no room on the disk.
   """
-  key = make_key(config, split, params["backbone"])
+  key = make_key(config, split, params["backbone"], views)
   folder = files.cache_folder() / "maps" / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
   with os_errors(f"cannot use {folder}", "The environment variable XDG_CACHE_HOME names another place for it."):
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
       if processes.is_first():
         fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be computing the same maps: they are computed once
-      _compute(folder, key, model, params, split, config=config, mesh=mesh)
+      _compute(folder, key, model, params, split, config=config, mesh=mesh, pixels=views.pixels(config.data))
   unreadable = files.read_json(folder / "key.json")["unreadable"]
   maps = np.load(folder / "maps.npy", mmap_mode="r")
-  return StoredMaps(maps, {int(index): reason for index, reason in unreadable.items()})
+  return StoredMaps(maps, {int(index): reason for index, reason in unreadable.items()}, views.side)
 
 
-def _compute(folder: pathlib.Path, key: Any, model: Any, params: Any, split: Split, *, config: Any, mesh: Any) -> None:
-  """Computes and writes what is not there yet."""
+def _compute(
+  folder: pathlib.Path, key: Any, model: Any, params: Any, split: Split, *, config: Any, mesh: Any, pixels: int
+) -> None:
+  """Computes and writes what is not there yet, from images of so many `pixels` a side."""
   path, about, first = folder / "maps.npy", folder / "key.json", processes.is_first()
   done = {"images": 0, "unreadable": {}}
   if path.exists() and about.exists():
@@ -88,8 +92,8 @@ def _compute(folder: pathlib.Path, key: Any, model: Any, params: Any, split: Spl
 
   replicated, by_example = mesh_lib.replicated(mesh), mesh_lib.by_example(mesh)
   program = jax.jit(both, in_shardings=(replicated, by_example), out_shardings=replicated)
-  size, batch_size = config.data.crop_size, config.evaluation.batch_size
-  shape = jax.eval_shape(both, params, jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)).shape
+  batch_size = config.evaluation.batch_size
+  shape = jax.eval_shape(both, params, jax.ShapeDtypeStruct((1, pixels, pixels, 3), jnp.uint8)).shape
   needed = 2 * math.prod(shape) * len(split)
   if not path.exists() and (free := shutil.disk_usage(folder).free) < needed:
     raise UserError(
@@ -105,7 +109,7 @@ def _compute(folder: pathlib.Path, key: Any, model: Any, params: Any, split: Spl
   with progress.bar(None, "feature maps", len(split), initial=done["images"], **shown) as bar:
     for start in range(done["images"], len(split), chunk):
       positions, written = range(start, min(start + chunk, len(split))), start
-      for found, reasons in outputs_lib.ahead(_batches(program, params, split, positions, config, by_example)):
+      for found, reasons in outputs_lib.ahead(_batches(program, params, split, positions, config, by_example, pixels)):
         found = np.asarray(found)[: len(reasons)]
         if (wrong := ~np.isfinite(found).all(axis=(1, 2, 3, 4))).any():
           record = split[written + int(wrong.argmax())]
@@ -121,14 +125,14 @@ def _compute(folder: pathlib.Path, key: Any, model: Any, params: Any, split: Spl
   processes.wait_for_all(f"stored maps are whole {folder}")
 
 
-def _batches(program, params, split, positions, config, sharding):
+def _batches(program, params, split, positions, config, sharding, pixels):
   """The maps of each batch, begun and not waited for, and why each of its images cannot be read."""
   for images, _, _, reasons in batches.evaluation_batches(
     split,
     positions,
     batch_size=config.evaluation.batch_size,
     image_size=config.data.image_size,
-    crop_size=config.data.crop_size,
+    crop_size=pixels,
     corrupt=config.data.corrupt,
     process_index=jax.process_index(),
     process_count=jax.process_count(),

@@ -28,6 +28,11 @@ class Views(NamedTuple):
   side: int | None = None  # of a window, in cells; None: all of the map
   mirror: str = ""  # "image": a second pass over the mirrored image; "map": the map mirrored; "": neither
 
+  @property
+  def is_centre(self) -> bool:
+    """Whether it is the centre view alone, be it cropped from the pixels or cut from the map."""
+    return len(self.windows) == 1 and not self.mirror
+
   def pixels(self, data: Any) -> int:
     """The side of the images that the backbone is given: the centre crop's, or N where the map is cut."""
     return data.crop_size if self.side is None else data.image_size
@@ -43,16 +48,37 @@ def from_config(config: Any, kind: str = "") -> Views:
   check_name("evaluation.mirror", mirror, MIRRORS)
   if kind in ("centre", "two"):
     return CENTRE._replace(mirror=mirror if kind == "two" else "")
-  size, crop, stride = config.data.image_size, config.data.crop_size, backbones.stride(config.model)
-  margin = size - crop
-  if crop % stride or margin % (2 * stride):
+  if not _are_windows_whole(config):
     raise UserError(
-      f"{kind} views are cut from the feature map: data.crop_size {crop} and half of what it leaves of data.image_size"
-      f" {size} must be multiples of the map's stride, {stride} pixels; or set evaluation.views='centre'"
+      f"{kind} views are cut from the feature map: data.crop_size {config.data.crop_size} and half of what it leaves of"
+      f" data.image_size {config.data.image_size} must be multiples of the map's stride,"
+      f" {backbones.stride(config.model)} pixels; or set evaluation.views='centre'"
     )
-  end = margin // stride
+  end, side = _cells(config)
   windows = ((end // 2, end // 2), (0, 0), (0, end), (end, 0), (end, end))
-  return Views(windows, crop // stride, mirror if kind in ("two", "ten") else "")
+  return Views(windows, side, mirror if kind in ("two", "ten") else "")
+
+
+def of_frozen(config: Any) -> Views:
+  """The view in which a head is validated whose backbone is not trained; training sees windows of the same side.
+
+  A window of the whole image's map, as five and ten views are, where windows fit the map's cells and there is more than
+  one; else the centre view.
+  """
+  end, side = _cells(config)
+  return Views(((end // 2, end // 2),), side) if end and _are_windows_whole(config) else CENTRE
+
+
+def _cells(config: Any) -> tuple[int, int]:
+  """Of the whole image's map: what the crop leaves of a side, and the crop's side."""
+  size, crop, stride = config.data.image_size, config.data.crop_size, backbones.stride(config.model)
+  return (size - crop) // stride, crop // stride
+
+
+def _are_windows_whole(config: Any) -> bool:
+  """Whether the crop begins and ends between the map's cells, at the centre and at the borders."""
+  size, crop, stride = config.data.image_size, config.data.crop_size, backbones.stride(config.model)
+  return not crop % stride and not (size - crop) % (2 * stride)
 
 
 def names(config: Any) -> dict[str, str]:
@@ -70,7 +96,7 @@ def in_words(named: Mapping[str, Any]) -> str:
 def feature_maps(model: recognizer.Recognizer, params: Any, images: jax.Array, views: Views) -> jax.Array:
   """Images [B, height, width, 3] -> the maps of their views [B, V, h, w, C], the centre first.
 
-  The images may be maps already: those of the centre view and of its mirror image [B, 2, h, w, C].
+  The images may be maps already: those of each image, or its centre view, and of its mirror image [B, 2, h, w, C].
   """
   if images.ndim == 5:
     maps = images if views.mirror == "image" else images[:, :1]

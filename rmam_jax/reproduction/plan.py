@@ -115,7 +115,7 @@ def describe(plan: Plan) -> str:
       seconds, source = known[cell.name], "as another seed took"
     else:
       operations = count_operations(cell.config)
-      seconds, source = operations / (_SHARE * _matmul_speed()), f"{operations / 1e12:,.1f} TFLOP counted"
+      seconds, source = operations / (_SHARE * _matmul_speed()), f"{operations / 1e12:,.3g} TFLOP counted"
     total += seconds
     lines.append(f"  {seconds / 60:7.1f} min  {cell.label}: {', '.join(views)} ({source}) {folder}")
   unchosen = "; trials come first, the other seeds follow from them" if plan.rates else ""
@@ -134,7 +134,10 @@ def _matmul_speed() -> float:
 
 
 def count_operations(config: ml_collections.ConfigDict) -> float:
-  """Of a whole training: its stages, twice if it has two phases, and its region proposal network."""
+  """Of a whole training: its stages, twice if it has two phases, and its region proposal network.
+
+  Not those of stored feature maps, which are computed once for many trainings.
+  """
   data, total = cells.without_proposals(config.data), 0.0
   for split in filter(None, (data.train, data.final_train)):
     train = open_split(data, split)
@@ -152,8 +155,12 @@ def _count(config: ml_collections.ConfigDict, stage: stages.Stage, classes: int)
   size, batch = config.data.crop_size, config.batch_size
   state = jax.eval_shape(lambda: step_lib.init_state(stage.model, stage.optimizer, jax.random.key(0), size))
   array = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+  images = array((batch, size, size, 3), dtype=jnp.uint8)
+  if stage.frozen:
+    feature_map = functools.partial(stage.model.apply, method="feature_map")
+    images = jax.eval_shape(feature_map, {"params": state.params}, images)
   example = {
-    "image": array((batch, size, size, 3), dtype=jnp.uint8),
+    "feature_map" if stage.frozen else "image": images,
     "labels": array((batch, classes)),
     "ignore": array((batch, classes), dtype=bool),
     "mask": array((batch,)),

@@ -177,8 +177,9 @@ def _make_outputs(config: Any, folder: pathlib.Path, model: Any, params: Any, me
       outputs_lib.make_key(config, split, digest, views),
     )
     options = {"data": config.data, "batch_size": section.batch_size, "progress": label}
-    if stored and views.side is None:
-      options["maps"] = functools.partial(stored_maps.of_split, model, params, split, config=config, mesh=mesh)
+    if stored:
+      of_split = functools.partial(stored_maps.of_split, config=config, mesh=mesh, views=views)
+      options["maps"] = functools.partial(of_split, model, params, split)
     found = outputs_lib.extract(place, key, forward(views), params, split, **options)
     for reason in found.skipped:
       print(f"{label}: skipped: {reason}")

@@ -87,11 +87,14 @@ class _Trainer:
         f" {devices} devices, got {config.accumulate}"
       )
 
-  def maps_of(self, stage: stages.Stage, params: step_lib.Params, split: Split | None) -> StoredMaps | None:
-    """The feature maps of a split where a stage does not train its backbone; else None."""
+  def maps_of(
+    self, stage: stages.Stage, forward: Any, params: step_lib.Params, split: Split | None
+  ) -> StoredMaps | None:
+    """The feature maps of a split where a stage does not train its backbone, for `forward`'s views; else None."""
     if split is None or not stage.frozen:
       return None
-    return stored_maps.of_split(stage.model, params, split, config=self.config, mesh=self.mesh)
+    options = {"config": self.config, "mesh": self.mesh, "views": forward.views}
+    return stored_maps.of_split(stage.model, params, split, **options)
 
   def validate(
     self, stage: stages.Stage, forward: Any, params: step_lib.Params, maps: StoredMaps | None
@@ -207,7 +210,9 @@ class _Trainer:
       donate_argnums=0,
     )
     forward = stage.make_forward(stage.model, self.mesh)
-    maps, validation_maps = (self.maps_of(stage, state.params, split) for split in (self.train, self.validation))
+    maps, validation_maps = (
+      self.maps_of(stage, forward, state.params, split) for split in (self.train, self.validation)
+    )
     step, totals = int(state.step), list(progress.pop("unfinished", ()))  # metrics of the steps of an unfinished epoch
     log_or_none = contextlib.nullcontext()
     with processes.first_before_others(f"log of {stage.name}"):

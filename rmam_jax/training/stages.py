@@ -17,6 +17,7 @@ from rmam_jax.data.augmentation import Augmentation
 from rmam_jax.data.splits import Split
 from rmam_jax.evaluation import calibration, metrics
 from rmam_jax.evaluation import outputs as outputs_lib
+from rmam_jax.evaluation import views as views_lib
 from rmam_jax.heads import rpn as rpn_lib
 from rmam_jax.ops import losses
 from rmam_jax.runtime.errors import UserError, check_name
@@ -276,6 +277,8 @@ def build(
     raise UserError(f"{name}.backbone_rate is 0, but head {spec.name!r} has a second backbone: set it above 0")
   validate = functools.partial(_validate, objective)
   forward, mixup = outputs_lib.make_forward, config[name].mixup
+  if timetable["frozen"]:
+    forward = functools.partial(forward, views=views_lib.of_frozen(config))
   return Stage(name, spec.name, model, objective, forward, validate, **timetable, mixup=mixup)
 
 
