@@ -268,6 +268,13 @@ def test_the_fixed_grid_never_moves():
   np.testing.assert_allclose(thetas, np.broadcast_to(np.array(grid)[:, None], (K, B, 4)), atol=1e-7)
 
 
+@pytest.mark.parametrize(("align_corners", "wanted"), [(True, (4 / 7, 2 / 3, -4 / 7, 0)), (False, (0.5, 0.5, -0.5, 0))])
+def test_proposals_are_looked_at_on_a_map_that_is_no_square(align_corners, wanted):
+  boxes = jnp.array([[[0.25, 0, 0.75, 0.5]]])  # rows 0.5 to 2.5 of 0 to 3, columns -0.5 to 3.5 of 0 to 7
+  _, choose = next_region.proposals({}, jnp.zeros((1, 4, 8, C)), boxes=boxes, align_corners=align_corners)
+  np.testing.assert_allclose(choose((), jnp.zeros((1, 9)), 0)[1], [wanted], atol=1e-6)
+
+
 def test_origins_are_added_to_the_paper_s_rule():
   params, feature_map, _ = case("recurrent")
   still = {"kernel": jnp.zeros((9, 4)), "bias": jnp.array([0.4, 0.3, 0.01, -0.02])}

@@ -184,6 +184,11 @@ def test_the_layer_s_loss_by_hand():
   (_, (confidence, distance)), _ = loss(scores, offsets, jnp.zeros((2, 4)))
   np.testing.assert_allclose(confidence, -np.log([0.25, 0.5, 1]).sum() / 3, rtol=1e-5)
   assert distance == 0
+  # Of two positives, the second with the offsets that it should have, the mean.
+  anchors = jnp.array([[0.0, 0, 0.5, 0.5], [0.0, 0, 0.5, 0.4], [0.5, 0.5, 1, 1]])
+  offsets = jnp.stack([offsets[0], rpn.find_offsets(anchors[1], boxes[0]), offsets[2]])
+  _, distance = rpn.layer_loss(scores, offsets, anchors, boxes, jnp.array([0.1, 0.2, 0.3]))
+  np.testing.assert_allclose(distance, (0.5 * 0.25 + (3 - 0.5)) / 2, rtol=1e-6)
 
 
 def test_a_sequence_of_labels_by_hand():

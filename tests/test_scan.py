@@ -83,8 +83,8 @@ def test_a_kernel_is_multiplied_by_once_in_a_step():
 def test_a_few_steps_are_unrolled_on_a_gpu_alone(monkeypatch):
   assert not scan.is_unrolled(6)
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  assert scan.is_unrolled(6)
-  assert not scan.is_unrolled(21)
+  assert scan.is_unrolled(scan.MOST_UNROLLED)
+  assert not scan.is_unrolled(scan.MOST_UNROLLED + 1)
 
 
 def paper_gradient(batch=B, feature_map=MAP, width=WIDTH, **options):
