@@ -11,7 +11,7 @@ ten views, SVMs, fusion. What differs is in docs/results/paper_on_photographs.md
 from configs import common
 
 SCALES = ("320", "448")
-CONTROLS = ("recurrent", "fixed_grid", "whole_image", "mean_pool")
+CONTROLS = ("rmam", "fixed_grid", "whole_image", "mean_pool")
 
 
 def get_config(variant: str = ""):

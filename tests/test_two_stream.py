@@ -96,6 +96,15 @@ def test_the_branches_region_by_region():
     np.testing.assert_allclose(found.dense[example], dense, atol=1e-5)
 
 
+def test_a_thin_border_is_a_surrounding_too():
+  """On a map that is the same everywhere nothing stands out, however little of a cell lies around a region."""
+  params = jax.tree.map(jnp.ones_like, two_stream.init(jax.random.key(0), channels=4, num_classes=5))
+  regions = two_stream.fixed_regions(4, 4, (0.25, 0.5), 0.25, 2.0)
+  assert 0 < two_stream.surroundings(regions, 4, 4, 1.05).sum(axis=(1, 2)).min() < 0.1
+  found = two_stream.branches(params, jnp.ones((1, 4, 4, 4)), regions, surround=1.05)
+  np.testing.assert_allclose(found.weights, found.weights[:, :1].repeat(len(regions), axis=1), rtol=1e-5)
+
+
 def test_branches_stay_finite_on_large_maps_and_learn_there():
   params, feature_map = small_case()
   regions = two_stream.fixed_regions(6, 5, **SET)
