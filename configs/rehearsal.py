@@ -8,9 +8,10 @@ such maps allow: both phases and stages, both losses, Eq. 5 and Eq. 14, two scal
 ten views, SVMs, fusion. What differs is in docs/results/paper_on_photographs.md, with the results.
 """
 
-from configs import common
+from configs import common, photographs
 
 SCALES = ("320", "448")
+CLASS_GROUPS = photographs.CLASS_GROUPS
 CONTROLS = ("rmam", "fixed_grid", "whole_image", "mean_pool")
 
 

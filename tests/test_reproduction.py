@@ -48,6 +48,8 @@ def test_an_interval_is_paired():
   assert found.verdict == "holds"
   assert bootstrap.paired_interval([maps], [maps + 0.01]).verdict == "reversed"
   assert bootstrap.Interval(0.1, -0.1, 0.3).verdict == "open"
+  spread = np.append(0.4, np.linspace(0, 1, 101))  # of the images as they are, then of the resamples
+  np.testing.assert_allclose(bootstrap.paired_interval([spread], [np.zeros(102)]), (0.4, 0.025, 0.975), atol=1e-12)
 
 
 def test_tables_hold_the_paper_s_figures():
