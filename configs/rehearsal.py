@@ -1,6 +1,6 @@
-"""The paper's system and its tables on photographs of PASCAL VOC, on a backbone that is not trained: hours without a GPU.
+"""The paper's system and its tables on photographs of PASCAL VOC, on a backbone that is not trained: an hour without a GPU.
 
-    python reproduce.py --config=configs/rehearsal.py --config.data.root=VOCdevkit --tables=1,4,6,controls --seeds=3
+    python reproduce.py --config=configs/rehearsal.py --config.data.root=VOCdevkit --tables=1,4,6,controls
     python train.py --config=configs/rehearsal.py:vgg16:320 --config.data.root=VOCdevkit
 
 The data and the frozen maps are those of configs/photographs.py (docs/photographs.md). All else is the paper's as far as

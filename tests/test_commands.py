@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from configs import common, custom, digits, photographs, voc
+from configs import common, custom, digits, photographs, rehearsal, voc
 from rmam_jax import commands
+from rmam_jax.evaluation import views
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import stages
 
@@ -213,3 +214,16 @@ def test_every_head_of_the_photographs_can_be_built(backbone, recipe):
       assert (one.frozen, two.frozen) == (True, recipe == "frozen")
   paper = custom.get_config(f"paper:640:{backbone.replace('efficientnet_lite0', 'vgg16')}:recurrent")
   assert (paper.data.image_size, paper.stage_two.backbone_rate, paper.stage_two.learning_rate) == (640, 1.0, 1e-5)
+
+
+@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "vgg16", "resnet50"])
+@pytest.mark.parametrize("scale", rehearsal.SCALES)
+def test_the_rehearsal_is_the_paper_s_system_on_a_frozen_backbone(backbone, scale):
+  config = rehearsal.get_config(f"{backbone}:{scale}")
+  assert (config.model.head, config.loss.classification) == ("recurrent", "euclidean")
+  assert config.loss == voc.get_config().loss
+  assert config.data.final_train == "train+validation"
+  stages_built = [stages.build(config, name, num_classes=20, num_records=2_366) for name in stages.NAMES]
+  assert all(stage.frozen for stage in stages_built)
+  ten = views.from_config(config)  # cut from whole maps, windows of which training sees, too
+  assert (len(ten.windows), ten.mirror, ten.side) == (5, "image", views.of_frozen(config).side)
