@@ -32,6 +32,12 @@ def test_weighted_average_precision_is_scikit_learn_s():
   np.testing.assert_allclose(found, wanted, rtol=1e-12)
 
 
+def test_resamples_draw_every_image_alike():
+  counts = bootstrap.resample_counts(50, 4_000)
+  np.testing.assert_allclose(counts.mean(axis=0), 1, atol=0.1)
+  np.testing.assert_allclose(counts.var(axis=0), 49 / 50, atol=0.15)  # of a binomial of 50 draws
+
+
 def test_resampled_map_leaves_out_ignored_labels_and_classes_that_were_not_drawn():
   scores, labels, ignore = case()
   labels[:, 3] = 0
