@@ -156,7 +156,8 @@ def cv2():
 def test_selective_search_finds_a_square(cv2):
   found = proposals_lib.selective_search(square(), 5)
   assert found.shape == (5, 4)
-  assert boxes_lib.box_iou(found, SQUARE).max() > 0.9
+  # The order is partly random: a box around the square may come first, and suppress the square itself.
+  assert boxes_lib.box_iou(found, SQUARE).max() > proposals_lib.OVERLAP
 
 
 def assert_suppressed(found, count):
