@@ -35,5 +35,7 @@ def test_it_runs_and_leaves_what_it_says(monkeypatch, tmp_path):
   outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
   said = "".join(output.get("text", "") for output in outputs)
   assert "error" not in said.lower()
-  assert re.search(r"^0001\.png \[\('[A-Z]', [01]\.\d+, \[\d+, \d+, \d+, \d+\]\)", said, re.MULTILINE)
+  predicted = re.findall(r"^000[012]\.png \[(.*)\]$", said, re.MULTILINE)
+  assert len(predicted) == 3  # in one of them there may be nothing that is sure enough
+  assert any(re.match(r"\('[A-Z]', [01]\.\d+, \[\d+, \d+, \d+, \d+\]\)", labels) for labels in predicted)
   assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
