@@ -139,7 +139,7 @@ def test_where_windows_fit_the_cells_training_sees_them_at_random_and_ten_views_
   assert views.of_frozen(config) == views.CENTRE
 
 
-def test_boxes_follow_the_windows(data_root, cache):
+def test_boxes_follow_the_windows(data_root):
   """The same cells of the image, whichever window and side: where they are in the window, and where the box says."""
   config = windowed_config(data_root, **{"data.proposals": "jittered", "data.num_proposals": 2})
   split = open_split(config.data, "train", 50)

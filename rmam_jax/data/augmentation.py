@@ -36,9 +36,7 @@ class Change(NamedTuple):
   """What is done to one image."""
 
   window: np.ndarray | None = None  # the box that is shown; None: the window that `batches.view` cuts
-  colours: tuple[
-    tuple[int, float], ...
-  ] = ()  # (place in `OPERATIONS`, its number), in the order in which they are applied
+  colours: tuple[tuple[int, float], ...] = ()  # (place in `OPERATIONS`, its number), in the order of their use
   hidden: np.ndarray | None = None  # a box of the view
 
   def needed(self, image_size: int, crop_size: int) -> tuple[float, float]:
@@ -55,9 +53,7 @@ class Augmentation(NamedTuple):
   crop_scale: tuple[float, ...] = ()  # least and largest share of the image's area that a view shows; (): see `view`
   crop_aspect: float = 4 / 3  # of such views the largest ratio of their aspect to the image's, and of that to theirs
   jitter: float = 0.0  # brightness, contrast and saturation are multiplied by 1 - jitter to 1 + jitter
-  randaugment: int = (
-    0  # so many of `OPERATIONS` are drawn for each image (Cubuk et al., 2020), none of which moves objects
-  )
+  randaugment: int = 0  # so many of `OPERATIONS`, which move no object, are drawn for an image (Cubuk et al., 2020)
   magnitude: float = 0.3  # of `randaugment`, in [0, 1]: factors are 1 - 0.9 or 1 + 0.9 times it, strengths are it
   cutout: float = 0.0  # the side of a square in the view's mean colour, as a share of the view's; 0: none
 

@@ -48,14 +48,15 @@ class StoredMaps(NamedTuple):
       raise UserError(self.unreadable[index])
     return self.maps[index]
 
-  def window(self, index: int, rng: np.random.Generator, mirrored: bool) -> tuple[np.ndarray, tuple[float, float]]:
-    """A random window of an image's map, and what of the image lies above it and left of it, as shares of the rest."""
+  def window(self, index: int, margin: int, rng: np.random.Generator, mirrored: bool) -> tuple[np.ndarray, list[int]]:
+    """A random window of an image's map, and its top and left in the image, of which it leaves `margin` pixels a side."""
     whole = self.read(index)[int(mirrored)]
-    rest = whole.shape[0] - (self.side or whole.shape[0])
-    top, left = rng.integers(0, rest + 1, 2)
+    side = self.side or len(whole)
+    rest = len(whole) - side
+    top, left = rng.integers(0, rest + 1, 2).tolist()
     start = rest - left if mirrored else left
-    window = whole[top : top + self.side, start : start + self.side] if rest else whole
-    return window, (top / rest, left / rest) if rest else (0.5, 0.5)
+    corner = [cell * margin // rest if rest else margin // 2 for cell in (top, left)]
+    return whole[top : top + side, start : start + side], corner
 
 
 def read_image(
@@ -182,9 +183,8 @@ def train_batches(
       try:
         if maps is not None:
           record = split.without_image(index)
-          window, shares = maps.window(index, rng, mirrored)
-          before = [share * (image_size - crop_size) for share in shares]
-          return window, record, view_boxes(record.proposals, image_size, crop_size, *before, mirrored)
+          window, corner = maps.window(index, image_size - crop_size, rng, mirrored)
+          return window, record, view_boxes(record.proposals, image_size, crop_size, *corner, mirrored)
         image, record = read_image(split, index, change.needed(image_size, crop_size))
         image, boxes = _changed(image, record.proposals, change, shown)
         return image, record, boxes

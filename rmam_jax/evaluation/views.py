@@ -48,13 +48,13 @@ def from_config(config: Any, kind: str = "") -> Views:
   check_name("evaluation.mirror", mirror, MIRRORS)
   if kind in ("centre", "two"):
     return CENTRE._replace(mirror=mirror if kind == "two" else "")
-  if not _are_windows_whole(config):
+  if (cells := _cells(config)) is None:
     raise UserError(
       f"{kind} views are cut from the feature map: data.crop_size {config.data.crop_size} and half of what it leaves of"
       f" data.image_size {config.data.image_size} must be multiples of the map's stride,"
       f" {backbones.stride(config.model)} pixels; or set evaluation.views='centre'"
     )
-  end, side = _cells(config)
+  end, side = cells
   windows = ((end // 2, end // 2), (0, 0), (0, end), (end, 0), (end, end))
   return Views(windows, side, mirror if kind in ("two", "ten") else "")
 
@@ -65,20 +65,18 @@ def of_frozen(config: Any) -> Views:
   A window of the whole image's map, as five and ten views are, where windows fit the map's cells and there is more than
   one; else the centre view.
   """
-  end, side = _cells(config)
-  return Views(((end // 2, end // 2),), side) if end and _are_windows_whole(config) else CENTRE
+  end, side = _cells(config) or (0, 0)
+  return Views(((end // 2, end // 2),), side) if end else CENTRE
 
 
-def _cells(config: Any) -> tuple[int, int]:
-  """Of the whole image's map: what the crop leaves of a side, and the crop's side."""
-  size, crop, stride = config.data.image_size, config.data.crop_size, backbones.stride(config.model)
-  return (size - crop) // stride, crop // stride
+def _cells(config: Any) -> tuple[int, int] | None:
+  """What the crop leaves of a side of the whole image's map, and the crop's side, in cells.
 
-
-def _are_windows_whole(config: Any) -> bool:
-  """Whether the crop begins and ends between the map's cells, at the centre and at the borders."""
-  size, crop, stride = config.data.image_size, config.data.crop_size, backbones.stride(config.model)
-  return not crop % stride and not (size - crop) % (2 * stride)
+  None where the crop, at the centre or at a border, does not begin and end between cells.
+  """
+  crop, stride = config.data.crop_size, backbones.stride(config.model)
+  margin = config.data.image_size - crop
+  return None if crop % stride or margin % (2 * stride) else (margin // stride, crop // stride)
 
 
 def names(config: Any) -> dict[str, str]:

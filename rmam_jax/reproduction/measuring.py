@@ -114,8 +114,8 @@ def measure_by_regions(folder: pathlib.Path) -> dict[str, list[float]]:
   maps = None
   if not config.stage_two.backbone_rate:
     model = stages.build_model(config, "stage_two", len(test.class_names))
-    centre = {"config": config, "mesh": mesh_lib.make_mesh(), "views": views_lib.CENTRE}
-    maps = stored_maps.of_split(model, params, test, **centre)
+    shown = {"config": config, "mesh": mesh_lib.make_mesh(), "views": forward.views}
+    maps = stored_maps.of_split(model, params, test, **shown)
   options = {"data": config.data, "batch_size": config.evaluation.batch_size, "maps": maps}
   found = outputs_lib.compute_outputs(forward, params, test, **options)
   boxes = views_lib.region_boxes(found.thetas, config).transpose(1, 0, 2)

@@ -178,8 +178,8 @@ def _make_outputs(config: Any, folder: pathlib.Path, model: Any, params: Any, me
     )
     options = {"data": config.data, "batch_size": section.batch_size, "progress": label}
     if stored:
-      of_split = functools.partial(stored_maps.of_split, config=config, mesh=mesh, views=views)
-      options["maps"] = functools.partial(of_split, model, params, split)
+      shown = {"config": config, "mesh": mesh, "views": views}
+      options["maps"] = functools.partial(stored_maps.of_split, model, params, split, **shown)
     found = outputs_lib.extract(place, key, forward(views), params, split, **options)
     for reason in found.skipped:
       print(f"{label}: skipped: {reason}")
