@@ -1,5 +1,6 @@
 """Heads on a backbone that is not trained: maps are computed once, and training reads them in place of images."""
 
+import resource
 import shutil
 
 import jax
@@ -11,6 +12,7 @@ from rmam_jax import recognizer
 from rmam_jax.data import batches
 from rmam_jax.data.splits import open_split
 from rmam_jax.evaluation import outputs, stored_maps, views
+from rmam_jax.runtime import files
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import evaluate, loop, pipeline, stages
@@ -177,6 +179,32 @@ def test_boxes_follow_the_windows(data_root):
   outputs.compute_outputs(forward, None, split, data=config.data, batch_size=50, maps=stored)
   records = [split.without_image(index) for index in range(50)]
   np.testing.assert_allclose(asked[0], [(record.proposals * 16 - 2) / 12 for record in records], atol=1e-6)
+
+
+def test_a_disk_without_room_is_refused_and_one_that_fills_up_loses_nothing(data_root, cache, monkeypatch):
+  config = tiny_config(data_root)
+  model, params, split, mesh = made(config)
+  with monkeypatch.context() as patch:
+    patch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1000))
+    with pytest.raises(
+      UserError, match=r"maps/\w+ has 0\.0 GB free and the feature maps of digits.tiny train need .*maps may go"
+    ):
+      maps_of(config, model, params, split, mesh)
+  monkeypatch.setattr(stored_maps, "CHUNK", 20)
+  wanted = maps_of(config, model, params, split, mesh).maps
+  (whole,) = cache.glob("*/maps.npy")
+  before = whole.read_bytes()
+  shutil.rmtree(cache)
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (30 * wanted[0].nbytes, hard))
+  try:
+    with pytest.raises(UserError, match=r"cannot use .*maps/\w+: File too large\. .*XDG_CACHE_HOME"):
+      maps_of(config, model, params, split, mesh)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert files.read_json(whole.parent / "key.json")["done"] == 20
+  np.testing.assert_array_equal(maps_of(config, model, params, split, mesh).maps, wanted)
+  assert whole.read_bytes() == before
 
 
 def test_a_map_beyond_float16_is_refused(data_root, cache):

@@ -5,10 +5,12 @@ image, and `key.json`: what made them, how many are done, and which images could
 stopped goes on where it was. Anything there may be deleted at any time between two runs.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import math
+import os
 import pathlib
 import shutil
 from typing import Any
@@ -94,19 +96,27 @@ def _compute(
   program = jax.jit(both, in_shardings=(replicated, by_example), out_shardings=replicated)
   batch_size = config.evaluation.batch_size
   shape = jax.eval_shape(both, params, jax.ShapeDtypeStruct((1, pixels, pixels, 3), jnp.uint8)).shape
-  needed = 2 * math.prod(shape) * len(split)
-  if not path.exists() and (free := shutil.disk_usage(folder).free) < needed:
+  each = 2 * math.prod(shape)  # bytes
+  needed = each * (len(split) - done["images"])
+  if (free := shutil.disk_usage(folder).free) < needed:
     raise UserError(
       f"{folder} has {free / 1e9:,.1f} GB free and the feature maps of {split.name} need {needed / 1e9:,.1f} GB: free"
-      " some, or name another place by the environment variable XDG_CACHE_HOME"
+      f" some (in {folder.parent} all maps may go: a run that needs them computes them again), or name another place by"
+      " the environment variable XDG_CACHE_HOME"
     )
   if first:
-    mode = "r+" if done["images"] else "w+"
-    maps = np.lib.format.open_memmap(path, mode, np.float16, (len(split), *shape[1:]))
-    print(f"{split.name}: feature maps are computed once and kept in {folder} ({needed / 1e9:,.1f} GB)")
+    print(f"{split.name}: feature maps are computed once and kept in {folder} ({each * len(split) / 1e9:,.1f} GB)")
   chunk = max(CHUNK // batch_size, 1) * batch_size
   shown = {"unit": " images", "leave": False, "disable": not first}
-  with progress.bar(None, "feature maps", len(split), initial=done["images"], **shown) as bar:
+  # Written, not mapped into memory: on a disk that is full, a write can say so.
+  with (
+    progress.bar(None, "feature maps", len(split), initial=done["images"], **shown) as bar,
+    path.open("r+b" if done["images"] else "wb") if first else contextlib.nullcontext() as file,
+  ):
+    if first:
+      header = {"descr": np.dtype(np.float16).str, "fortran_order": False, "shape": (len(split), *shape[1:])}
+      np.lib.format.write_array_header_1_0(file, header)
+      file.seek(each * done["images"], os.SEEK_CUR)
     for start in range(done["images"], len(split), chunk):
       positions, written = range(start, min(start + chunk, len(split))), start
       for found, reasons in outputs_lib.ahead(_batches(program, params, split, positions, config, by_example, pixels)):
@@ -116,11 +126,12 @@ def _compute(
           raise UserError(f"{split.name}, {record.id}: its feature map is not finite as float16")
         done["unreadable"] |= {str(written + place): reason for place, reason in enumerate(reasons) if reason}
         if first:
-          maps[written : written + len(found)] = found
+          file.write(found.tobytes())
         written += len(found)
         bar.update(len(found))
       if first:
-        maps.flush()
+        file.flush()
+        os.fsync(file.fileno())
         files.write_json(about, {"done": written, "unreadable": done["unreadable"], "made by": key})
   processes.wait_for_all(f"stored maps are whole {folder}")
 
