@@ -110,7 +110,7 @@ def records(path):
 
 @pytest.mark.oracle
 def test_wandb_gets_each_stage_as_one_run_that_goes_on_as_itself(tmp_path, monkeypatch):
-  pytest.importorskip("wandb")
+  wandb = pytest.importorskip("wandb")
   monkeypatch.setenv("WANDB_MODE", "offline")
   for stage, steps in (("stage_one", (2, 4)), ("stage_two", (2,)), ("stage_two", (4,))):  # the last goes on
     log = writers.open_writers("jsonl,wandb", tmp_path, stage, steps[0] - 2)
@@ -119,6 +119,8 @@ def test_wandb_gets_each_stage_as_one_run_that_goes_on_as_itself(tmp_path, monke
       log.write_scalars(step, {"loss": 1 / step})
       log.write_images(step, {"validation": np.full((2, 20, 30, 3), step, np.uint8)})
     log.close()
+    if stage == "stage_two":
+      wandb.teardown()  # as at the end of a process: W&B's own has written everything when it ends
   runs, seen = [], []
   for path in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")):
     for record in records(path):
