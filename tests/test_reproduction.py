@@ -240,6 +240,17 @@ def test_naming_a_cell_makes_no_proposals(data_root, monkeypatch):
   assert plan.count_operations(cell.config) > 0
 
 
+def test_the_operations_of_a_backbone_that_is_not_trained_are_not_counted(data_root):
+  def operations(rate, pixels):
+    changes = {"stage_one.backbone_rate": rate, "stage_two.backbone_rate": rate, "data.crop_size": pixels}
+    cell = cells.Maker(CONFIG, {**THIN, "data.root": str(data_root), **changes}).cell("mean_pool", 0)
+    return plan.count_operations(cell.config)
+
+  # A linear layer of the map's mean: with four times as many pixels there is only the mean that grows.
+  assert operations(0.0, 16) < 1.5 * operations(0.0, 8)
+  assert operations(1.0, 16) > 3 * operations(1.0, 8) > 30 * operations(0.0, 8)
+
+
 def test_proposals_are_edge_boxes_where_their_forest_is_given(data_root):
   plain, given = (
     cells.Maker(CONFIG, {"data.root": str(data_root), **forest}) for forest in ({}, {"data.edge_model": "model.yml.gz"})
