@@ -1,7 +1,7 @@
 """How long a checkpoint holds training up, written at once and in a thread.
 
-    python -m benchmarks.checkpoint                       a state of 3 x 20 million numbers
-    python -m benchmarks.checkpoint --millions=268        the paper's: needs 10 GB on disk
+    python -m benchmarks.checkpoint                       # a state of 3 x 20 million numbers
+    python -m benchmarks.checkpoint --millions=268        # the paper's: needs 10 GB on disk
 
 `held up` is the time that the call takes; `complete` is when the checkpoint is on disk, with its digests.
 """

@@ -1,6 +1,6 @@
 """Kills training many times, each time in another moment, and compares where the run that goes on ends.
 
-    python -m benchmarks.crash --kills=50          half of them at a random time, half in a random operation on a file
+    python -m benchmarks.crash --kills=50          # half of them at a random time, half in a random operation on a file
     python -m benchmarks.crash --kills=20 --program=reproduce
 
 Each kill is a SIGKILL to a program that began from nothing. `train.py` prepares digit scenes, trains two stages and

@@ -1,7 +1,7 @@
 """The paper's claim of efficiency: ten views of one image, in ms, by scale, ours beside what it prints.
 
-    python -m benchmarks.efficiency                                  VGG-16 as printed, at 512 and 640; 5 GB of memory
-    python -m benchmarks.efficiency --heads=recurrent --batch=16     in batches, for throughput
+    python -m benchmarks.efficiency                                  # VGG-16 as printed, at 512 and 640; 5 GB of memory
+    python -m benchmarks.efficiency --heads=recurrent --batch=16     # in batches, for throughput
 
 The paper: about 150 ms at 512 and 200 ms at 640 on a GeForce GTX TITAN X (Sec. 5.1), and 10 s for HCP, which looks at 500
 proposals. Here one program on the first device, from uint8 pixels in the host's memory to scores and features there,

@@ -1,6 +1,6 @@
 """Damages files at random, again and again, and reads them: images, manifests, weights, published models, checkpoints.
 
-    python -m benchmarks.fuzz --mutations=20000            --only=checkpoints for one kind
+    python -m benchmarks.fuzz --mutations=20000            # --only=checkpoints for one kind
 
 Each mutation flips bits, overwrites, cuts out, doubles or inserts bytes, or puts an extreme number somewhere. It counts
 what was refused, by a ValueError or OSError; what was read as if nothing had happened; and what was read otherwise,

@@ -1,7 +1,7 @@
 """All that only a GPU can show, in one go and one Markdown file.
 
     python -m benchmarks.gpu OUT.md
-    python -m benchmarks.gpu OUT.md --small           the same programs at small sizes: shows on a CPU that they run
+    python -m benchmarks.gpu OUT.md --small           # the same programs at small sizes: shows on a CPU that they run
     python -m benchmarks.gpu OUT.md --only=sampler,scan
 
 Needs jax with CUDA, flax, optax, torch, scikit-learn, Pillow, ml_collections and tqdm; no network. Each part is a program

@@ -1,6 +1,6 @@
 """Training crops from photographs: ours, torch's DataLoader with Pillow, and tf.data, in turn in one run.
 
-    python -m benchmarks.input_pipeline                        500 x 375 JPEGs -> 512 x 512 -> crops of 448
+    python -m benchmarks.input_pipeline                        # 500 x 375 JPEGs -> 512 x 512 -> crops of 448
     python -m benchmarks.input_pipeline --photograph=4000x3000 --images=8 --batch=4 --rounds=3
 
 Images a second of processor time, all threads of the process together, and of the clock. Libraries that are not there

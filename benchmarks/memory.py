@@ -1,7 +1,7 @@
 """What a training step of VGG-16 with the paper's module has in memory, by counting and compiling; nothing is run.
 
     python -m benchmarks.memory --dtypes=float32
-    python -m benchmarks.memory --counted                    at once: without what the compiler plans
+    python -m benchmarks.memory --counted                    # at once: without what the compiler plans
     python -m benchmarks.memory --sides=448 --batch=8 --head=saliency
 
 `kept`: what the forward pass keeps for the backward pass, counted from the shapes of autodiff's residuals without the

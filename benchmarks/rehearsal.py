@@ -1,7 +1,7 @@
 """The paper's system at full size on digit scenes drawn at 512 x 512: does it fit, how fast is it, does it learn?
 
-    python -m benchmarks.rehearsal --minutes=10                        VGG-16, N = 512, K = 5, batch 16: for a GPU
-    python -m benchmarks.rehearsal --minutes=2 --small                 a thin model at 96 pixels
+    python -m benchmarks.rehearsal --minutes=10                        # VGG-16, N = 512, K = 5, batch 16: for a GPU
+    python -m benchmarks.rehearsal --minutes=2 --small                 # a thin model at 96 pixels
 
 Both stages from random weights, each for half of the time, on scenes that are drawn before the clock runs and kept in
 memory; random crops of N - 64, not mirrored. Prints throughput, memory, the loss over time, and the network's mAP on

@@ -1,7 +1,7 @@
 """How a training step grows with image side, K, classes and batch, each by itself, with the fitted exponent.
 
     python -m benchmarks.scaling
-    python -m benchmarks.scaling --axes=side --values=224,320,448,640 --full          VGG-16, for a GPU
+    python -m benchmarks.scaling --axes=side --values=224,320,448,640 --full          # VGG-16, for a GPU
 
 `exponent` is the slope of log seconds over log value by least squares: 1 is in proportion, 2 with the square. The model
 is the thin one of `benchmarks/steps.py`; `--full` takes VGG-16 with widths of 4096.

@@ -1,7 +1,7 @@
 """What the scan over K+1 looks costs against K and batch: seconds a training pass of the module on feature maps.
 
     python -m benchmarks.scan
-    python -m benchmarks.scan --map=28x28x512 --width=4096 --looks=1,2,5,10 --batches=1,4,16       for a GPU
+    python -m benchmarks.scan --map=28x28x512 --width=4096 --looks=1,2,5,10 --batches=1,4,16       # for a GPU
 
 Both sides give the gradients of parameters and map by `rmam_jax.attend` with the paper's rule: `scan`, a loop, and
 `unrolled`, the looks one after the other in the program. The first compilation's time stands beside each.

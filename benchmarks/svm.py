@@ -1,7 +1,7 @@
 """All one-vs-rest SVMs by rmam_jax's Newton solver against scikit-learn's LinearSVC (LIBLINEAR).
 
-    python -m benchmarks.svm                  VOC 2007's size: 5,011 x 4,096 features, 20 classes
-    python -m benchmarks.svm --size=coco      MS-COCO's: 82,081 x 4,096, 80 classes; up to 6 GB for ours
+    python -m benchmarks.svm                  # VOC 2007's size: 5,011 x 4,096 features, 20 classes
+    python -m benchmarks.svm --size=coco      # MS-COCO's: 82,081 x 4,096, 80 classes; up to 6 GB for ours
     python -m benchmarks.svm --size=coco --sides=newton,liblinear-1
 
 Each side runs in a process of its own, which reports its time and its peak memory; LinearSVC is given a sample of the

@@ -1,6 +1,6 @@
 """The ten-view program, which cuts views from feature maps, against ten passes over cropped pixels.
 
-    python -m benchmarks.ten_view                        VGG-16 at 512, batch 1, random weights
+    python -m benchmarks.ten_view                        # VGG-16 at 512, batch 1, random weights
     python -m benchmarks.ten_view --scale=640 --mirror=map
 
 Both sides are one jitted program over the same images, with the same head. Beside the times stand the operations of

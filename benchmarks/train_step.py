@@ -1,7 +1,7 @@
 """One training step, stage two with the paper's rule, against an equal PyTorch model written here, and its parts.
 
-    python -m benchmarks.train_step --small                        on a CPU
-    python -m benchmarks.train_step                                VGG-16, crops of 448, batch 16: for a GPU
+    python -m benchmarks.train_step --small                        # on a CPU
+    python -m benchmarks.train_step                                # VGG-16, crops of 448, batch 16: for a GPU
     python -m benchmarks.train_step --dtype=bfloat16 --batches=16,64
 
 The two have the same layers, losses (Eq. 7-14), Adam, parameters and batch; their first losses must agree before the

@@ -1,10 +1,10 @@
 """MS-COCO 2014 as the paper trains on it: VGG-16, its own update rule (Eq. 5) and loss (Eq. 7-14).
 
     python train.py --config=configs/coco.py --config.data.root=coco --config.weights=FILE --workdir=runs/coco-512
-    python train.py --config=configs/coco.py:640 ... --workdir=runs/coco-640                N = 640
-    python eval.py --workdir=runs/coco-512,runs/coco-640 --protocol=paper                   both scales
-    python train.py --config=configs/coco.py:512:saliency ...                               another head
-    python train.py --config=configs/coco.py:512:rlsd ...                                   its boxes from VOC
+    python train.py --config=configs/coco.py:640 ... --workdir=runs/coco-640                # N = 640
+    python eval.py --workdir=runs/coco-512,runs/coco-640 --protocol=paper                   # both scales
+    python train.py --config=configs/coco.py:512:saliency ...                               # another head
+    python train.py --config=configs/coco.py:512:rlsd ...                                   # its boxes from VOC
 
 coco is the folder that holds annotations/, train2014/ and val2014/, as the official archives are extracted; what
 `rmam-jax prepare coco/2014` has prepared can stand in its place. FILE holds ImageNet weights; docs/weights.md says where
@@ -15,7 +15,7 @@ The paper, ten views and SVMs: mAP 72.2 at 512, 72.3 at 640, 73.4 for both; top 
 of these has been reproduced: neither the data nor the weights could be had.
 
 By counting (see configs/voc.py) the two stages are 7 million crops, 2.6 EFLOP at 512: ten days at a sustained 3 TFLOP/s,
-hours on a pod. The features for the SVMs take 1.3 GB of the host's memory and their solver 3.5; what the devices need is
+hours on a pod. The features for the SVMs take 1.3 GB of the host's memory and their solver 3.6; what the devices need is
 in configs/voc.py.
 """
 

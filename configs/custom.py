@@ -1,9 +1,9 @@
 """Your own images, with labels in a table, JSON lines, COCO's, VOC's, Label Studio's or CVAT's files.
 
     FLAGS="--config=configs/custom.py --config.data.train=all.csv --config.data.split=0.8,0.1,0.1"
-    rmam-jax validate $FLAGS                                                         checks every line and every image
+    rmam-jax validate $FLAGS                                                         # checks every line and every image
     python train.py $FLAGS --workdir=runs/mine
-    python train.py $FLAGS --config.weights=runs/photographs --workdir=runs/mine     begins with a model trained here
+    python train.py $FLAGS --config.weights=runs/photographs --workdir=runs/mine     # begins with a model trained here
 
 `rmam-jax init FOLDER` writes a configuration of your own that begins with this one and needs none of these flags.
 Three lists are named by `data.train`, `data.validation` and `data.test`. docs/data.md says what manifests may look like,

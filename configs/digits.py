@@ -1,13 +1,13 @@
 """Digit scenes made on the spot: the whole system in minutes, without a download.
 
-python train.py                                               the saliency rule on `easy`
-python train.py --config=configs/digits.py:recurrent          the paper's rule
-python train.py --config=configs/digits.py:rarl               a sister system, docs/systems.md
-python train.py --config=configs/digits.py:rlsd               another; rlsd_ft_rpn with the scenes' own boxes
-python train.py --config=configs/digits.py:mean_pool          a control; also max_pool, score_map, whole_image, fixed_grid
-python train.py --config=configs/digits.py:hard               harder scenes; also hard:mean_pool, ...
-python train.py --config=configs/digits.py:long --workdir=runs/long      three times as many steps of stage two
-python train.py --config=configs/digits.py:1.25x --workdir=runs/larger   larger images
+python train.py                                               # the saliency rule on `easy`
+python train.py --config=configs/digits.py:recurrent          # the paper's rule
+python train.py --config=configs/digits.py:rarl               # a sister system, docs/systems.md
+python train.py --config=configs/digits.py:rlsd               # another; rlsd_ft_rpn with the scenes' own boxes
+python train.py --config=configs/digits.py:mean_pool          # a control; also max_pool, score_map, whole_image, fixed_grid
+python train.py --config=configs/digits.py:hard               # harder scenes; also hard:mean_pool, ...
+python train.py --config=configs/digits.py:long --workdir=runs/long      # three times as many steps of stage two
+python train.py --config=configs/digits.py:1.25x --workdir=runs/larger   # larger images
 
 Expected of the default on two cores of an EPYC: about five minutes with the mean-pool control, 1.1 GB; test mAP 0.980,
 coverage 0.996 (means of three seeds); mean pool 0.95; `long` 0.990. docs/results/README.md has the other heads.

@@ -1,9 +1,9 @@
 """5,582 photographs of PASCAL VOC, 20 classes: a benchmark of heads and backbones in minutes, without a GPU.
 
     python train.py --config=configs/photographs.py --config.data.root=VOCdevkit
-    python train.py --config=configs/photographs.py:vgg16:recurrent ...        another backbone, another head
-    python train.py --config=configs/photographs.py:320 ...                    smaller images: half the time for the maps
-    python train.py --config=configs/photographs.py:tuned ...                  the backbone is trained, too: hours
+    python train.py --config=configs/photographs.py:vgg16:recurrent ...        # another backbone, another head
+    python train.py --config=configs/photographs.py:320 ...                    # smaller images: half the time for the maps
+    python train.py --config=configs/photographs.py:tuned ...                  # the backbone is trained, too: hours
     python reproduce.py --config=configs/photographs.py --config.data.root=VOCdevkit --tables=controls --seeds=3
 
 VOCdevkit holds VOC2007 and VOC2012, as they are extracted; lists in the package name the photographs (docs/data.md). The

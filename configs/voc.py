@@ -1,10 +1,10 @@
 """PASCAL VOC 2007 as the paper trains on it: VGG-16, its own update rule (Eq. 5) and loss (Eq. 7-14), two phases.
 
     python train.py --config=configs/voc.py --config.data.root=VOCdevkit --config.weights=FILE --workdir=runs/voc-512
-    python train.py --config=configs/voc.py:640 ... --workdir=runs/voc-640      N = 640
-    python eval.py --workdir=runs/voc-512,runs/voc-640                          both scales
-    python train.py --config=configs/voc.py:512:saliency ...                    another head
-    python train.py --config=configs/voc.py:512:rlsd ...                        its boxes from COCO
+    python train.py --config=configs/voc.py:640 ... --workdir=runs/voc-640      # N = 640
+    python eval.py --workdir=runs/voc-512,runs/voc-640                          # both scales
+    python train.py --config=configs/voc.py:512:saliency ...                    # another head
+    python train.py --config=configs/voc.py:512:rlsd ...                        # its boxes from COCO
 
 VOCdevkit is the folder that holds VOC2007, as the official archives are extracted; what `rmam-jax prepare voc/2007` has
 prepared can stand in its place. FILE holds ImageNet weights; docs/weights.md says where to get them. The first phase, in

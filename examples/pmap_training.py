@@ -1,7 +1,7 @@
 """A training loop of your own under `jax.pmap`, from the package's parts, on digit scenes.
 
     python -m examples.pmap_training --steps=200
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m examples.pmap_training    eight devices on one CPU
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m examples.pmap_training    # eight devices on one CPU
 
 What `pmap` asks for: every array has a leading device axis. The state is copied to each device, a batch is cut into as
 many equal parts, and the step averages gradients and metrics over the axis, so that the copies stay equal. `train.py`

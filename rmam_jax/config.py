@@ -41,6 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.separator = ""  # of labels in a table; empty: |
   config.data.classes = ()  # the classes in order, or a file that names them; empty: the training labels, sorted
   config.data.split = ()  # shares, as (0.8, 0.1, 0.1), that make train, validation and test of data.train
+  # Of all data sets:
   config.data.difficult = "ignore"  # labels that are neither: left out (VOC's rule), or "negative" or "positive"
   config.data.expected = ()  # pairs (split, its number of annotated images), checked
   config.data.proposals = ""  # for heads that look at proposals: one of `KINDS` of data/proposals.py

@@ -1,13 +1,13 @@
 """Evaluates the best epoch of a trained workdir: writes its results.json and pictures/ and prints the summary.
 
     python eval.py --workdir=runs/digits-easy-saliency
-    python eval.py --workdir=runs/voc-512 --evaluation.views=five       any field of the configuration's `evaluation`
-    python eval.py --workdir=runs/voc-512 --protocol=all                what others' code makes of the saved scores
-    python eval.py --workdir=runs/voc-512,runs/voc-640                  two scales fused, by every protocol
-    python eval.py --workdir=runs/mine --test=new.csv                   another test set, of the same classes
-    python eval.py --workdir=runs/mine --data_root=/mnt/cats            data that have moved since
+    python eval.py --workdir=runs/voc-512 --evaluation.views=five       # any field of the configuration's `evaluation`
+    python eval.py --workdir=runs/voc-512 --protocol=all                # what others' code makes of the saved scores
+    python eval.py --workdir=runs/voc-512,runs/voc-640                  # two scales fused, by every protocol
+    python eval.py --workdir=runs/mine --test=new.csv                   # another test set, of the same classes
+    python eval.py --workdir=runs/mine --data_root=/mnt/cats            # data that have moved since
     python eval.py --workdir=runs/voc-512 --gallery=gallery.html --figures=figures
-    python eval.py --workdir=runs/coco-512 --coordinator=host0:7654 --num_processes=2 --process_id=0   1 on the other
+    python eval.py --workdir=runs/coco-512 --coordinator=host0:7654 --num_processes=2 --process_id=0   # 1 on the other
 
 Features and scores stay in the workdir: what has not changed is not computed again.
 """

@@ -1,8 +1,8 @@
 """Looks at a folder of your own images and writes a configuration for it, to be read and changed.
 
-    rmam-jax init FOLDER                            NAME_config.py, here; NAME is the folder's
-    rmam-jax init all.csv                           one list, which becomes three: training, validation, test
-    rmam-jax init train.csv val.csv test.csv        those that you mean, where a folder holds more
+    rmam-jax init FOLDER                            # NAME_config.py, here; NAME is the folder's
+    rmam-jax init all.csv                           # one list, which becomes three: training, validation, test
+    rmam-jax init train.csv val.csv test.csv        # those that you mean, where a folder holds more
     rmam-jax init FOLDER --out=configs/mine.py
 
 Lists may lie in the folder or in the folders right below it; docs/data.md says what they may look like. Their names, or
@@ -28,7 +28,7 @@ _SHOWN = 5  # files that were passed over, and labels in the written file
 _TEMPLATE = '''\
 """{title}, as `rmam-jax init` found them: {found}.
 
-    rmam-jax validate --config={file}                        reads every line and every image
+    rmam-jax validate --config={file}                        # reads every line and every image
     rmam-jax train --config={file} --workdir=runs/{name}
     rmam-jax eval --workdir=runs/{name} --gallery={name}.html
     rmam-jax predict --workdir=runs/{name} photo.jpg more/

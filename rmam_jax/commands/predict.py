@@ -1,8 +1,8 @@
 """Says which labels images have, how sure it is and where it looked: a line of JSON for each image.
 
-    python predict.py photo.jpg                                      by the shipped recognizer of VOC's 20 classes
-    python predict.py --workdir=digits-easy docs/scene.png           by the shipped recognizer of digit scenes
-    python predict.py --workdir=runs/voc photo.jpg more/ 'a/*.png'   files, folders with all below them, patterns
+    python predict.py photo.jpg                                      # by the shipped recognizer of VOC's 20 classes
+    python predict.py --workdir=digits-easy docs/scene.png           # by the shipped recognizer of digit scenes
+    python predict.py --workdir=runs/voc photo.jpg more/ 'a/*.png'   # files, folders with all below them, patterns
     python predict.py --format=csv --out=found.csv --regions --pictures=drawn more/
 
 Boxes are (left, top, right, bottom) in pixels of the original image. If a file cannot be read, stderr names it, the
@@ -33,8 +33,8 @@ _TOP = flags.DEFINE_integer("top", None, "At most so many labels an image; 0 is 
 _THRESHOLD = flags.DEFINE_float(
   "threshold",
   None,
-  "Least probability of a label; by default the thresholds chosen in training, else 0.5, and for a softmax head none"
-  " but the configuration's evaluation.top_k labels.",
+  "Least probability of a label; by default the thresholds chosen in training. Where none were chosen: 0.5, or, for a"
+  " recognizer trained with the softmax loss, its evaluation.top_k likeliest labels.",
   lower_bound=0,
   upper_bound=1,
 )
@@ -45,7 +45,8 @@ _VIEWS = flags.DEFINE_enum(
   "views",
   "centre",
   ["centre", "two", "five", "ten"],
-  "What is seen of an image: its centre as in training; that and its mirror image; all of it by five windows; by ten.",
+  "What is seen of an image: its centre, as in training; that and its mirror image; all of it, in five windows; in ten,"
+  " those of the image and of its mirror image.",
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images in one pass through the network.", lower_bound=1)
 

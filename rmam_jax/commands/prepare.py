@@ -1,7 +1,7 @@
 """Prepares VOC 2007 or MS-COCO 2014 by their TFDS builders, in array_record format; needs the extra `prepare`.
 
-    rmam-jax prepare voc/2007 --archives=DIR     from the official archives in DIR, without network
-    rmam-jax prepare coco/2014                   downloads them first
+    rmam-jax prepare voc/2007 --archives=DIR     # from the official archives in DIR, without network
+    rmam-jax prepare coco/2014                   # downloads them first
 
 The same command again goes on where it was stopped: archives that were verified and unpacked are used again, a
 half-made data set is removed.

@@ -1,6 +1,6 @@
 """Publishes a trained recognizer on the Hugging Face hub, with a model card written from its results.
 
-    rmam-jax push --workdir=runs/mine --repo=OWNER/NAME --card_only       only prints the card
+    rmam-jax push --workdir=runs/mine --repo=OWNER/NAME --card_only       # only prints the card
     rmam-jax push --workdir=runs/mine --repo=OWNER/NAME --private
     rmam-jax push --workdir=exported --repo=OWNER/NAME --license=apache-2.0
 

@@ -1,8 +1,8 @@
 """The paper's tables by one command, ours beside theirs, with the controls that it lacks.
 
-    python reproduce.py                                             digit scenes, one seed: half an hour on two cores
+    python reproduce.py                                             # digit scenes, one seed: half an hour on two cores
     python reproduce.py --config=configs/digits.py:hard --seeds=3 --tables=4,6,controls
-    python reproduce.py --config=configs/voc.py --config.weights=FILE --dry-run
+    python reproduce.py --config=configs/voc.py --config.data.root=VOCdevkit --config.weights=FILE --dry-run
 
 Trains and evaluates what the tables need, each cell once, in OUT/cells/, and writes OUT/tables.md with its pictures.
 The same command again goes on where it stopped; with more seeds or tables it makes only the cells that are missing. Two

@@ -1,6 +1,6 @@
 """Opens a page on this machine: drop an image, see its labels and where they are; JSON by POST /predict.
 
-    rmam-jax serve                                     the shipped recognizer of photographs, at http://127.0.0.1:8000
+    rmam-jax serve                                     # the shipped recognizer of photographs, at http://127.0.0.1:8000
     rmam-jax serve --workdir=runs/mine --port=8080
     curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/predict
 

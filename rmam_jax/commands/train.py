@@ -1,9 +1,9 @@
 """Trains a recognizer on image-level labels, evaluates it and draws where it looked.
 
-    python train.py                                    digit scenes, made on the spot
-    python train.py --config=configs/voc.py --config.weights=FILE --workdir=runs/voc
+    python train.py                                    # digit scenes, made on the spot
+    python train.py --config=configs/voc.py --config.data.root=VOCdevkit --config.weights=FILE --workdir=runs/voc
     python train.py --config.model.num_regions=8 --workdir=runs/k8
-    python train.py --coordinator=host0:7654 --num_processes=2 --process_id=0      and 1 on the other machine
+    python train.py --coordinator=host0:7654 --num_processes=2 --process_id=0      # and 1 on the other machine
 
 The same command again goes on where it stopped. rmam_jax/config.py lists every field with its meaning.
 """

@@ -1,11 +1,11 @@
 """Finds and fetches published weights, looks into files of weights, converts them, and exports trained models.
 
-    rmam-jax weights list                          which published weights are on this machine, and where
-    rmam-jax weights fetch BACKBONE                finds those of a backbone, or fetches them; also hf:OWNER/REPO[/FILE]
-    rmam-jax weights FILE                          what the file is and every tensor in it
-    rmam-jax weights FILE --out=NEW.safetensors    converts it
-    rmam-jax weights export MODEL OUT [--half]     a trained model as a folder to publish
-    rmam-jax weights export MODEL OUT --format=stablehlo   as a program that runs by jax alone; or onnx (docs/export.md)
+    rmam-jax weights list                          # which published weights are on this machine, and where
+    rmam-jax weights fetch BACKBONE                # finds those of a backbone, or fetches them; also hf:OWNER/REPO[/FILE]
+    rmam-jax weights FILE                          # what the file is and every tensor in it
+    rmam-jax weights FILE --out=NEW.safetensors    # converts it
+    rmam-jax weights export MODEL OUT [--half]     # a trained model as a folder to publish
+    rmam-jax weights export MODEL OUT --format=stablehlo   # as a program that runs by jax alone; or onnx (docs/export.md)
 
 MODEL is what predict takes as --workdir: a workdir, an exported model, hf:OWNER/NAME, or the name of a shipped one.
 Nothing that a file contains is run.

@@ -68,7 +68,7 @@ _DEFAULTS = {
 def _check(config: Any, *, name: str, own: bool) -> None:
   source = config.rpn.data
   if config.data.name == "custom" and not source:
-    raise UserError("rpn.data must name a prepared data set with boxes, e.g. coco/2014, beside custom images")
+    raise UserError("rpn.data must name a data set with boxes, e.g. coco/2014, beside custom images")
   if own and source:
     raise UserError(
       f"the region proposal network of {name} learns from the run's own boxes: rpn.data must be empty, got {source!r}"
