@@ -102,7 +102,8 @@ def build(model: Any, num_classes: int, *, head: str, auxiliary: str = "", remat
     remat: whether the backward pass computes the backbone's blocks again, which saves memory.
 
   Raises:
-    UserError: a head that does not exist or lacks its guide, K < 1, or a field that the head refuses.
+    UserError: a head that does not exist or lacks its guide, an auxiliary that would need one, K < 1, or a field that
+      the head refuses.
   """
   main = heads.get(head, "head")
   beside = heads.get(auxiliary, "auxiliary") if auxiliary else None
@@ -110,6 +111,11 @@ def build(model: Any, num_classes: int, *, head: str, auxiliary: str = "", remat
     able = ", ".join(name for name, each in heads.SPECS.items() if each.gives_dense_scores)
     raise UserError(
       f"head {head!r} looks by the dense scores of an auxiliary {able!r} (stage_one.head), got {auxiliary!r}"
+    )
+  if beside and beside.guide:
+    raise UserError(
+      f"head {auxiliary!r} needs more than the map and cannot stand beside {head!r}: set stage_two.auxiliary_weight to 0,"
+      " or name another stage_one.head"
     )
   check_name("model.map_norm", model.map_norm, MAP_NORMS)
   if model.num_regions < 1:

@@ -1,5 +1,6 @@
 """Views against a plain loop, features that survive a stop and notice a change, a selection that never sees the test split."""
 
+import hashlib
 import json
 import shutil
 
@@ -468,6 +469,16 @@ def test_another_test_set_is_measured_with_what_was_chosen_before(workdir, data_
   assert table[str(workdir)]["paper"]["mAP"] == pytest.approx(other["svm_mAP"])
   with pytest.raises(UserError, match=r"data\.validation and data\.test are both 'validation'"):
     evaluate.evaluate(workdir, test="validation")
+
+
+def test_test_sets_of_one_name_have_places_of_their_own(tmp_path):
+  one, other = "/monday/new/test.csv", "/tuesday/new/test.csv"
+  place = evaluate.place_of(tmp_path, one)
+  assert place == evaluate.place_of(tmp_path, other) == tmp_path / "tests" / "new-test-csv"
+  place.mkdir(parents=True)
+  files.write_json(place / "results.json", {"config": {"data": {"test": one}}})
+  assert evaluate.place_of(tmp_path, one) == place
+  assert evaluate.place_of(tmp_path, other).name == "new-test-csv-" + hashlib.sha256(other.encode()).hexdigest()[:8]
 
 
 def test_data_that_have_moved_are_found_by_the_folder_that_is_named(workdir, data_root, tmp_path):

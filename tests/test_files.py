@@ -271,6 +271,19 @@ def test_changed_labels_sizes_and_boxes_change_a_manifest_s_digest(tmp_path):
   assert len({*found, digest()}) == 5
 
 
+@pytest.mark.parametrize("suffix", ["bmp", "TIFF"])
+def test_other_pixels_of_as_many_bytes_change_a_digest(tmp_path, suffix):
+  digests, path, data = [], tmp_path / f"a.{suffix}", custom.get_config().data
+  (tmp_path / "train.csv").write_text(f"image,labels\n{path.name},cat\n")
+  for shade in (10, 200, 10):
+    Image.new("RGB", (50, 40), (shade, 0, 0)).save(path)
+    data.train = str(tmp_path / "train.csv")
+    digests.append((path.stat().st_size, splits.open_split(data, data.train).digest()))
+  assert digests[0] == digests[2]
+  assert digests[0][0] == digests[1][0]
+  assert digests[0][1] != digests[1][1]
+
+
 def test_a_run_with_images_that_cannot_be_read_counts_and_names_them(tmp_path, capsys):
   paths = [write_csv(tmp_path, split) for split in SPLITS]
   config = thin_config(paths, head="saliency", corrupt="skip")

@@ -370,6 +370,18 @@ def assert_same(one, other):
   assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), one, other))
 
 
+@pytest.mark.slow
+def test_both_stages_take_the_same_rpn(data_root, tmp_path):
+  changes = {"rpn.epochs": 1, "stage_one.head": "rlsd", "stage_one.epochs": 1, "stage_two.epochs": 1}
+  config = small_config(data_root, **changes)
+  with pytest.raises(UserError, match=r"'rlsd' needs more than the map .*: set stage_two\.auxiliary_weight to 0"):
+    loop.train(config, tmp_path)
+  config.stage_two.auxiliary_weight = 0.0
+  loop.train(config, tmp_path)
+  params, rpn = best_of(config, tmp_path)
+  assert_same(params["rpn"], rpn)
+
+
 def test_a_run_trains_its_rpn_first_and_leaves_it_as_it_is(finished, data_root):
   config = small_config(data_root)
   assert [(line["stage"], line["epoch"]) for line in lines(finished)] == [

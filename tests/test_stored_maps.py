@@ -1,5 +1,6 @@
 """Heads on a backbone that is not trained: maps are computed once, and training reads them in place of images."""
 
+import multiprocessing
 import resource
 import shutil
 
@@ -205,6 +206,34 @@ def test_a_disk_without_room_is_refused_and_one_that_fills_up_loses_nothing(data
   assert files.read_json(whole.parent / "key.json")["done"] == 20
   np.testing.assert_array_equal(maps_of(config, model, params, split, mesh).maps, wanted)
   assert whole.read_bytes() == before
+
+
+def test_maps_that_were_deleted_alone_are_computed_anew(data_root, cache, monkeypatch):
+  config = tiny_config(data_root)
+  model, params, split, mesh = made(config)
+  monkeypatch.setattr(stored_maps, "CHUNK", 20)
+  wanted = maps_of(config, model, params, split, mesh).maps
+  (whole,) = cache.glob("*/maps.npy")
+  whole.unlink()
+
+  def stopping(*_, **__):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:  # before a chunk is done: what key.json said is no longer so
+    patch.setattr(batches, "evaluation_batches", stopping)
+    with pytest.raises(KeyboardInterrupt):
+      maps_of(config, model, params, split, mesh)
+  np.testing.assert_array_equal(maps_of(config, model, params, split, mesh).maps, wanted)
+
+
+def test_windows_of_maps_are_read_in_one_process(data_root, cache):
+  config = tiny_config(data_root)
+  model, params, split, mesh = made(config)
+  options = {"batch_size": 10, "image_size": 16, "crop_size": 16, "flip": True, "seed": 0}
+  stream = batches.train_batches(split, **options, maps=maps_of(config, model, params, split, mesh), workers=2)
+  next(stream)
+  assert not multiprocessing.active_children()  # each would get a copy of all maps
+  stream.close()
 
 
 def test_a_map_beyond_float16_is_refused(data_root, cache):

@@ -160,7 +160,8 @@ def train_batches(
     image_size, crop_size: N and the side of the crop, in pixels.
     flip: mirror half of the examples.
     threads: that read ahead; of each worker if there are any.
-    workers: processes that do the reading; 0 does it in this one. The batches are the same whatever their number.
+    workers: processes that do the reading; 0 does it in this one, as where there are `maps`. The batches are the same
+      whatever their number.
     corrupt: "error", or "skip": an image that cannot be read is named in its batch's `skipped` and replaced by another
       that depends on (seed, position) alone.
     maps: read in place of the images; their windows in place of crops.
@@ -212,7 +213,7 @@ def train_batches(
   examples = indices.map_with_index(lambda position, index: (position, int(index)))
   batches = examples.batch(batch_size, batch_fn=lambda batch: batch).map(collate)[start_step:]
   stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
-  if workers:
+  if workers and maps is None:  # of which each would get a copy
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
     stream = stream.mp_prefetch(options, worker_init_fn=_follow_the_trainer)
   try:

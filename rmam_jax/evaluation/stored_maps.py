@@ -79,12 +79,14 @@ def _compute(
 ) -> None:
   """Computes and writes what is not there yet, from images of so many `pixels` a side."""
   path, about, first = folder / "maps.npy", folder / "key.json", processes.is_first()
-  done = {"images": 0, "unreadable": {}}
-  if path.exists() and about.exists():
-    stored = files.read_json(about)
-    done = {"images": stored["done"], "unreadable": stored["unreadable"]}
-  processes.wait_for_all(f"stored maps {folder}")
-  if done["images"] == len(split):
+  if first and not (path.exists() and about.exists()):
+    files.write_json(about, {"done": 0, "unreadable": {}, "made by": key})
+  processes.wait_for_all(f"stored maps {folder}")  # only the first one waits for other runs
+  if not about.exists():
+    raise UserError(f"{folder} is not seen by all processes: XDG_CACHE_HOME must name a folder that they share")
+  known = files.read_json(about)
+  done, unreadable = known["done"], known["unreadable"]
+  if done == len(split):
     return
 
   def both(params, images):
@@ -97,7 +99,7 @@ def _compute(
   batch_size = config.evaluation.batch_size
   shape = jax.eval_shape(both, params, jax.ShapeDtypeStruct((1, pixels, pixels, 3), jnp.uint8)).shape
   each = 2 * math.prod(shape)  # bytes
-  needed = each * (len(split) - done["images"])
+  needed = each * (len(split) - done)
   if (free := shutil.disk_usage(folder).free) < needed:
     raise UserError(
       f"{folder} has {free / 1e9:,.1f} GB free and the feature maps of {split.name} need {needed / 1e9:,.1f} GB: free"
@@ -110,21 +112,21 @@ def _compute(
   shown = {"unit": " images", "leave": False, "disable": not first}
   # Written, not mapped into memory: on a disk that is full, a write can say so.
   with (
-    progress.bar(None, "feature maps", len(split), initial=done["images"], **shown) as bar,
-    path.open("r+b" if done["images"] else "wb") if first else contextlib.nullcontext() as file,
+    progress.bar(None, "feature maps", len(split), initial=done, **shown) as bar,
+    path.open("r+b" if done else "wb") if first else contextlib.nullcontext() as file,
   ):
     if first:
       header = {"descr": np.dtype(np.float16).str, "fortran_order": False, "shape": (len(split), *shape[1:])}
       np.lib.format.write_array_header_1_0(file, header)
-      file.seek(each * done["images"], os.SEEK_CUR)
-    for start in range(done["images"], len(split), chunk):
+      file.seek(each * done, os.SEEK_CUR)
+    for start in range(done, len(split), chunk):
       positions, written = range(start, min(start + chunk, len(split))), start
       for found, reasons in outputs_lib.ahead(_batches(program, params, split, positions, config, by_example, pixels)):
         found = np.asarray(found)[: len(reasons)]
         if (wrong := ~np.isfinite(found).all(axis=(1, 2, 3, 4))).any():
           record = split[written + int(wrong.argmax())]
           raise UserError(f"{split.name}, {record.id}: its feature map is not finite as float16")
-        done["unreadable"] |= {str(written + place): reason for place, reason in enumerate(reasons) if reason}
+        unreadable |= {str(written + place): reason for place, reason in enumerate(reasons) if reason}
         if first:
           file.write(found.tobytes())
         written += len(found)
@@ -132,7 +134,7 @@ def _compute(
       if first:
         file.flush()
         os.fsync(file.fileno())
-        files.write_json(about, {"done": written, "unreadable": done["unreadable"], "made by": key})
+        files.write_json(about, {"done": written, "unreadable": unreadable, "made by": key})
   processes.wait_for_all(f"stored maps are whole {folder}")
 
 

@@ -1,6 +1,7 @@
 """The evaluation that ends a run, and what `eval.py` calls."""
 
 import functools
+import hashlib
 import json
 import pathlib
 import re
@@ -149,9 +150,18 @@ def evaluate(
 
 
 def place_of(folder: pathlib.Path, test: str = "") -> pathlib.Path:
-  """Where in a workdir the results on a test set go: on its own into the workdir, on another one into `tests/NAME`."""
-  name = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(pathlib.PurePath(test).parts[-2:])).strip("-")
-  return folder / "tests" / (name or "other") if test else folder
+  """Where in a workdir the results on a test set go: on its own into the workdir, on another one into `tests/NAME`.
+
+  NAME is made of the last two parts of the test set's path, and of a digest of all of it where another one has that name.
+  """
+  if not test:
+    return folder
+  name = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(pathlib.PurePath(test).parts[-2:])).strip("-") or "other"
+  place = folder / "tests" / name
+  taken = place / "results.json"
+  if taken.exists() and files.read_json(taken)["config"]["data"]["test"] != test:
+    return place.with_name(f"{name}-{hashlib.sha256(test.encode()).hexdigest()[:8]}")
+  return place
 
 
 def _fitted_before(folder: pathlib.Path) -> tuple[svm.Machines | None, int]:

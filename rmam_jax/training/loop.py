@@ -164,7 +164,7 @@ class _Trainer:
         if previous is not None:
           params = stages.take_over(params, previous, kept)
         if rpn is not None:
-          params = {**params, stages.RPN: rpn}
+          params = {**params, stages.RPN: jax.tree.map(jnp.copy, rpn)}  # which another stage takes, too
         params = jax.device_put(params, replicated)
         average = jax.tree.map(jnp.copy, params) if stage.ema else None  # a copy: the step takes both, and frees them
         state = state._replace(params=params, average=average)

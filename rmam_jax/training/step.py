@@ -93,7 +93,11 @@ def moving_average(average: Params, params: Params, step: jax.Array, decay: floa
   is, bit for bit.
   """
   moved = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
-  return jax.tree.map(lambda mean, leaf: mean + (moved * (leaf - mean)).astype(mean.dtype), average, params)
+
+  def move(mean: jax.Array, leaf: jax.Array) -> jax.Array:  # the sum alone would make 0 of -0 and of denormal numbers
+    return jnp.where(leaf == mean, mean, mean + (moved * (leaf - mean)).astype(mean.dtype))
+
+  return jax.tree.map(move, average, params)
 
 
 def mix(batch: Mapping[str, jax.Array], key: jax.Array, alpha: float) -> dict[str, jax.Array]:
