@@ -1,6 +1,7 @@
 """Heads on a backbone that is not trained: maps are computed once, and training reads them in place of images."""
 
 import multiprocessing
+import pathlib
 import resource
 import shutil
 
@@ -18,6 +19,7 @@ from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import evaluate, loop, pipeline, stages
 from rmam_jax.training import step as step_lib
+from tests.test_files import thin_config, write_csv
 from tests.test_training import assert_trees_close, tiny_config
 
 FROZEN = {"stage_one.backbone_rate": 0.0, "stage_two.backbone_rate": 0.0, "evaluation.views": "two"}
@@ -97,11 +99,10 @@ def test_a_computation_that_was_stopped_goes_on_and_other_weights_have_maps_of_t
   assert asked == [20, 40, 0, 20, 40]
   assert len(list(cache.iterdir())) == 2
   assert (np.abs(others.maps.astype("f") - stored.maps).reshape(50, -1).max(axis=1) > 0.1).all()
-  for field in ("model.pixel_mean", "data.corrupt"):
-    changed = config.copy_and_resolve_references()
-    changed.update_from_flattened_dict({field: (1.0, 2.0, 3.0) if field == "model.pixel_mean" else "skip"})
-    keys = [stored_maps.make_key(each, split, params["backbone"], views.CENTRE) for each in (changed, config)]
-    assert keys[0] != keys[1]
+  changed = config.copy_and_resolve_references()
+  changed.model.pixel_mean = (1.0, 2.0, 3.0)
+  keys = [stored_maps.make_key(each, split, params["backbone"], views.CENTRE) for each in (changed, config)]
+  assert keys[0] != keys[1]
 
 
 def test_where_windows_fit_the_cells_training_sees_them_at_random_and_ten_views_need_no_second_pass(data_root, cache):
@@ -224,6 +225,33 @@ def test_maps_that_were_deleted_alone_are_computed_anew(data_root, cache, monkey
     with pytest.raises(KeyboardInterrupt):
       maps_of(config, model, params, split, mesh)
   np.testing.assert_array_equal(maps_of(config, model, params, split, mesh).maps, wanted)
+
+
+def test_an_image_that_cannot_be_read_stops_or_is_noted_and_what_was_computed_stays(tmp_path, cache, monkeypatch):
+  manifest = write_csv(tmp_path, "train")
+  config = thin_config([manifest] * 3)
+  config.evaluation.batch_size = 2
+  split, mesh = open_split(config.data, manifest), mesh_lib.make_mesh()
+  pathlib.Path(split[4].path).write_bytes(b"no image")
+  model = recognizer.build(config.model, len(split.class_names), head="mean_pool")
+  params = step_lib.init_params(model, jax.random.key(0), config.data.crop_size)
+  monkeypatch.setattr(stored_maps, "CHUNK", 2)
+  real, asked = batches.evaluation_batches, []
+
+  def counting(split, positions, **options):
+    asked.append(positions.start)
+    return real(split, positions, **options)
+
+  monkeypatch.setattr(batches, "evaluation_batches", counting)
+  with pytest.raises(UserError, match="not a readable image"):
+    maps_of(config, model, params, split, mesh)
+  assert asked == [0, 2, 4]
+  config.data.corrupt = "skip"
+  assert list(maps_of(config, model, params, split, mesh).unreadable) == [4]
+  assert asked[3:] == list(range(4, len(split), 2))  # the first four were there
+  config.data.corrupt = "error"
+  with pytest.raises(UserError, match="not a readable image"):
+    maps_of(config, model, params, split, mesh)
 
 
 def test_windows_of_maps_are_read_in_one_process(data_root, cache):

@@ -48,7 +48,6 @@ def make_key(config: Any, split: Split, backbone: Any, views: Views) -> dict[str
     "sizes": [config.data.image_size, views.pixels(config.data)],
     "images": len(split),
     "records": split.digest(),
-    "corrupt": config.data.corrupt,
   }
 
 
@@ -86,6 +85,8 @@ def _compute(
     raise UserError(f"{folder} is not seen by all processes: XDG_CACHE_HOME must name a folder that they share")
   known = files.read_json(about)
   done, unreadable = known["done"], known["unreadable"]
+  if unreadable and config.data.corrupt == "error":
+    raise UserError(next(iter(unreadable.values())))
   if done == len(split):
     return
 
