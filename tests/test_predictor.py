@@ -17,6 +17,7 @@ from PIL import ExifTags, Image
 
 import rmam_jax
 from configs import digits
+from examples import compare_looks
 from rmam_jax.data import splits
 from rmam_jax.evaluation import calibration, metrics
 from rmam_jax.evaluation import outputs as outputs_lib
@@ -454,3 +455,20 @@ def test_a_folder_of_a_shipped_recognizer_s_name_comes_first(tmp_path, monkeypat
   (tmp_path / "digits-easy").mkdir()
   with pytest.raises(UserError, match=r"digits-easy holds neither a model\.json"):
     rmam_jax.load("digits-easy")
+
+
+def test_recognizers_are_compared_on_the_same_images(tmp_path, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(compare_looks.pictures, "draw", lambda path, panels, *, columns: drawn.append((panels, columns)))
+  compare_looks.compare(tmp_path / "looks.png", ["digits-easy", "photographs"], ["docs/scene.png", "docs/cat.jpg"])
+  ((panels, columns),) = drawn
+  assert columns == 2
+  assert [panel.title for panel in panels] == [
+    f"{name}: {image}" for name in ("digits-easy", "photographs") for image in ("scene", "cat")
+  ]
+  (verdict,) = panels[3].verdicts
+  assert (verdict.label, verdict.step) == ("cat", 0)
+  assert verdict.probability > 0.9
+  top, left, bottom, right = panels[3].boxes[0]
+  assert 0 <= top < bottom <= 1
+  assert 0 <= left < right <= 1

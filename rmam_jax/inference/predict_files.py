@@ -154,15 +154,18 @@ def predict_files(
   return failed
 
 
-def _draw(target: pathlib.Path, path: pathlib.Path, found: predictor.Prediction) -> None:
-  """Draws an image with its regions and labels."""
+def panel_of(path: pathlib.Path, found: predictor.Prediction) -> pictures.Panel:
+  """An image with its regions and labels, to draw."""
   boxes = np.array([each.box for each in found.regions]).reshape(-1, 4)[:, [1, 0, 3, 2]]
   verdicts = [
     pictures.Verdict(label.name, label.probability, True, None, None if label.step is None else label.step - 1)
     for label in found.labels
   ]
   shares = boxes / (found.height, found.width, found.height, found.width)
-  panel = pictures.Panel(path.name, predictor.read_image(path, str(path)).pixels, shares, verdicts)
+  return pictures.Panel(path.name, predictor.read_image(path, str(path)).pixels, shares, verdicts)
+
+
+def _draw(target: pathlib.Path, path: pathlib.Path, found: predictor.Prediction) -> None:
   with os_errors(f"cannot write {target}"):
     target.parent.mkdir(parents=True, exist_ok=True)
-    pictures.draw(target, [panel])
+    pictures.draw(target, [panel_of(path, found)])
