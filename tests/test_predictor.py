@@ -460,7 +460,8 @@ def test_a_folder_of_a_shipped_recognizer_s_name_comes_first(tmp_path, monkeypat
 def test_recognizers_are_compared_on_the_same_images(tmp_path, monkeypatch):
   drawn = []
   monkeypatch.setattr(compare_looks.pictures, "draw", lambda path, panels, *, columns: drawn.append((panels, columns)))
-  compare_looks.compare(tmp_path / "looks.png", ["digits-easy", "photographs"], ["docs/scene.png", "docs/cat.jpg"])
+  images = [str(pathlib.Path(__file__).parent.parent / "docs" / name) for name in ("scene.png", "cat.jpg")]
+  compare_looks.compare(tmp_path / "looks.png", ["digits-easy", "photographs"], images)
   ((panels, columns),) = drawn
   assert columns == 2
   assert [panel.title for panel in panels] == [
