@@ -331,6 +331,20 @@ def test_avif_is_read():
   np.testing.assert_allclose(found[15, 20], (200, 30, 90), atol=3)
 
 
+def test_a_damaged_avif_is_refused():
+  encoded = bytearray(encode(Image.effect_noise((300, 200), 80).convert("RGB"), "AVIF"))
+  reasons = []
+  for place in range(0, len(encoded), 64):
+    damaged = encoded.copy()
+    damaged[place : place + 64] = bytes(len(damaged[place : place + 64]))
+    try:
+      decode_image(bytes(damaged), "a.avif")
+    except UserError as error:
+      reasons.append(str(error))
+  assert len(reasons) > 5
+  assert all(reason.startswith("a.avif: not a readable image") for reason in reasons)
+
+
 def test_heic_is_read_upright():
   """A phone's photograph that lies on its side: what is 60 wide is 40 wide upright, its left end above."""
   image = Image.new("RGB", (60, 40), (0, 0, 255))

@@ -111,6 +111,9 @@ def test_a_mixture_s_target_is_its_shares_of_their_sum():
   # Softmax (1/4, 3/4); labels (1/2, 1) share out as (1/3, 2/3).
   found = rmam.classification_loss(jnp.array([[LOG(1), LOG(3)]]), jnp.array([[0.5, 1.0]]))
   np.testing.assert_allclose(found, 2 * (1 / 12) ** 2, rtol=1e-5)
+  # Mixed with an image without labels: (0.6, 0) has the target (1, 0).
+  found = rmam.classification_loss(jnp.array([[LOG(1), LOG(3)]]), jnp.array([[0.6, 0.0]]))
+  np.testing.assert_allclose(found, 2 * (3 / 4) ** 2, rtol=1e-5)
 
 
 @pytest.mark.oracle

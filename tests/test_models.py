@@ -130,6 +130,25 @@ def test_a_wrong_model_is_refused():
     recognizer.build(small_model(), 4, head="saliency", auxiliary="mean_pool")
 
 
+@pytest.mark.parametrize(
+  ("head", "field", "value"),
+  [
+    ("mean_pool", "dtype", "float99"),
+    ("score_map", "score_map.places", 0),
+    ("saliency", "saliency.peak_width", 0.0),
+    ("recurrent", "recurrent.bias", (1.0, 1.0, 0.0)),
+    ("recurrent", "recurrent.weight_scale", -1.0),
+    ("fixed_grid", "region_pool", 0),
+    ("fixed_grid", "x_width", 0),
+  ],
+)
+def test_a_field_out_of_its_range_is_named(head, field, value):
+  model = small_model()
+  model.update_from_flattened_dict({field: value})
+  with pytest.raises(UserError, match=rf"model\.{field} must"):
+    recognizer.build(model, 4, head=head, auxiliary="score_map")
+
+
 def test_saliency_is_guided_by_the_auxiliary_scores():
   """Turning the auxiliary head's kernel round turns the first look to another place."""
   model = recognizer.build(small_model(), 4, head="saliency", auxiliary="score_map")

@@ -68,6 +68,7 @@ def test_the_answer_is_what_prediction_says(client, recognizer):
     ({"data": png(201, 100)}, 413, "the image has 201 x 100 pixels, and 20,000 are allowed: make it smaller"),
     ({"data": b"GIF89a, as it were"}, 422, "not a readable image"),
     ({"data": png(40, 40)[:60]}, 422, "not a readable image"),
+    ({"data": b"\xff\xd8" + 101 * b"\xff\xda\x00\x08"}, 422, "the image has more than 100 scans"),
     ({"data": b""}, 422, "the request is empty"),
     (
       {"data": png(40, 40), "content_type": "text/plain"},

@@ -199,3 +199,11 @@ def test_a_function_s_defaults_are_those_of_its_fields(function, section):
   }
   assert defaults
   assert defaults == {name: fields[name] for name in defaults}
+
+
+def test_one_class_needs_a_loss_that_can_learn_it():
+  config = voc.get_config()
+  with pytest.raises(UserError, match=r"stage_two has one class and the loss 'euclidean'"):
+    stages.build(config, "stage_two", num_classes=1, num_records=50)
+  config.loss.classification = "sigmoid"
+  stages.build(config, "stage_two", num_classes=1, num_records=50)

@@ -28,7 +28,8 @@ def get(name: str) -> BackboneSpec:
 
 
 def build(model: Any, *, remat: bool = False) -> nn.Module:
-  """The backbone of a configuration's `model` section."""
+  """The backbone of a configuration's `model` section; raises UserError for an unknown name or type of numbers."""
+  check_name("model.dtype", model.dtype, ("float32", "bfloat16", "float16"))
   return get(model.backbone).build(model, remat=remat)
 
 

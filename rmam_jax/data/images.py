@@ -20,6 +20,7 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _HEIF = re.compile(rb"....ftyp(?!.{0,50}avif)(hei[a-z]|hev[a-z]|mif1|msf1)", re.DOTALL)  # how HEIC files begin
 MOST_PIXELS = 89_478_485  # 256 MB as red, green and blue; Pillow warns from here on
+MOST_SCANS = 100  # of a JPEG that a server decodes; progressive ones have about ten
 _WHITES = (255, 4_095, 65_535)  # what white is in 8, 12 and 16 bits
 _NOT_NATIVE = "16B" if sys.byteorder == "little" else "16L"
 # From Pillow's name of how 16-bit colours lie in a file, of which it keeps the upper bytes, to the name by which it keeps
@@ -110,6 +111,15 @@ def _open(encoded: bytes) -> Image.Image:
   return Image.open(io.BytesIO(encoded), formats=("HEIF",))
 
 
+# What Pillow raises for damaged files. It warns of a bomb, as an exception only where warnings are errors.
+_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, RuntimeError, EOFError, Image.DecompressionBombError, Warning)
+
+
+def has_too_many_scans(encoded: bytes) -> bool:
+  """Whether bytes are a JPEG of more than `MOST_SCANS` scans: each costs as much time as the image is large."""
+  return encoded.startswith(b"\xff\xd8") and encoded.count(b"\xff\xda") > MOST_SCANS
+
+
 @contextlib.contextmanager
 def _readable(name: str) -> Iterator[None]:
   """Raises a UserError for what a damaged image, called `name`, leads to."""
@@ -117,8 +127,7 @@ def _readable(name: str) -> Iterator[None]:
     yield
   except UnidentifiedImageError as error:  # its own words hold an address in memory
     raise UserError(f"{name}: not a readable image (none of {', '.join(FORMATS)})") from error
-  # Pillow warns of a bomb, as an exception only where warnings are errors.
-  except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Warning) as error:
+  except _DAMAGE as error:
     raise UserError(f"{name}: not a readable image ({error})") from error
 
 
@@ -242,5 +251,5 @@ def header(encoded: bytes) -> tuple[tuple[int, int], int]:
   try:
     with _open(encoded) as image:
       return image.size, _orientation(image)
-  except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Warning):
+  except _DAMAGE:
     return (0, 0), 1

@@ -37,16 +37,21 @@ def check_prior(model: Any) -> None:
 
 
 def init_options(model: Any, num_classes: int) -> dict[str, Any]:
-  """What the `model` section of a configuration says of `attention.init_attention`; UserError for an unknown fan."""
+  """What the `model` section of a configuration says of `attention.init_attention`; UserError for what cannot be."""
   names = ("x_width", "lstm_width", "z_width", "forget_bias", "prior")
   fields = {name: model[name] for name in names}
   check_name("model.xavier", model.xavier, ("fan_avg", "fan_in"))
   check_prior(model)
+  for name in ("x_width", "lstm_width", "z_width"):
+    if fields[name] < 1:
+      raise UserError(f"model.{name} must be at least 1, got {fields[name]}")
   return {"num_classes": num_classes, "region_size": tuple(model.region_size), "fan": model.xavier, **fields}
 
 
 def sampling(model: Any) -> dict[str, Any]:
-  """What the `model` section of a configuration says of `attention.region_features`."""
+  """What the `model` section of a configuration says of `attention.region_features`; UserError for a pool below 1."""
+  if model.region_pool < 1:
+    raise UserError(f"model.region_pool must be at least 1, got {model.region_pool}")
   return {"region_size": tuple(model.region_size), "pool": model.region_pool, "align_corners": model.align_corners}
 
 

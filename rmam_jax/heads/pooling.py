@@ -82,6 +82,8 @@ def _build_pooled(reduce: Callable[..., jax.Array], model: Any, num_classes: int
 
 def _build_score_map(model: Any, num_classes: int) -> ScoreMap:
   check_prior(model)
+  if model.score_map.places < 1:
+    raise UserError(f"model.score_map.places must be at least 1, got {model.score_map.places}")
   return ScoreMap(num_classes, places=model.score_map.places, prior=model.prior)
 
 

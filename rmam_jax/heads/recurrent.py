@@ -5,6 +5,7 @@ from typing import Any
 
 from rmam_jax.heads.attending import attending_spec
 from rmam_jax.ops import next_region
+from rmam_jax.runtime.errors import UserError
 
 
 def _rule(model: Any) -> Any:
@@ -14,6 +15,10 @@ def _rule(model: Any) -> Any:
 
 def _init(model: Any) -> Any:
   section = model.recurrent
+  if len(section.bias) != 4:
+    raise UserError(f"model.recurrent.bias must hold 4 numbers, the first M, got {tuple(section.bias)}")
+  if section.weight_scale < 0:
+    raise UserError(f"model.recurrent.weight_scale must be 0 or more, got {section.weight_scale}")
   options = {"bias": tuple(section.bias), "weight_scale": section.weight_scale, "fan": model.xavier}
   return functools.partial(next_region.init_recurrent, **options)
 

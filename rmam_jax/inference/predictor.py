@@ -68,7 +68,7 @@ def read_image(source: Source, name: str, needed: tuple[float, float] = (math.in
   `images.decode` takes for a resizing to `needed`, (height, width) in pixels. Raises a UserError that calls what is no
   image `name`.
   """
-  if isinstance(source, Image.Image):
+  if isinstance(source, Image.Image) and 0 not in source.size:
     return _whole(pixels_of(source, name))
   if isinstance(source, str | os.PathLike):
     with os_errors(name):
@@ -80,7 +80,10 @@ def read_image(source: Source, name: str, needed: tuple[float, float] = (math.in
       raise UserError(f"{name}: a file must be opened to be read as bytes: open(..., 'rb')")
   if isinstance(source, bytes | bytearray | memoryview):
     return decode(bytes(source), name, needed)
-  pixels = np.asarray(source)
+  try:
+    pixels = np.asarray(source)
+  except ValueError as error:  # lists of lists that are no array
+    raise UserError(f"{name}: no array of pixels ({error})") from error
   grey = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
   colours = grey.ndim == 3 and grey.shape[-1] in (3, 4) and grey.dtype == np.uint8
   if 0 in pixels.shape or not (colours or (grey.ndim == 2 and grey.dtype in (np.uint8, np.uint16))):

@@ -89,6 +89,8 @@ def make_app(
     content = flask.request.get_data(cache=False)
     if not content:
       return refused(422, "the request is empty: send an image's bytes")
+    if images.has_too_many_scans(content):
+      return refused(422, f"the image has more than {images.MOST_SCANS} scans: save it anew")
     (width, height), _ = images.header(content)
     if width * height > max_pixels:
       return refused(413, f"the image has {width} x {height} pixels, and {max_pixels:,} are allowed: make it smaller")

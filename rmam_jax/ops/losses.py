@@ -66,7 +66,8 @@ def classification_loss(
   labels = jnp.asarray(labels, scores.dtype)
   kept = None if ignore is None else ~jnp.asarray(ignore, bool)
   labels = labels if kept is None else labels * kept
-  target = labels / jnp.maximum(labels.sum(axis=-1, keepdims=True), 1)
+  total = labels.sum(axis=-1, keepdims=True)
+  target = labels / jnp.where(total > 0, total, 1)
   probability = jax.nn.softmax(scores, axis=-1, where=kept)
   has_target = labels.any(axis=-1)
   squares = _weighted((probability - target) ** 2, class_weights)

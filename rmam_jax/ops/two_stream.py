@@ -98,7 +98,11 @@ def surroundings(regions: np.ndarray, height: int, width: int, surround: float) 
 
 
 def init(key: jax.Array, *, channels: int, num_classes: int, prior: float = 0.0) -> Params:
-  """Parameters: Xavier uniform weights, zero biases; or as `attention.init_scores` has them, where there is a prior."""
+  """Parameters: Xavier uniform weights, zero biases; or as `attention.init_scores` has them, where there is a prior.
+
+  Then the dense score says the prior of each class, and the regions', whose softmax shares 1 among all classes and
+  nothing, less.
+  """
   if prior:
     zeros = jnp.zeros((channels, num_classes))
     bias = attention.init_scores(channels, num_classes, prior)["bias"]

@@ -257,6 +257,11 @@ def build(
   loss, kind, spec = config.loss, classification_of(config, name), head_of(config, name)
   timetable = _timetable(config, name, num_records)
   check_name(f"{name}.classification", kind, losses.CLASSIFICATION_LOSSES)
+  if num_classes == 1 and kind == "euclidean":
+    raise UserError(
+      f"{name} has one class and the loss 'euclidean', whose softmax over classes is then always 1: set"
+      " loss.classification to 'sigmoid'"
+    )
   spec.check(config)
   _check_augmentation(config)
   _check_shares(config, name, kind, spec)
@@ -293,7 +298,8 @@ def _validate(
   found = outputs_lib.compute_outputs(forward, params, split, **options)
   read = found.readable
   if not len(read):
-    raise UserError(f"{split.name}: none of its images can be read, first {found.skipped[0]}")
+    reason = f"can be read, first {found.skipped[0]}" if found.skipped else "has a label that is not ignored"
+    raise UserError(f"{split.name}: none of its images {reason}")
   scores, labels, ignore = found.scores[read], found.labels[read], found.ignore[read]
   loss = float(objective.classification_loss(scores, labels, ignore=ignore))
   if objective.localization_weight:
