@@ -802,6 +802,36 @@ def test_label_studio_s_export(tmp_path):
   assert read(path)[0] == {"0.png": {"cat", "dog"}, "2.png": {"cat", "dog"}}
 
 
+def test_label_studio_s_short_form_with_fields_of_the_user_s_own_naming(tmp_path):
+  """Its exporter writes one choice as a text, as it writes a remark, and choices by region as a list of texts."""
+  write_images(tmp_path, ["0.png", "1.png", "2.png", "my photo.png"])
+  own = {"annotator": "ann@example.org", "annotation_id": 5, "created_at": "2026-01-02T03:04:05Z", "lead_time": 3.5}
+  rows = [
+    {"image": "/data/upload/1/abc-0.png", "id": 1, "animal": "cat"},
+    {"image": "/data/upload/1/abc-1.png", "id": 2, "animal": {"choices": ["cat", "dog"]}},
+    {"image": "/data/local-files/?d=my%20photo.png", "id": 3, "animal": ["dog", "bird"], "comment": "blurred"},
+    {"image": "/data/upload/1/abc-2.png", "id": 4},
+  ]
+  path = tmp_path / "short.json"
+  path.write_text(json.dumps([row | own for row in rows]))
+  refused(path, r"short\.json\[0\]: whether 'animal' is a label or a remark cannot be told: .*columns=image,animal")
+  found, notes = read(path, columns="image,animal")
+  assert found == {"0.png": {"cat"}, "1.png": {"cat", "dog"}, "my photo.png": {"dog", "bird"}, "2.png": set()}
+  assert "fields that are not read: 'comment'" in notes
+  path.write_text(json.dumps([{"choice" if name == "animal" else name: each for name, each in row.items()} for row in rows]))
+  assert read(path) == (found, notes)
+
+
+def test_an_object_with_an_id_and_a_whole_path_is_no_task_of_label_studio_s(tmp_path):
+  write_images(tmp_path / "images", ["0.png"])
+  path = tmp_path / "l.json"
+  path.write_text('[{"id": 1, "image": "/data/images/0.png", "labels": "cat|dog", "split": "train", "ignore": ["bird"]}]')
+  data = section(f"{path}:train")
+  split = splits.open_split(data, data.train)
+  assert split.listed() == [("images/0.png", ["cat", "dog"])]
+  np.testing.assert_array_equal(split[0].ignore, [True, False, False])
+
+
 def test_cvat_s_export(tmp_path):
   write_images(tmp_path / "images", ["0.png", "1.png"])
   path = tmp_path / "annotations.xml"

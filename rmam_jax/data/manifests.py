@@ -43,7 +43,6 @@ SHOWN = 5  # problems in an error
 KNOWN_FILES = ("_classes.csv", "_annotations.coco.json", "metadata.csv", "metadata.jsonl")
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".xml")
 _TRIED = 50  # images by which the folder of images is found
-UPLOADED = "/data/upload/"  # Label Studio's folder, which its exports do not hold
 
 
 class Missing(str):
@@ -313,7 +312,7 @@ def _image_folder(path: pathlib.Path, images: str, names: Sequence[str]) -> tupl
     shared = "".join(
       one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
     )
-    if "://" not in shared and not shared.startswith(UPLOADED):
+    if "://" not in shared and not shared.startswith(tables.UPLOADED):
       for slash in re.finditer("/", shared):
         former = shared[: slash.end()]
         if count(other := max(there, key=lambda folders, former=former: count(folders, former)), former):
@@ -368,7 +367,7 @@ def _candidates(entry: Entry, name: str, base: str) -> Iterator[str]:
     yield stem
     if not beside.startswith(os.pardir):
       yield from (f"{beside}/{name}", f"{beside}/{stem}")
-  if name.startswith(UPLOADED):
+  if name.startswith(tables.UPLOADED):
     uploaded = name.rsplit("/", 1)[-1]
     yield from (uploaded, uploaded.partition("-")[2])
 
@@ -383,7 +382,7 @@ def _locate(
     if "://" in name:
       problems.append(f"{entry.place}: {name} is an address: download the images first, and name their files")
       continue
-    own = name.removeprefix("/") if name.startswith(UPLOADED) else name
+    own = name.removeprefix("/") if name.startswith(tables.UPLOADED) else name
     relative = folders.inside(own)
     if relative is None:
       remedy = "name that folder with --config.data.images=DIR"

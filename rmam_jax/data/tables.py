@@ -10,6 +10,7 @@ import functools
 import json
 import pathlib
 import re
+import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
@@ -24,6 +25,8 @@ IMAGE += ("image index", "img", "name")
 LABELS = ("labels", "label", "tags", "tag", "classes", "class", "categories", "category", "finding labels", "choices")
 LABELS += ("choice", "objects")
 IGNORE, SPLIT = "ignore", "split"
+UPLOADED, LOCAL = "/data/upload/", "/data/local-files/?d="  # how Label Studio names images, which its exports do not hold
+_OF_TASKS = ("annotator", "created at", "updated at")  # texts in the fields of Label Studio's JSON-MIN that it writes itself
 _CHUNK = 1 << 20  # characters that are read at a time
 _NOTHING = ("", "nan", "none", "null")  # whole fields that say that there is no label
 _ONE_HOT = {"": 0, "0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1, "-1": -1, "-1.0": -1}
@@ -296,7 +299,7 @@ def read_rows(path: pathlib.Path, rows: Iterable[tuple[str, Any]], options: Opti
       yield f'{place}: must be an object with "image" and "labels", got {_short(row)}'
     elif _is_task(row):
       try:
-        yield from list(_read_task(place, row))
+        yield from list(_read_task(place, row, options, unused))
       except (AttributeError, KeyError, TypeError) as error:
         yield f"{place}: not as Label Studio exports a task ({error!r})"
     else:
@@ -333,10 +336,10 @@ def _is_task(row: Mapping[str, Any]) -> bool:
   if isinstance(row.get("data"), Mapping) and "annotations" in row:
     return True
   image = row.get("image")
-  return isinstance(image, str) and image.startswith("/data/") and "id" in row
+  return isinstance(image, str) and image.startswith((UPLOADED, LOCAL)) and "id" in row
 
 
-def _read_task(place: str, task: Mapping[str, Any]) -> Found:
+def _read_task(place: str, task: Mapping[str, Any], options: Options, unused: dict[str, None]) -> Found:
   data = task["data"] if "annotations" in task else task
   image = next((value for value in data.values() if isinstance(value, str) and _SUFFIX.search(value.strip())), "")
   if not image:
@@ -350,15 +353,25 @@ def _read_task(place: str, task: Mapping[str, Any]) -> Found:
     if len(done) > 1:
       yield Note(f"{place}: {image} has {len(done)} annotations: the first is taken")
     values = [each.get("value") or {} for each in done[0].get("result") or []]
-  else:  # fields of the user's own naming: lists of regions, an object with choices, or one choice as it is
-    values = []
+  else:  # fields of the user's own naming: regions, an object with choices, or a text, which is one choice or a remark
+    named = options.columns[1:2]
+    known = tuple(map(_plain, named)) or LABELS
+    values, texts = [], {}
     for name, value in task.items():
-      if isinstance(value, list):
-        values += [each for each in value if isinstance(each, Mapping)]
-      elif isinstance(value, Mapping):
-        values.append(value)
-      elif isinstance(value, str) and _plain(name) in LABELS:
-        values.append({"choices": [value]})
+      for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, Mapping) and (not named or _plain(name) in known):
+          values.append(each)
+        elif isinstance(each, str) and _plain(name) in known:
+          values.append({"choices": [each]})
+        elif isinstance(each, str) and each.strip() and not _SUFFIX.search(each) and _plain(name) not in _OF_TASKS:
+          texts[name] = None
+    if texts and not named and not any(_plain(name) in known for name in task):
+      yield (
+        f"{place}: whether {_listed(texts)} is a label or a remark cannot be told: name the field of the labels,"
+        f" --config.data.columns=image,{next(iter(texts))}, or export as JSON, which says so"
+      )
+      return
+    unused |= texts
   objects = [
     Object(clean_name(name), _percent(value))
     for value in values
@@ -367,7 +380,8 @@ def _read_task(place: str, task: Mapping[str, Any]) -> Found:
     for name in names
     if clean_name(name)
   ]
-  image = re.sub(r"^/data/local-files/\?d=", "", image)
+  if image.startswith(LOCAL):
+    image = urllib.parse.unquote(image.removeprefix(LOCAL))
   yield from describe(place, image, (100, 100), objects)
 
 
