@@ -239,6 +239,9 @@ def test_a_column_split_chooses_rows(folder):
   lines = [{"file_name": name, "labels": list(labels), "split": "a"} for name, labels in LABELS.items()]
   (folder / "all.jsonl").write_text("\n".join(map(json.dumps, lines)))
   assert read(f"{folder / 'all.jsonl'}:a")[0] == LABELS
+  lines[0]["split"] = None
+  (folder / "all.jsonl").write_text("\n".join(map(json.dumps, lines)))
+  refused(folder / "all.jsonl", r"its column 'split' holds '', 'a': .* --config\.data\.train=all\.jsonl:a")
 
 
 @pytest.mark.parametrize("nothing", ["", "nan", "None", "[]", "null"])
@@ -650,6 +653,26 @@ def test_voc_in_its_variants(tmp_path, variant):
     np.testing.assert_allclose(boxes[0], [[0.1, 0.1, 0.3, 0.3]], atol=1e-6)
 
 
+@pytest.mark.parametrize("where", ["JPEGImages", ""])
+def test_xml_of_a_changed_copy_that_keeps_the_old_name_is_of_the_copy(tmp_path, where):
+  write_images(tmp_path / where, ["0.png", "0_flip.png"])
+  (tmp_path / "Annotations/more").mkdir(parents=True)
+  for place, label in (("0", "cat"), ("0_flip", "dog"), ("more/1", "bird")):  # 1.png is not there
+    (tmp_path / f"Annotations/{place}.xml").write_text(voc_xml("0.png", {label}))
+  found, notes = read(tmp_path)
+  assert found == {"0.png": {"cat", "bird"}, "0_flip.png": {"dog"}}
+  assert "0_flip.png is taken for 0.png" in notes
+  assert "joined where it has several: images 1, first 0.png" in notes
+
+
+def test_xml_in_folders_of_several_that_have_the_same_names(tmp_path):
+  """An image beside its annotation is its own, whatever lies above them."""
+  for number, place in enumerate(["", "a", "b"]):
+    write_images(tmp_path / place, ["0.png"])
+    (tmp_path / place / "0.xml").write_text(voc_xml("0.png", {NAMES[number]}))
+  assert read(tmp_path)[0] == {"0.png": {"bird"}, "a/0.png": {"cat"}, "b/0.png": {"dog"}}
+
+
 @pytest.mark.parametrize(
   "encoded",
   [
@@ -704,6 +727,20 @@ def test_lists_of_a_voc_folder(tmp_path, form):
   refused(f"{tmp_path}:empty", r"empty\.txt: it names no image")
   (tmp_path / "ImageSets/Main/train.txt").write_text("plain_1\nabsent\n")
   refused(f"{tmp_path}:train", r"train\.txt:2: there is no annotation absent\.xml")
+
+
+def test_a_voc_list_that_names_an_image_twice_or_two_annotations(tmp_path):
+  write_voc(tmp_path)
+  (tmp_path / "ImageSets/Main").mkdir(parents=True)
+  (tmp_path / "ImageSets/Main/train.txt").write_text("0\n1\n0.png\n")
+  data = section(f"{tmp_path}:train")
+  split = splits.open_split(data, data.train)
+  assert [len(split[i].boxes) for i in range(len(split))] == [1, 2]
+  (tmp_path / "Annotations/old").mkdir()
+  (tmp_path / "Annotations/old/1.xml").write_text(voc_xml("1.png", {"cat"}))
+  refused(
+    data.train, r"train\.txt:2: there are \S*Annotations/1\.xml and \S*Annotations/old/1\.xml: give them different"
+  )
 
 
 BAD_BOXES = {
@@ -818,14 +855,18 @@ def test_label_studio_s_short_form_with_fields_of_the_user_s_own_naming(tmp_path
   found, notes = read(path, columns="image,animal")
   assert found == {"0.png": {"cat"}, "1.png": {"cat", "dog"}, "my photo.png": {"dog", "bird"}, "2.png": set()}
   assert "fields that are not read: 'comment'" in notes
-  path.write_text(json.dumps([{"choice" if name == "animal" else name: each for name, each in row.items()} for row in rows]))
+  path.write_text(
+    json.dumps([{"choice" if name == "animal" else name: each for name, each in row.items()} for row in rows])
+  )
   assert read(path) == (found, notes)
 
 
 def test_an_object_with_an_id_and_a_whole_path_is_no_task_of_label_studio_s(tmp_path):
   write_images(tmp_path / "images", ["0.png"])
   path = tmp_path / "l.json"
-  path.write_text('[{"id": 1, "image": "/data/images/0.png", "labels": "cat|dog", "split": "train", "ignore": ["bird"]}]')
+  path.write_text(
+    '[{"id": 1, "image": "/data/images/0.png", "labels": "cat|dog", "split": "train", "ignore": ["bird"]}]'
+  )
   data = section(f"{path}:train")
   split = splits.open_split(data, data.train)
   assert split.listed() == [("images/0.png", ["cat", "dog"])]

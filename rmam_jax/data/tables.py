@@ -25,8 +25,15 @@ IMAGE += ("image index", "img", "name")
 LABELS = ("labels", "label", "tags", "tag", "classes", "class", "categories", "category", "finding labels", "choices")
 LABELS += ("choice", "objects")
 IGNORE, SPLIT = "ignore", "split"
-UPLOADED, LOCAL = "/data/upload/", "/data/local-files/?d="  # how Label Studio names images, which its exports do not hold
-_OF_TASKS = ("annotator", "created at", "updated at")  # texts in the fields of Label Studio's JSON-MIN that it writes itself
+UPLOADED, LOCAL = (
+  "/data/upload/",
+  "/data/local-files/?d=",
+)  # how Label Studio names images, which its exports do not hold
+_OF_TASKS = (
+  "annotator",
+  "created at",
+  "updated at",
+)  # texts in the fields of Label Studio's JSON-MIN that it writes itself
 _CHUNK = 1 << 20  # characters that are read at a time
 _NOTHING = ("", "nan", "none", "null")  # whole fields that say that there is no label
 _ONE_HOT = {"": 0, "0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1, "-1": -1, "-1.0": -1}
@@ -319,7 +326,7 @@ def read_rows(path: pathlib.Path, rows: Iterable[tuple[str, Any]], options: Opti
       if not isinstance(image, str) or not image.strip():
         yield f"{place}: {list(row)[columns.image]!r} must be the name of an image, got {_short(image)}"
         continue
-      part = "" if columns.split is None else clean_name(fields[columns.split])
+      part = "" if columns.split is None or fields[columns.split] is None else clean_name(fields[columns.split])
       unused |= dict.fromkeys(columns.unused)
       ignored = None if columns.ignore is None else fields[columns.ignore]
       yield from _entry(place, image.strip(), {"labels": fields[columns.labels], "ignore": ignored}, part, options)
