@@ -1026,6 +1026,48 @@ def test_files_that_are_not_there_stop_training_unless_they_may_be_skipped(folde
   assert "there is no image" in " ".join(validate(data).notes)
 
 
+def test_what_cannot_be_read_stops_no_training_that_skips_it(tmp_path):
+  write_images(tmp_path, ["0.png", "1.png"])
+  (tmp_path / "1.png").write_bytes(b"no image")
+  (tmp_path / "2.png").mkdir()
+  (tmp_path / "l.csv").write_text("image,labels\n0.png,cat\n1.png,cat\n2.png,cat\n")
+  found = {corrupt: validate(section(tmp_path / "l.csv", corrupt=corrupt)) for corrupt in ("error", "skip")}
+  assert [len(found["error"].problems), found["skip"].problems] == [2, []]
+  assert set(found["error"].problems) < set(found["skip"].notes)
+
+
+@pytest.mark.parametrize("field", ["train", "validation", "test"])
+def test_a_split_without_a_label_stops_training_and_validation_says_so(tmp_path, field):
+  names = ["train", "validation", "test"]
+  write_images(tmp_path, [f"{name}.png" for name in names])
+  for name in names:
+    labels = "" if name == field else "cat"
+    (tmp_path / f"{name}.csv").write_text(f"image,labels,ignore\n{name}.png,{labels},\n")
+  data = section(tmp_path / "train.csv", validation=f"{tmp_path}/validation.csv", test=f"{tmp_path}/test.csv")
+  data.classes = ("cat",)
+  with pytest.raises(UserError, match="no record has a positive label"):
+    splits.open_split(data, data[field])
+  assert [problem.partition(": ")[0] for problem in validate(data).problems] == [data[field]]
+  (tmp_path / f"{field}.csv").write_text(f"image,labels,ignore\n{field}.png,,cat\n")
+  for difficult, count in (("ignore", 1), ("positive", 0)):
+    data.difficult = difficult
+    assert len(validate(data).problems) == count
+
+
+def test_what_is_wrong_with_one_list_is_said_once_for_its_parts(tmp_path):
+  names = [f"{number}.png" for number in range(9)]
+  write_images(tmp_path, names[:-1])
+  path = tmp_path / "l.csv"
+  path.write_text("image,labels\n" + "".join(f"{name},cat\n" for name in [*names, names[0]]) + "a,b,c,d\n")
+  data = section(path, split=(0.6, 0.2, 0.2))
+  data.update(splits.resolved(data))
+  report = validate(data)
+  assert [problem.partition(": ")[0] for problem in report.problems] == [f"{path}:12", f"{path}:10"]
+  assert sum("rows of an image are joined" in note for note in report.notes) == 1
+  data.corrupt = "skip"
+  assert len(validate(data).problems) == 1
+
+
 def call(*flags):
   command = [sys.executable, "-m", "rmam_jax", "validate", *flags]
   return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
