@@ -108,6 +108,15 @@ def test_a_table_without_a_header_is_read_and_said_so(folder):
   assert "bare.csv:1: no header; the first column is taken for the images" in notes
 
 
+def test_a_table_whose_first_line_tells_the_separator_or_a_negative(folder):
+  (folder / "sep.csv").write_text("sep=;\n" + table(";", end="\r\n"))
+  assert read(folder / "sep.csv")[0] == LABELS
+  (folder / "bare.csv").write_text("0.png,\n1.png,cat\n")
+  assert read(folder / "bare.csv")[0] == {"0.png": set(), "1.png": {"cat"}}
+  (folder / "names.txt").write_text("0.png\n1.png\n")
+  refused(folder / "names.txt", r"names\.txt:1: no column is known as that of the images")
+
+
 def test_a_table_in_windows_s_letters(folder):
   (folder / "cp.csv").write_bytes("image,labels\n0.png,café\n".encode("cp1252"))
   found, notes = read(folder / "cp.csv")
@@ -191,6 +200,30 @@ ONE_HOT = "filename, bird, cat, dog, traffic light\n" + "".join(
 )
 
 
+@pytest.mark.parametrize("marks", ["[0, 1, 1, 0]", "[0 1 1 0]", "[0., 1., 1.]", "(1,0,0)"])
+def test_a_list_of_0_and_1_names_no_classes(folder, marks):
+  (folder / "marks.csv").write_text(f'image,labels\n0.png,"{marks}"\n')
+  refused(folder / "marks.csv", r"marks\.csv:2: labels holds 0 and 1, .*: write names, or a column for each class")
+  (folder / "marks.jsonl").write_text('{"image": "0.png", "labels": [0, 1, 1]}')
+  refused(folder / "marks.jsonl", r"marks\.jsonl:1: labels holds 0 and 1, \[0, 1, 1\]")
+
+
+@pytest.mark.parametrize("flag", ["0", "1", "false"])
+def test_ignore_is_no_flag(folder, flag):
+  match = rf"ignore must name labels that are neither present nor absent, got '?{flag}"
+  (folder / "flag.csv").write_text(f"image,labels,ignore\n0.png,cat,\n1.png,dog,{flag}\n")
+  refused(folder / "flag.csv", rf"flag\.csv:3: {match}")
+  (folder / "flag.jsonl").write_text(f'{{"image": "0.png", "labels": ["cat"], "ignore": {flag}}}')
+  refused(folder / "flag.jsonl", rf"(?i)flag\.jsonl:1: {match}.* is written as a list, \[\"{flag}\"\]")
+  (folder / "flag.jsonl").write_text('{"image": "0.png", "labels": ["3"], "ignore": ["1"]}')
+  assert read(folder / "flag.jsonl")[0] == {"0.png": {"3"}}
+  (folder / "flag.csv").write_text("image,cat,ignore\n0.png,1,0\n1.png,0,1\n")
+  data = section(folder / "flag.csv")
+  split = splits.open_split(data, data.train)
+  assert split.class_names == ("cat",)
+  assert "columns that are not read: 'ignore'" in split.notes[0]
+
+
 def test_columns_of_0_and_1(tmp_path):
   write_images(tmp_path, LABELS)
   path = tmp_path / "_classes.csv"
@@ -244,7 +277,7 @@ def test_a_column_split_chooses_rows(folder):
   refused(folder / "all.jsonl", r"its column 'split' holds '', 'a': .* --config\.data\.train=all\.jsonl:a")
 
 
-@pytest.mark.parametrize("nothing", ["", "nan", "None", "[]", "null"])
+@pytest.mark.parametrize("nothing", ["", "nan", "None", "[]", "null", "[NaN]"])
 def test_what_has_no_label_is_a_negative(folder, nothing):
   (folder / "negatives.csv").write_text(f"image,labels\n0.png,cat\n1.png,{nothing}\n")
   data = section(folder / "negatives.csv")
@@ -380,6 +413,19 @@ def test_some_of_the_classes(folder, given):
   assert split.class_names == ("cat", "bird")
   assert [set(labels) for _, labels in split.listed()] == [labels & {"cat", "bird"} for labels in LABELS.values()]
   assert "left out: dog (2 images), traffic light (1 images)" in split.notes[-1]
+
+
+def test_a_file_of_classes_is_one_or_is_missed(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "lists").mkdir()
+  for name in ("coco.names", "lists/classes"):
+    (tmp_path / name).write_text("cat\ndog\n")
+    assert classes.chosen((name,)) == ("cat", "dog")
+  for name in ("klasses.txt", "lists/klasses.names", f"{tmp_path}/klasses"):
+    with pytest.raises(UserError, match=r"data\.classes names the file .*klasses.*, which is not there"):
+      classes.chosen((name,))
+  for names in ("n/a", "car/truck,St. Bernard", ",".join(f"no. {number}" for number in range(300))):
+    assert classes.chosen((names,)) == tuple(names.split(","))
 
 
 def test_a_class_that_is_misspelt_is_noted(folder):
@@ -688,9 +734,10 @@ def test_xml_in_its_encodings(tmp_path, encoded):
   assert read(tmp_path)[0] == {"0.png": {"点焊"}}
 
 
-def test_xml_that_names_no_encoding_is_read_as_windows_s(tmp_path):
+@pytest.mark.parametrize("head", ["", "<?xml version='1.0' encoding='utf-8'?>"])
+def test_xml_in_windows_s_letters_that_says_nothing_of_them(tmp_path, head):
   write_images(tmp_path, ["0.png"])
-  (tmp_path / "0.xml").write_bytes(voc_xml("0.png", {"café"}).encode("cp1252"))
+  (tmp_path / "0.xml").write_bytes((head + voc_xml("0.png", {"café"})).encode("cp1252"))
   assert read(tmp_path)[0] == {"0.png": {"café"}}
 
 

@@ -36,7 +36,11 @@ _OF_TASKS = (
 )  # texts in the fields of Label Studio's JSON-MIN that it writes itself
 _CHUNK = 1 << 20  # characters that are read at a time
 _NOTHING = ("", "nan", "none", "null")  # whole fields that say that there is no label
+_FLAGS = ("0", "1", "0.0", "1.0", "false", "true")
 _ONE_HOT = {"": 0, "0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1, "-1": -1, "-1.0": -1}
+_MARKS = re.compile(
+  r"[\[(]\s*[01](\.0?)?((,\s*|\s+)[01](\.0?)?){2,}\s*[\])]"
+)  # a list of 0 and 1 for at least three classes
 _SUFFIX = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})$", re.IGNORECASE)
 
 
@@ -115,6 +119,7 @@ def _listed_labels(value: Any, separator: str) -> tuple[str, ...]:
       raise ValueError("no field of labels")
     value = fields[0] if fields else None
   values = [] if value is None else value if isinstance(value, (list, tuple)) else [value]
+  values = [each for each in values if each == each]  # without NaN
   if not all(isinstance(each, (str, int, float)) and not isinstance(each, bool) for each in values):
     raise ValueError("no list of names")
   if separator:
@@ -164,11 +169,11 @@ def _find_columns(header: tuple[str, ...], options: Options) -> _Columns:
     used = {image, labels, ignore, split}
     unused = tuple(clean_name(name) for number, name in enumerate(header) if number not in used and clean_name(name))
     return _Columns(image, labels, ignore, split, (), (), unused)
-  chosen = {_plain(name) for name in options.classes}
+  chosen = {_plain(name) for name in options.classes} or {*plain} - {IGNORE}
   rest = {
     number: clean_name(name) for number, name in enumerate(header) if number not in (image, split) and name.strip()
   }
-  classes = {number: name for number, name in rest.items() if not chosen or _plain(name) in chosen}
+  classes = {number: name for number, name in rest.items() if _plain(name) in chosen}
   if not classes:
     raise UserError(
       f"no column is known as that of the labels; the columns are {_listed(header)}. Name them:"
@@ -201,14 +206,15 @@ def _read_table(path: pathlib.Path, file: TextIO, options: Options) -> Found:
   columns, width, before = None, 0, 0
   try:
     for row in rows:
-      place, before = f"{path}:{before + 1}", rows.line_num
+      place, before, written = f"{path}:{before + 1}", rows.line_num, len(row)
       while len(row) > width and not row[-1].strip():
         row.pop()
-      if not any(field.strip() for field in row):
+      if not any(field.strip() for field in row) or (columns is None and row == ["sep="]):  # Excel's first line
         continue
       if columns is None:
         width = len(row)
-        if _SUFFIX.search(row[0].strip()) and width == 2:
+        if _SUFFIX.search(row[0].strip()) and width <= 2 <= written:
+          width = 2
           yield Note(f"{place}: no header; the first column is taken for the images, the second for their labels")
           columns = _Columns(0, 1, None, None, (), (), ())
         else:
@@ -259,6 +265,16 @@ def _entry(place: str, image: str, fields: Mapping[str, Any], part: str, options
   """An entry of labels and labels to ignore that are still as they stand in the file."""
   found = {}
   for name, value in fields.items():
+    text = "" if isinstance(value, Mapping) else str(value).strip()
+    if _MARKS.fullmatch(text):
+      yield f"{place}: {name} holds 0 and 1, {_short(value)}: write names, or a column for each class under its name"
+      return
+    if name == IGNORE and text.casefold() in _FLAGS:
+      yield (
+        f"{place}: {name} must name labels that are neither present nor absent, got {_short(value)}: leave the row out,"
+        f" or call the column something else; a label of that name is written as a list, {json.dumps([text])}"
+      )
+      return
     try:
       found[name] = labels_of(value, options.separator)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
