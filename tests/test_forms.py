@@ -898,7 +898,7 @@ def test_label_studio_s_short_form_with_fields_of_the_user_s_own_naming(tmp_path
   ]
   path = tmp_path / "short.json"
   path.write_text(json.dumps([row | own for row in rows]))
-  refused(path, r"short\.json\[0\]: whether 'animal' is a label or a remark cannot be told: .*columns=image,animal")
+  refused(path, r"short\.json\[0\]: whether 'animal' is a label or a remark cannot be told: .*columns=image,LABELS")
   found, notes = read(path, columns="image,animal")
   assert found == {"0.png": {"cat"}, "1.png": {"cat", "dog"}, "my photo.png": {"dog", "bird"}, "2.png": set()}
   assert "fields that are not read: 'comment'" in notes
@@ -906,6 +906,18 @@ def test_label_studio_s_short_form_with_fields_of_the_user_s_own_naming(tmp_path
     json.dumps([{"choice" if name == "animal" else name: each for name, each in row.items()} for row in rows])
   )
   assert read(path) == (found, notes)
+
+
+def test_a_choice_beside_regions_is_not_lost(tmp_path):
+  write_images(tmp_path, ["0.png"])
+  path = tmp_path / "short.json"
+  region = {"x": 10, "y": 20, "width": 30, "height": 40, "rotation": 0, "rectanglelabels": ["dog"]}
+  path.write_text(json.dumps([{"image": "/data/upload/1/abc-0.png", "id": 1, "label": [region], "scene": "night"}]))
+  refused(path, r"short\.json\[0\]: whether 'scene' is a label or a remark")
+  found, notes = read(path, columns="image,label")
+  assert found == {"0.png": {"dog"}}
+  assert "fields that are not read: 'scene'" in notes
+  assert read(path, columns="image,scene")[0] == {"0.png": {"night"}}
 
 
 def test_an_object_with_an_id_and_a_whole_path_is_no_task_of_label_studio_s(tmp_path):

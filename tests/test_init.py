@@ -134,6 +134,10 @@ def test_voc_with_its_lists_and_without(home):
   wanted = {"train": ":train", "validation": ":val", "test": ":test"}
   assert fields(home) == {field: f"{home}/VOC2007{part}" for field, part in wanted.items()}
   assert fields(home / "VOC2007") == fields(home)
+  (home / "VOC2007/Annotations").rename(home / "VOC2007/below")
+  (home / "VOC2007/Annotations").mkdir()
+  (home / "VOC2007/below").rename(home / "VOC2007/Annotations/below")
+  assert fields(home / "VOC2007") == fields(home)
 
 
 def test_nothing_and_too_much_are_one_line(home):

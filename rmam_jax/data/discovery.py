@@ -57,7 +57,7 @@ def look(places: Sequence[str]) -> Found:
   paths = [pathlib.Path(os.path.abspath(os.path.expanduser(place))) for place in places]
   passed_over: list[str] = []
   found: list[Manifest] = []
-  base = _shared(paths)
+  base = _common(paths)
   for path in paths:
     if not path.exists():
       raise UserError(f"there is no {path}: name a folder, or the lists that say which labels each image has")
@@ -79,12 +79,12 @@ def look(places: Sequence[str]) -> Found:
     fields |= {part: f"{fields['train']}:{part}" for part in PARTS[: len(shares)]} | {"split": shares}
   elif "validation" not in fields:
     fields["split"] = SPLIT
-  folder = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
-  folder = folder or _shared(_path_of(each.name) for each in chosen)
+  one = len(paths) == 1 and paths[0].is_dir()
+  folder = paths[0] if one else _common(_path_of(each.name) for each in chosen)
   return Found(folder, tuple(chosen), fields, tuple(passed_over))
 
 
-def _shared(paths: Iterable[pathlib.Path]) -> pathlib.Path:
+def _common(paths: Iterable[pathlib.Path]) -> pathlib.Path:
   """The folder that all of these folders, or of these files, lie in; of one folder itself."""
   return pathlib.Path(os.path.commonpath([path if path.is_dir() else path.parent for path in paths]))
 

@@ -25,22 +25,14 @@ IMAGE += ("image index", "img", "name")
 LABELS = ("labels", "label", "tags", "tag", "classes", "class", "categories", "category", "finding labels", "choices")
 LABELS += ("choice", "objects")
 IGNORE, SPLIT = "ignore", "split"
-UPLOADED, LOCAL = (
-  "/data/upload/",
-  "/data/local-files/?d=",
-)  # how Label Studio names images, which its exports do not hold
-_OF_TASKS = (
-  "annotator",
-  "created at",
-  "updated at",
-)  # texts in the fields of Label Studio's JSON-MIN that it writes itself
+# How Label Studio names images, which its exports do not hold, and texts that its JSON-MIN says of each.
+UPLOADED, LOCAL = "/data/upload/", "/data/local-files/?d="
+_OF_TASKS = ("annotator", "created at", "updated at")
 _CHUNK = 1 << 20  # characters that are read at a time
 _NOTHING = ("", "nan", "none", "null")  # whole fields that say that there is no label
-_FLAGS = ("0", "1", "0.0", "1.0", "false", "true")
+_FLAGS = ("0", "0.0", "false", "1", "1.0", "true")
 _ONE_HOT = {"": 0, "0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1, "-1": -1, "-1.0": -1}
-_MARKS = re.compile(
-  r"[\[(]\s*[01](\.0?)?((,\s*|\s+)[01](\.0?)?){2,}\s*[\])]"
-)  # a list of 0 and 1 for at least three classes
+_MARKS = re.compile(r"[\[(]\s*[01](\.0?)?((,\s*|\s+)[01](\.0?)?){2,}\s*[\])]")  # a 0 or 1 for each class
 _SUFFIX = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})$", re.IGNORECASE)
 
 
@@ -265,6 +257,9 @@ def _entry(place: str, image: str, fields: Mapping[str, Any], part: str, options
   """An entry of labels and labels to ignore that are still as they stand in the file."""
   found = {}
   for name, value in fields.items():
+    if value is None or value == "":
+      found[name] = ()
+      continue
     text = "" if isinstance(value, Mapping) else str(value).strip()
     if _MARKS.fullmatch(text):
       yield f"{place}: {name} holds 0 and 1, {_short(value)}: write names, or a column for each class under its name"
@@ -378,20 +373,20 @@ def _read_task(place: str, task: Mapping[str, Any], options: Options, unused: di
     values = [each.get("value") or {} for each in done[0].get("result") or []]
   else:  # fields of the user's own naming: regions, an object with choices, or a text, which is one choice or a remark
     named = options.columns[1:2]
-    known = tuple(map(_plain, named)) or LABELS
-    values, texts = [], {}
+    values, texts, told = [], {}, False
     for name, value in task.items():
+      known = _plain(name) in (tuple(map(_plain, named)) or LABELS)
       for each in value if isinstance(value, list) else [value]:
-        if isinstance(each, Mapping) and (not named or _plain(name) in known):
+        each = {"choices": [each]} if known and isinstance(each, str) else each
+        if isinstance(each, Mapping) and (known or not named):
           values.append(each)
-        elif isinstance(each, str) and _plain(name) in known:
-          values.append({"choices": [each]})
+          told = told or (known and "choices" in each)
         elif isinstance(each, str) and each.strip() and not _SUFFIX.search(each) and _plain(name) not in _OF_TASKS:
           texts[name] = None
-    if texts and not named and not any(_plain(name) in known for name in task):
+    if texts and not named and not told:
       yield (
         f"{place}: whether {_listed(texts)} is a label or a remark cannot be told: name the field of the labels,"
-        f" --config.data.columns=image,{next(iter(texts))}, or export as JSON, which says so"
+        " --config.data.columns=image,LABELS, or export as JSON, which tells"
       )
       return
     unused |= texts

@@ -80,8 +80,8 @@ def validate(data: Any) -> Report:
   owners: dict[bytes, tuple[str, str]] = {}  # of each content's sha256, the split and the image that had it first
   missing = [each for each in problems if isinstance(each, Missing)]
   for field, entries in found.items():
-    for stops, text in _check_images(field, entries, owners):
-      (problems if stops and data.corrupt == "error" else notes).append(text)
+    for unreadable, text in _check_images(field, entries, owners):
+      (problems if unreadable and data.corrupt == "error" else notes).append(text)
   if data.corrupt == "skip":
     notes += missing
     problems = [each for each in problems if not isinstance(each, Missing)]
@@ -101,7 +101,7 @@ def _shared(found: Mapping[str, Entries]) -> Iterator[str]:
 
 
 def _check_images(field: str, entries: Entries, owners: dict[bytes, tuple[str, str]]) -> Iterator[tuple[bool, str]]:
-  """(whether `data.corrupt` "error" stops there, what) of images that cannot be read, occur twice, or whose boxes are of another frame."""
+  """(whether an image cannot be read, what) of those, of images that occur twice, of boxes of another frame."""
   for entry in progress.bar(entries, f"images of {field}", unit=" images", leave=False):
     try:
       content = pathlib.Path(entry.image).read_bytes()
