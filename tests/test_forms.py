@@ -108,6 +108,15 @@ def test_a_table_without_a_header_is_read_and_said_so(folder):
   assert "bare.csv:1: no header; the first column is taken for the images" in notes
 
 
+def test_a_table_whose_first_line_tells_the_separator_or_a_negative(folder):
+  (folder / "sep.csv").write_text("sep=;\n" + table(";", end="\r\n"))
+  assert read(folder / "sep.csv")[0] == LABELS
+  (folder / "bare.csv").write_text("0.png,\n1.png,cat\n")
+  assert read(folder / "bare.csv")[0] == {"0.png": set(), "1.png": {"cat"}}
+  (folder / "names.txt").write_text("0.png\n1.png\n")
+  refused(folder / "names.txt", r"names\.txt:1: no column is known as that of the images")
+
+
 def test_a_table_in_windows_s_letters(folder):
   (folder / "cp.csv").write_bytes("image,labels\n0.png,café\n".encode("cp1252"))
   found, notes = read(folder / "cp.csv")
@@ -191,6 +200,30 @@ ONE_HOT = "filename, bird, cat, dog, traffic light\n" + "".join(
 )
 
 
+@pytest.mark.parametrize("marks", ["[0, 1, 1, 0]", "[0 1 1 0]", "[0., 1., 1.]", "(1,0,0)"])
+def test_a_list_of_0_and_1_names_no_classes(folder, marks):
+  (folder / "marks.csv").write_text(f'image,labels\n0.png,"{marks}"\n')
+  refused(folder / "marks.csv", r"marks\.csv:2: labels holds 0 and 1, .*: write names, or a column for each class")
+  (folder / "marks.jsonl").write_text('{"image": "0.png", "labels": [0, 1, 1]}')
+  refused(folder / "marks.jsonl", r"marks\.jsonl:1: labels holds 0 and 1, \[0, 1, 1\]")
+
+
+@pytest.mark.parametrize("flag", ["0", "1", "false"])
+def test_ignore_is_no_flag(folder, flag):
+  match = rf"ignore must name labels that are neither present nor absent, got '?{flag}"
+  (folder / "flag.csv").write_text(f"image,labels,ignore\n0.png,cat,\n1.png,dog,{flag}\n")
+  refused(folder / "flag.csv", rf"flag\.csv:3: {match}")
+  (folder / "flag.jsonl").write_text(f'{{"image": "0.png", "labels": ["cat"], "ignore": {flag}}}')
+  refused(folder / "flag.jsonl", rf"(?i)flag\.jsonl:1: {match}.* is written as a list, \[\"{flag}\"\]")
+  (folder / "flag.jsonl").write_text('{"image": "0.png", "labels": ["3"], "ignore": ["1"]}')
+  assert read(folder / "flag.jsonl")[0] == {"0.png": {"3"}}
+  (folder / "flag.csv").write_text("image,cat,ignore\n0.png,1,0\n1.png,0,1\n")
+  data = section(folder / "flag.csv")
+  split = splits.open_split(data, data.train)
+  assert split.class_names == ("cat",)
+  assert "columns that are not read: 'ignore'" in split.notes[0]
+
+
 def test_columns_of_0_and_1(tmp_path):
   write_images(tmp_path, LABELS)
   path = tmp_path / "_classes.csv"
@@ -239,9 +272,12 @@ def test_a_column_split_chooses_rows(folder):
   lines = [{"file_name": name, "labels": list(labels), "split": "a"} for name, labels in LABELS.items()]
   (folder / "all.jsonl").write_text("\n".join(map(json.dumps, lines)))
   assert read(f"{folder / 'all.jsonl'}:a")[0] == LABELS
+  lines[0]["split"] = None
+  (folder / "all.jsonl").write_text("\n".join(map(json.dumps, lines)))
+  refused(folder / "all.jsonl", r"its column 'split' holds '', 'a': .* --config\.data\.train=all\.jsonl:a")
 
 
-@pytest.mark.parametrize("nothing", ["", "nan", "None", "[]", "null"])
+@pytest.mark.parametrize("nothing", ["", "nan", "None", "[]", "null", "[NaN]"])
 def test_what_has_no_label_is_a_negative(folder, nothing):
   (folder / "negatives.csv").write_text(f"image,labels\n0.png,cat\n1.png,{nothing}\n")
   data = section(folder / "negatives.csv")
@@ -377,6 +413,19 @@ def test_some_of_the_classes(folder, given):
   assert split.class_names == ("cat", "bird")
   assert [set(labels) for _, labels in split.listed()] == [labels & {"cat", "bird"} for labels in LABELS.values()]
   assert "left out: dog (2 images), traffic light (1 images)" in split.notes[-1]
+
+
+def test_a_file_of_classes_is_one_or_is_missed(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "lists").mkdir()
+  for name in ("coco.names", "lists/classes"):
+    (tmp_path / name).write_text("cat\ndog\n")
+    assert classes.chosen((name,)) == ("cat", "dog")
+  for name in ("klasses.txt", "lists/klasses.names", f"{tmp_path}/klasses"):
+    with pytest.raises(UserError, match=r"data\.classes names the file .*klasses.*, which is not there"):
+      classes.chosen((name,))
+  for names in ("n/a", "car/truck,St. Bernard", ",".join(f"no. {number}" for number in range(300))):
+    assert classes.chosen((names,)) == tuple(names.split(","))
 
 
 def test_a_class_that_is_misspelt_is_noted(folder):
@@ -650,6 +699,26 @@ def test_voc_in_its_variants(tmp_path, variant):
     np.testing.assert_allclose(boxes[0], [[0.1, 0.1, 0.3, 0.3]], atol=1e-6)
 
 
+@pytest.mark.parametrize("where", ["JPEGImages", ""])
+def test_xml_of_a_changed_copy_that_keeps_the_old_name_is_of_the_copy(tmp_path, where):
+  write_images(tmp_path / where, ["0.png", "0_flip.png"])
+  (tmp_path / "Annotations/more").mkdir(parents=True)
+  for place, label in (("0", "cat"), ("0_flip", "dog"), ("more/1", "bird")):  # 1.png is not there
+    (tmp_path / f"Annotations/{place}.xml").write_text(voc_xml("0.png", {label}))
+  found, notes = read(tmp_path)
+  assert found == {"0.png": {"cat", "bird"}, "0_flip.png": {"dog"}}
+  assert "0_flip.png is taken for 0.png" in notes
+  assert "joined where it has several: images 1, first 0.png" in notes
+
+
+def test_xml_in_folders_of_several_that_have_the_same_names(tmp_path):
+  """An image beside its annotation is its own, whatever lies above them."""
+  for number, place in enumerate(["", "a", "b"]):
+    write_images(tmp_path / place, ["0.png"])
+    (tmp_path / place / "0.xml").write_text(voc_xml("0.png", {NAMES[number]}))
+  assert read(tmp_path)[0] == {"0.png": {"bird"}, "a/0.png": {"cat"}, "b/0.png": {"dog"}}
+
+
 @pytest.mark.parametrize(
   "encoded",
   [
@@ -665,9 +734,10 @@ def test_xml_in_its_encodings(tmp_path, encoded):
   assert read(tmp_path)[0] == {"0.png": {"点焊"}}
 
 
-def test_xml_that_names_no_encoding_is_read_as_windows_s(tmp_path):
+@pytest.mark.parametrize("head", ["", "<?xml version='1.0' encoding='utf-8'?>"])
+def test_xml_in_windows_s_letters_that_says_nothing_of_them(tmp_path, head):
   write_images(tmp_path, ["0.png"])
-  (tmp_path / "0.xml").write_bytes(voc_xml("0.png", {"café"}).encode("cp1252"))
+  (tmp_path / "0.xml").write_bytes((head + voc_xml("0.png", {"café"})).encode("cp1252"))
   assert read(tmp_path)[0] == {"0.png": {"café"}}
 
 
@@ -704,6 +774,20 @@ def test_lists_of_a_voc_folder(tmp_path, form):
   refused(f"{tmp_path}:empty", r"empty\.txt: it names no image")
   (tmp_path / "ImageSets/Main/train.txt").write_text("plain_1\nabsent\n")
   refused(f"{tmp_path}:train", r"train\.txt:2: there is no annotation absent\.xml")
+
+
+def test_a_voc_list_that_names_an_image_twice_or_two_annotations(tmp_path):
+  write_voc(tmp_path)
+  (tmp_path / "ImageSets/Main").mkdir(parents=True)
+  (tmp_path / "ImageSets/Main/train.txt").write_text("0\n1\n0.png\n")
+  data = section(f"{tmp_path}:train")
+  split = splits.open_split(data, data.train)
+  assert [len(split[i].boxes) for i in range(len(split))] == [1, 2]
+  (tmp_path / "Annotations/old").mkdir()
+  (tmp_path / "Annotations/old/1.xml").write_text(voc_xml("1.png", {"cat"}))
+  refused(
+    data.train, r"train\.txt:2: there are \S*Annotations/1\.xml and \S*Annotations/old/1\.xml: give them different"
+  )
 
 
 BAD_BOXES = {
@@ -800,6 +884,52 @@ def test_label_studio_s_export(tmp_path):
   ]
   path.write_text(json.dumps(short))
   assert read(path)[0] == {"0.png": {"cat", "dog"}, "2.png": {"cat", "dog"}}
+
+
+def test_label_studio_s_short_form_with_fields_of_the_user_s_own_naming(tmp_path):
+  """Its exporter writes one choice as a text, as it writes a remark, and choices by region as a list of texts."""
+  write_images(tmp_path, ["0.png", "1.png", "2.png", "my photo.png"])
+  own = {"annotator": "ann@example.org", "annotation_id": 5, "created_at": "2026-01-02T03:04:05Z", "lead_time": 3.5}
+  rows = [
+    {"image": "/data/upload/1/abc-0.png", "id": 1, "animal": "cat"},
+    {"image": "/data/upload/1/abc-1.png", "id": 2, "animal": {"choices": ["cat", "dog"]}},
+    {"image": "/data/local-files/?d=my%20photo.png", "id": 3, "animal": ["dog", "bird"], "comment": "blurred"},
+    {"image": "/data/upload/1/abc-2.png", "id": 4},
+  ]
+  path = tmp_path / "short.json"
+  path.write_text(json.dumps([row | own for row in rows]))
+  refused(path, r"short\.json\[0\]: whether 'animal' is a label or a remark cannot be told: .*columns=image,LABELS")
+  found, notes = read(path, columns="image,animal")
+  assert found == {"0.png": {"cat"}, "1.png": {"cat", "dog"}, "my photo.png": {"dog", "bird"}, "2.png": set()}
+  assert "fields that are not read: 'comment'" in notes
+  path.write_text(
+    json.dumps([{"choice" if name == "animal" else name: each for name, each in row.items()} for row in rows])
+  )
+  assert read(path) == (found, notes)
+
+
+def test_a_choice_beside_regions_is_not_lost(tmp_path):
+  write_images(tmp_path, ["0.png"])
+  path = tmp_path / "short.json"
+  region = {"x": 10, "y": 20, "width": 30, "height": 40, "rotation": 0, "rectanglelabels": ["dog"]}
+  path.write_text(json.dumps([{"image": "/data/upload/1/abc-0.png", "id": 1, "label": [region], "scene": "night"}]))
+  refused(path, r"short\.json\[0\]: whether 'scene' is a label or a remark")
+  found, notes = read(path, columns="image,label")
+  assert found == {"0.png": {"dog"}}
+  assert "fields that are not read: 'scene'" in notes
+  assert read(path, columns="image,scene")[0] == {"0.png": {"night"}}
+
+
+def test_an_object_with_an_id_and_a_whole_path_is_no_task_of_label_studio_s(tmp_path):
+  write_images(tmp_path / "images", ["0.png"])
+  path = tmp_path / "l.json"
+  path.write_text(
+    '[{"id": 1, "image": "/data/images/0.png", "labels": "cat|dog", "split": "train", "ignore": ["bird"]}]'
+  )
+  data = section(f"{path}:train")
+  split = splits.open_split(data, data.train)
+  assert split.listed() == [("images/0.png", ["cat", "dog"])]
+  np.testing.assert_array_equal(split[0].ignore, [True, False, False])
 
 
 def test_cvat_s_export(tmp_path):
@@ -953,6 +1083,48 @@ def test_files_that_are_not_there_stop_training_unless_they_may_be_skipped(folde
   data = section(folder / "gone.csv", corrupt="skip")
   assert len(splits.open_split(data, data.train)) == 2
   assert "there is no image" in " ".join(validate(data).notes)
+
+
+def test_what_cannot_be_read_stops_no_training_that_skips_it(tmp_path):
+  write_images(tmp_path, ["0.png", "1.png"])
+  (tmp_path / "1.png").write_bytes(b"no image")
+  (tmp_path / "2.png").mkdir()
+  (tmp_path / "l.csv").write_text("image,labels\n0.png,cat\n1.png,cat\n2.png,cat\n")
+  found = {corrupt: validate(section(tmp_path / "l.csv", corrupt=corrupt)) for corrupt in ("error", "skip")}
+  assert [len(found["error"].problems), found["skip"].problems] == [2, []]
+  assert set(found["error"].problems) < set(found["skip"].notes)
+
+
+@pytest.mark.parametrize("field", ["train", "validation", "test"])
+def test_a_split_without_a_label_stops_training_and_validation_says_so(tmp_path, field):
+  names = ["train", "validation", "test"]
+  write_images(tmp_path, [f"{name}.png" for name in names])
+  for name in names:
+    labels = "" if name == field else "cat"
+    (tmp_path / f"{name}.csv").write_text(f"image,labels,ignore\n{name}.png,{labels},\n")
+  data = section(tmp_path / "train.csv", validation=f"{tmp_path}/validation.csv", test=f"{tmp_path}/test.csv")
+  data.classes = ("cat",)
+  with pytest.raises(UserError, match="no record has a positive label"):
+    splits.open_split(data, data[field])
+  assert [problem.partition(": ")[0] for problem in validate(data).problems] == [data[field]]
+  (tmp_path / f"{field}.csv").write_text(f"image,labels,ignore\n{field}.png,,cat\n")
+  for difficult, count in (("ignore", 1), ("positive", 0)):
+    data.difficult = difficult
+    assert len(validate(data).problems) == count
+
+
+def test_what_is_wrong_with_one_list_is_said_once_for_its_parts(tmp_path):
+  names = [f"{number}.png" for number in range(9)]
+  write_images(tmp_path, names[:-1])
+  path = tmp_path / "l.csv"
+  path.write_text("image,labels\n" + "".join(f"{name},cat\n" for name in [*names, names[0]]) + "a,b,c,d\n")
+  data = section(path, split=(0.6, 0.2, 0.2))
+  data.update(splits.resolved(data))
+  report = validate(data)
+  assert [problem.partition(": ")[0] for problem in report.problems] == [f"{path}:12", f"{path}:10"]
+  assert sum("rows of an image are joined" in note for note in report.notes) == 1
+  data.corrupt = "skip"
+  assert len(validate(data).problems) == 1
 
 
 def call(*flags):

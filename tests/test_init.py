@@ -134,6 +134,10 @@ def test_voc_with_its_lists_and_without(home):
   wanted = {"train": ":train", "validation": ":val", "test": ":test"}
   assert fields(home) == {field: f"{home}/VOC2007{part}" for field, part in wanted.items()}
   assert fields(home / "VOC2007") == fields(home)
+  (home / "VOC2007/Annotations").rename(home / "VOC2007/below")
+  (home / "VOC2007/Annotations").mkdir()
+  (home / "VOC2007/below").rename(home / "VOC2007/Annotations/below")
+  assert fields(home / "VOC2007") == fields(home)
 
 
 def test_nothing_and_too_much_are_one_line(home):
@@ -158,8 +162,49 @@ def test_nothing_and_too_much_are_one_line(home):
     "train": f"{home}/two.csv",
     "validation": f"{home}/val.csv",
   }
-  with pytest.raises(UserError, match=r"no list is that of training; there is .*val\.csv"):
-    discovery.look([str(home / "val.csv")])
+  table(home / "test.csv")
+  with pytest.raises(UserError, match=r"no list is that of training; there is .*val\.csv.*: .* rmam-jax init LIST"):
+    fields(home / "val.csv", home / "test.csv")
+  assert fields(home / "val.csv") == {"train": f"{home}/val.csv", "split": (0.8, 0.1, 0.1)}
+
+
+@pytest.mark.parametrize("above", ["dev", "my-test", "train"])
+def test_a_folder_above_tells_no_split(tmp_path, above):
+  """A split is told by a folder only if it is below what is looked at, or beside others that are."""
+  home = tmp_path / above / "photos"
+  for place in ("one", "two_val"):
+    table(home / place / "labels.csv")
+  voc(home.parent / "VOC", ["a", "b"])
+  assert fields(home) == {"train": f"{home}/one/labels.csv", "validation": f"{home}/two_val/labels.csv"}
+  assert fields(home / "one/labels.csv", home / "two_val") == fields(home)
+  one = {"split": (0.8, 0.1, 0.1)}
+  assert fields(home.parent / "VOC") == one | {"train": f"{home.parent}/VOC"}
+  assert fields(home / "two_val") == one | {"train": f"{home}/two_val/labels.csv"}
+  table(home.parent / "all.csv")
+  assert fields(home.parent / "all.csv") == one | {"train": f"{home.parent}/all.csv"}
+
+
+def test_rows_without_a_split_and_folders_that_cannot_be_read_are_passed_over(home, monkeypatch):
+  labels = dict(zip(ROWS, ("cat,train", "dog,", "cat,val", "dog,"), strict=True))
+  table(home / "all.csv", labels, "image,labels,split")
+  (home / "lost+found").mkdir()
+  iterdir = pathlib.Path.iterdir
+
+  def refuse(path):
+    if path.name == "lost+found":
+      raise PermissionError(13, "Permission denied", str(path))
+    return iterdir(path)
+
+  monkeypatch.setattr(pathlib.Path, "iterdir", refuse)
+  found = discovery.look([str(home)])
+  assert [each.name for each in found.manifests] == [f"{home}/all.csv:train", f"{home}/all.csv:val"]
+  assert set(found.passed_over) == {
+    f"{home}/all.csv: 2 images whose column `split` is empty",
+    f"{home}/lost+found: cannot look at it (Permission denied)",
+  }
+  os.remove(home / "all.csv")
+  with pytest.raises(UserError, match=r"no list that says .* What was looked at: .*lost\+found: cannot look at it"):
+    discovery.look([str(home)])
 
 
 def test_a_file_for_each_image_is_no_list(home):

@@ -92,7 +92,7 @@ def _numbers(edges: Sequence[float]) -> str:
 
 
 def parse_xml(path: pathlib.Path) -> Any:
-  """The root of an XML file, in whatever encoding it declares or, where that fails, in Windows-1252."""
+  """The root of an XML file in the encoding that it declares, or UTF-8; where that fails, in Windows-1252."""
   from defusedxml import ElementTree
 
   content = path.read_bytes()
@@ -105,7 +105,11 @@ def parse_xml(path: pathlib.Path) -> Any:
       if isinstance(error, UserError) or type(error).__module__.startswith("defusedxml"):
         raise
       declared = re.match(rb"<\?xml[^>]*?encoding=[\"']([\w-]+)[\"'][^>]*\?>", content)
-      text = content[declared.end() if declared else 0 :].decode(declared[1].decode() if declared else "cp1252")
+      body = content[declared.end() if declared else 0 :]
+      try:
+        text = body.decode(declared[1].decode() if declared else "cp1252")
+      except UnicodeDecodeError:
+        text = body.decode("cp1252")
       return ElementTree.fromstring(text)
   except (ElementTree.ParseError, ValueError, LookupError) as error:
     raise UserError(f"{path}: no XML that can be read ({error or type(error).__name__})") from error

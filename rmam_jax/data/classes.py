@@ -3,6 +3,7 @@
 import difflib
 import functools
 import itertools
+import os
 import pathlib
 import re
 import unicodedata
@@ -28,11 +29,20 @@ class Classes(NamedTuple):
 
 
 def chosen(given: Sequence[str]) -> tuple[str, ...]:
-  """`data.classes`: names, or the file that holds one in each line; UserError if one is named twice."""
+  """`data.classes`: names, or the file that holds one in each line.
+
+  Raises UserError: one is named twice, or what looks like a file is none.
+  """
   names = tuple(given)
   if len(names) == 1:  # as a flag gives them
     path = pathlib.Path(names[0]).expanduser()
-    names = tables.decode(path)[0].splitlines() if path.suffix == ".txt" and path.is_file() else names[0].split(",")
+    in_folder = "/" in names[0]
+    if (path.suffix or in_folder) and os.path.isfile(path):
+      names = tables.decode(path)[0].splitlines()
+    elif path.suffix == ".txt" or (in_folder and (path.suffix or path.is_absolute()) and "," not in names[0]):
+      raise UserError(f"data.classes names the file {path}, which is not there: it holds a name in each line")
+    else:
+      names = names[0].split(",")
   names = tuple(filter(None, map(clean_name, names)))
   if doubled := sorted({name for name in names if names.count(name) > 1}):
     raise UserError(f"data.classes names {', '.join(doubled)} more than once")

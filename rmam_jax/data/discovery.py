@@ -1,13 +1,15 @@
 """Which of a person's files are manifests, and of which splits: what `rmam-jax init` looks for.
 
 Lists lie in a folder or in the folders right below it. A split is told by a name: of a list, of the folder that it lies
-in, of a table's column `split`, or of VOC's lists in ImageSets/Main.
+in where that is below the one that is looked at, of a table's column `split`, or of VOC's lists in ImageSets/Main. A
+single list is that of training, whatever it is called.
 """
 
+import contextlib
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rmam_jax import config as config_lib
@@ -55,12 +57,13 @@ def look(places: Sequence[str]) -> Found:
   paths = [pathlib.Path(os.path.abspath(os.path.expanduser(place))) for place in places]
   passed_over: list[str] = []
   found: list[Manifest] = []
+  base = _common(paths)
   for path in paths:
     if not path.exists():
       raise UserError(f"there is no {path}: name a folder, or the lists that say which labels each image has")
     with os_errors(f"cannot look at {path}"):
       names = list(_in_folder(path, passed_over)) if path.is_dir() else [str(path)]
-    found += [each for name in names for each in _read(name, passed_over)]
+    found += [each for name in names for each in _read(name, base, passed_over)]
   found = list(dict.fromkeys(found))
   if not found:
     raise UserError(_nothing(paths, passed_over))
@@ -76,10 +79,14 @@ def look(places: Sequence[str]) -> Found:
     fields |= {part: f"{fields['train']}:{part}" for part in PARTS[: len(shares)]} | {"split": shares}
   elif "validation" not in fields:
     fields["split"] = SPLIT
-  folder = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
-  places = [_path_of(each.name) for each in chosen]
-  shared = os.path.commonpath([place if place.is_dir() else place.parent for place in places])
-  return Found(folder or pathlib.Path(shared), tuple(chosen), fields, tuple(passed_over))
+  one = len(paths) == 1 and paths[0].is_dir()
+  folder = paths[0] if one else _common(_path_of(each.name) for each in chosen)
+  return Found(folder, tuple(chosen), fields, tuple(passed_over))
+
+
+def _common(paths: Iterable[pathlib.Path]) -> pathlib.Path:
+  """The folder that all of these folders, or of these files, lie in; of one folder itself."""
+  return pathlib.Path(os.path.commonpath([path if path.is_dir() else path.parent for path in paths]))
 
 
 def _path_of(name: str) -> pathlib.Path:
@@ -97,8 +104,12 @@ def _in_folder(folder: pathlib.Path, passed_over: list[str]) -> Iterator[str]:
   yield from _lists(folder, passed_over)
   for below in sorted(folder.iterdir()):
     if below.is_dir() and not below.name.startswith("."):
-      yield from _of_voc(below) if _is_voc(below) else ()
-      yield from _lists(below, passed_over)
+      try:
+        inside = [*(_of_voc(below) if _is_voc(below) else ()), *_lists(below, passed_over)]
+      except OSError as error:  # as lost+found, at the top of a disk
+        passed_over.append(f"{below}: cannot look at it ({error.strerror or error})")
+      else:
+        yield from inside
 
 
 def _lists(folder: pathlib.Path, passed_over: list[str]) -> list[str]:
@@ -119,7 +130,7 @@ def _is_cvat(path: pathlib.Path) -> bool:
 
 def _is_voc(folder: pathlib.Path) -> bool:
   inside = [folder / name for name in ("Annotations", "annotations")]
-  if any(each.suffix.lower() == ".xml" for place in inside if place.is_dir() for each in place.iterdir()):
+  if any(each.suffix.lower() == ".xml" for place in inside if place.is_dir() for each in place.rglob("*")):
     return True
   first = next((each for each in sorted(folder.iterdir()) if each.suffix.lower() == ".xml" and each.is_file()), None)
   return first is not None and not _is_cvat(first)
@@ -131,10 +142,10 @@ def _of_voc(folder: pathlib.Path) -> list[str]:
   return [f"{folder}:{name}" for names in NAMES.values() for name in names if name in lists] or [str(folder)]
 
 
-def _split_of(name: str) -> str:
-  """The split that a list's name or its folder's tells, "" if none or several do."""
-  path = pathlib.Path(name)
-  part = "" if path.exists() else name.rpartition(":")[2]
+def _split_of(name: str, base: pathlib.Path) -> str:
+  """The split that a list's name tells, or its folder's below `base`; "" if none or several do."""
+  path = pathlib.Path(os.path.relpath(name, base))
+  part = "" if os.path.exists(name) else name.rpartition(":")[2]
   for text in (part,) if part else (path.stem, path.parent.name):
     words = {word.casefold() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", text)}
     if told := [split for split, names in NAMES.items() if words & {*names}]:
@@ -142,7 +153,7 @@ def _split_of(name: str) -> str:
   return ""
 
 
-def _read(name: str, passed_over: list[str]) -> list[Manifest]:
+def _read(name: str, base: pathlib.Path, passed_over: list[str]) -> list[Manifest]:
   data = config_lib.get_config().data
   try:
     parsed = manifests.parse(name, data)
@@ -151,7 +162,9 @@ def _read(name: str, passed_over: list[str]) -> list[Manifest]:
     return []
   several = next((each for each in parsed.problems if isinstance(each, manifests.SeveralSplits)), None)
   if several is not None:
-    return [each for part in several.splits if part for each in _read(f"{name}:{part}", passed_over)]
+    if without := sum(not said.part for said in parsed.entries.said):
+      passed_over.append(f"{name}: {without:,} images whose column `split` is empty")
+    return [each for part in several.splits if part for each in _read(f"{name}:{part}", base, passed_over)]
   labels = {label for said in parsed.entries.kinds for label in said.labels}
   if not labels:
     why = parsed.problems[0] if parsed.problems else f"{name}: no image has a label"
@@ -163,7 +176,8 @@ def _read(name: str, passed_over: list[str]) -> list[Manifest]:
   except UserError as error:
     problems.append(str(error))
   count = len(parsed.entries)
-  return [Manifest(name, _split_of(name), count, tuple(sorted(labels)), parsed.folder, tuple(map(str, problems)))]
+  split = _split_of(name, base)
+  return [Manifest(name, split, count, tuple(sorted(labels)), parsed.folder, tuple(map(str, problems)))]
 
 
 def _nothing(paths: Sequence[pathlib.Path], passed_over: Sequence[str]) -> str:
@@ -183,14 +197,18 @@ def _nothing(paths: Sequence[pathlib.Path], passed_over: Sequence[str]) -> str:
 
 
 def _has_images(folder: pathlib.Path) -> bool:
-  return folder.is_dir() and any(each.suffix.lower() in images.SUFFIXES for each in folder.iterdir())
+  with contextlib.suppress(OSError):
+    return folder.is_dir() and any(each.suffix.lower() in images.SUFFIXES for each in folder.iterdir())
+  return False
 
 
 def _choose(found: Sequence[Manifest], passed_over: list[str]) -> list[Manifest]:
   """The list of each split, training first; what else was found is passed over."""
   by_split = {split: [each for each in found if each.split == split] for split in (*NAMES, "")}
   unnamed = by_split.pop("")
-  if not by_split["train"] and unnamed:
+  if len(found) == 1:
+    by_split, unnamed = {"train": list(found)}, []
+  elif not by_split["train"] and unnamed:
     by_split["train"], unnamed = unnamed, []
   chosen = []
   for split, those in by_split.items():
@@ -207,7 +225,8 @@ def _choose(found: Sequence[Manifest], passed_over: list[str]) -> list[Manifest]
   if not by_split["train"]:
     names = ", ".join(each.name for each in chosen)
     raise UserError(
-      f"no list is that of training; there is {names}: name the lists that you mean, rmam-jax init LIST ..."
+      f"no list is that of training; there is {names}: call one of them train, or name the one that is to be divided,"
+      " rmam-jax init LIST"
     )
   passed_over += [f"{each.name}: its name tells no split" for each in unnamed]
   return chosen

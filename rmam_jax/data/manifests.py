@@ -22,6 +22,7 @@ import os
 import pathlib
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -43,7 +44,6 @@ SHOWN = 5  # problems in an error
 KNOWN_FILES = ("_classes.csv", "_annotations.coco.json", "metadata.csv", "metadata.jsonl")
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".xml")
 _TRIED = 50  # images by which the folder of images is found
-UPLOADED = "/data/upload/"  # Label Studio's folder, which its exports do not hold
 
 
 class Missing(str):
@@ -119,7 +119,7 @@ def _xml_files(folder: pathlib.Path) -> list[pathlib.Path]:
   """The XML files of a VOC-style folder: in its Annotations, or anywhere below it. Hidden files are none."""
   for name in ("Annotations", "annotations"):
     if (folder / name).is_dir():
-      found = list((folder / name).iterdir())
+      found = files.below(folder / name)
       break
   else:
     found = files.below(folder)
@@ -213,7 +213,8 @@ class SeveralSplits(str):
   def __new__(cls, path: pathlib.Path, splits: Iterable[str]):
     splits = tuple(sorted(splits))
     told = f"{path}: its column {tables.SPLIT!r} holds {', '.join(map(repr, splits))}"
-    made = super().__new__(cls, f"{told}: name one of them, e.g. --config.data.train={path.name}:{splits[0]}")
+    first = next(filter(None, splits))
+    made = super().__new__(cls, f"{told}: name one of them, e.g. --config.data.train={path.name}:{first}")
     made.splits = splits
     return made
 
@@ -261,15 +262,20 @@ def _voc(folder: pathlib.Path, listed: str) -> Found:
       return
     text, notes = tables.decode(listing)
     yield from notes
-    by_stem = {unicodedata.normalize("NFC", path.stem): path for path in paths}
-    paths = []
+    by_stem: dict[str, list[pathlib.Path]] = {}
+    for path in paths:
+      by_stem.setdefault(unicodedata.normalize("NFC", path.stem), []).append(path)
+    listed_paths: dict[pathlib.Path, None] = {}
     for number, line in enumerate(text.splitlines(), start=1):
       if not (name := _listed_name(line, by_stem)):
         continue
-      if name in by_stem:
-        paths.append(by_stem[name])
-      else:
+      if name not in by_stem:
         yield f"{listing}:{number}: there is no annotation {name}.xml"
+      elif len(by_stem[name]) > 1:
+        yield f"{listing}:{number}: there are {' and '.join(map(str, by_stem[name]))}: give them different names"
+      else:
+        listed_paths[by_stem[name][0]] = None
+    paths = list(listed_paths)
     if not paths:
       yield f"{listing}: it names no image"
   for path in paths:
@@ -313,7 +319,7 @@ def _image_folder(path: pathlib.Path, images: str, names: Sequence[str]) -> tupl
     shared = "".join(
       one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
     )
-    if "://" not in shared and not shared.startswith(UPLOADED):
+    if "://" not in shared and not shared.startswith(tables.UPLOADED):
       for slash in re.finditer("/", shared):
         former = shared[: slash.end()]
         if count(other := max(there, key=lambda folders, former=former: count(folders, former)), former):
@@ -360,37 +366,43 @@ def _plain_path(name: str) -> str:
   return name.strip().replace("\\", "/")
 
 
-def _candidates(entry: Entry, name: str, base: str) -> Iterator[str]:
-  """What else an image may be called: after its XML file, whose tools keep old names; as it was before an upload."""
+def _candidates(entry: Entry, name: str, relative: str, base: str, shared: bool) -> Iterator[str]:
+  """What an image may be called: as it is said; after its XML file, whose tools keep old names; as before an upload.
+
+  If several XML files say the same (`shared`), as those of changed copies do, it is called after its own where it can be.
+  """
+  if not shared:
+    yield relative
   if entry.place.lower().endswith(".xml"):
     folder, own = os.path.split(os.path.abspath(entry.place))
     stem, beside = os.path.splitext(own)[0], os.path.relpath(folder, base)
-    yield stem
-    if not beside.startswith(os.pardir):
-      yield from (f"{beside}/{name}", f"{beside}/{stem}")
-  if name.startswith(UPLOADED):
+    inside = [] if beside.startswith(os.pardir) else [os.path.normpath(f"{beside}/{each}") for each in (name, stem)]
+    yield from (*(inside[1:] if shared else ()), stem, *inside)
+  if name.startswith(tables.UPLOADED):
     uploaded = name.rsplit("/", 1)[-1]
     yield from (uploaded, uploaded.partition("-")[2])
+  yield relative
 
 
-def _locate(
-  entries: Iterable[Entry], folders: _Folders, former: str, problems: list[str], notes: list[str]
-) -> Iterator[Entry]:
+def _locate(entries: Entries, folders: _Folders, former: str, problems: list[str], notes: list[str]) -> Iterator[Entry]:
   """Entries by the names of their images below the folder; those that lie nowhere there are named among the problems."""
   base, below = folders.base, folders.below
+  of_xml = bool(entries) and entries[0].place.lower().endswith(".xml")
+  shared = {name for name, count in Counter(entries.ids).items() if count > 1} if of_xml else set()
   for entry in entries:
     name = _plain_path(entry.id).removeprefix(former)
     if "://" in name:
       problems.append(f"{entry.place}: {name} is an address: download the images first, and name their files")
       continue
-    own = name.removeprefix("/") if name.startswith(UPLOADED) else name
+    own = name.removeprefix("/") if name.startswith(tables.UPLOADED) else name
     relative = folders.inside(own)
     if relative is None:
       remedy = "name that folder with --config.data.images=DIR"
       problems.append(f"{entry.place}: image {entry.id!r} lies outside {base}: {remedy}")
       continue
     image = f"{below}{relative}"
-    found = folders.find(relative) or next(filter(None, map(folders.find, _candidates(entry, name, base))), None)
+    candidates = _candidates(entry, name, relative, base, entry.id in shared)
+    found = next(filter(None, map(folders.find, candidates)), None)
     if found is None:
       problems.append(Missing(f"{entry.place}: there is no image {image}"))
       found = image

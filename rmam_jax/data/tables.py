@@ -10,6 +10,7 @@ import functools
 import json
 import pathlib
 import re
+import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
@@ -24,9 +25,14 @@ IMAGE += ("image index", "img", "name")
 LABELS = ("labels", "label", "tags", "tag", "classes", "class", "categories", "category", "finding labels", "choices")
 LABELS += ("choice", "objects")
 IGNORE, SPLIT = "ignore", "split"
+# How Label Studio names images, which its exports do not hold, and texts that its JSON-MIN says of each.
+UPLOADED, LOCAL = "/data/upload/", "/data/local-files/?d="
+_OF_TASKS = ("annotator", "created at", "updated at")
 _CHUNK = 1 << 20  # characters that are read at a time
 _NOTHING = ("", "nan", "none", "null")  # whole fields that say that there is no label
+_FLAGS = ("0", "0.0", "false", "1", "1.0", "true")
 _ONE_HOT = {"": 0, "0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1, "-1": -1, "-1.0": -1}
+_MARKS = re.compile(r"[\[(]\s*[01](\.0?)?((,\s*|\s+)[01](\.0?)?){2,}\s*[\])]")  # a 0 or 1 for each class
 _SUFFIX = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})$", re.IGNORECASE)
 
 
@@ -105,6 +111,7 @@ def _listed_labels(value: Any, separator: str) -> tuple[str, ...]:
       raise ValueError("no field of labels")
     value = fields[0] if fields else None
   values = [] if value is None else value if isinstance(value, (list, tuple)) else [value]
+  values = [each for each in values if each == each]  # without NaN
   if not all(isinstance(each, (str, int, float)) and not isinstance(each, bool) for each in values):
     raise ValueError("no list of names")
   if separator:
@@ -154,11 +161,11 @@ def _find_columns(header: tuple[str, ...], options: Options) -> _Columns:
     used = {image, labels, ignore, split}
     unused = tuple(clean_name(name) for number, name in enumerate(header) if number not in used and clean_name(name))
     return _Columns(image, labels, ignore, split, (), (), unused)
-  chosen = {_plain(name) for name in options.classes}
+  chosen = {_plain(name) for name in options.classes} or {*plain} - {IGNORE}
   rest = {
     number: clean_name(name) for number, name in enumerate(header) if number not in (image, split) and name.strip()
   }
-  classes = {number: name for number, name in rest.items() if not chosen or _plain(name) in chosen}
+  classes = {number: name for number, name in rest.items() if _plain(name) in chosen}
   if not classes:
     raise UserError(
       f"no column is known as that of the labels; the columns are {_listed(header)}. Name them:"
@@ -191,14 +198,15 @@ def _read_table(path: pathlib.Path, file: TextIO, options: Options) -> Found:
   columns, width, before = None, 0, 0
   try:
     for row in rows:
-      place, before = f"{path}:{before + 1}", rows.line_num
+      place, before, written = f"{path}:{before + 1}", rows.line_num, len(row)
       while len(row) > width and not row[-1].strip():
         row.pop()
-      if not any(field.strip() for field in row):
+      if not any(field.strip() for field in row) or (columns is None and row == ["sep="]):  # Excel's first line
         continue
       if columns is None:
         width = len(row)
-        if _SUFFIX.search(row[0].strip()) and width == 2:
+        if _SUFFIX.search(row[0].strip()) and width <= 2 <= written:
+          width = 2
           yield Note(f"{place}: no header; the first column is taken for the images, the second for their labels")
           columns = _Columns(0, 1, None, None, (), (), ())
         else:
@@ -249,6 +257,19 @@ def _entry(place: str, image: str, fields: Mapping[str, Any], part: str, options
   """An entry of labels and labels to ignore that are still as they stand in the file."""
   found = {}
   for name, value in fields.items():
+    if value is None or value == "":
+      found[name] = ()
+      continue
+    text = "" if isinstance(value, Mapping) else str(value).strip()
+    if _MARKS.fullmatch(text):
+      yield f"{place}: {name} holds 0 and 1, {_short(value)}: write names, or a column for each class under its name"
+      return
+    if name == IGNORE and text.casefold() in _FLAGS:
+      yield (
+        f"{place}: {name} must name labels that are neither present nor absent, got {_short(value)}: leave the row out,"
+        f" or call the column something else; a label of that name is written as a list, {json.dumps([text])}"
+      )
+      return
     try:
       found[name] = labels_of(value, options.separator)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
@@ -296,7 +317,7 @@ def read_rows(path: pathlib.Path, rows: Iterable[tuple[str, Any]], options: Opti
       yield f'{place}: must be an object with "image" and "labels", got {_short(row)}'
     elif _is_task(row):
       try:
-        yield from list(_read_task(place, row))
+        yield from list(_read_task(place, row, options, unused))
       except (AttributeError, KeyError, TypeError) as error:
         yield f"{place}: not as Label Studio exports a task ({error!r})"
     else:
@@ -316,7 +337,7 @@ def read_rows(path: pathlib.Path, rows: Iterable[tuple[str, Any]], options: Opti
       if not isinstance(image, str) or not image.strip():
         yield f"{place}: {list(row)[columns.image]!r} must be the name of an image, got {_short(image)}"
         continue
-      part = "" if columns.split is None else clean_name(fields[columns.split])
+      part = "" if columns.split is None or fields[columns.split] is None else clean_name(fields[columns.split])
       unused |= dict.fromkeys(columns.unused)
       ignored = None if columns.ignore is None else fields[columns.ignore]
       yield from _entry(place, image.strip(), {"labels": fields[columns.labels], "ignore": ignored}, part, options)
@@ -333,10 +354,10 @@ def _is_task(row: Mapping[str, Any]) -> bool:
   if isinstance(row.get("data"), Mapping) and "annotations" in row:
     return True
   image = row.get("image")
-  return isinstance(image, str) and image.startswith("/data/") and "id" in row
+  return isinstance(image, str) and image.startswith((UPLOADED, LOCAL)) and "id" in row
 
 
-def _read_task(place: str, task: Mapping[str, Any]) -> Found:
+def _read_task(place: str, task: Mapping[str, Any], options: Options, unused: dict[str, None]) -> Found:
   data = task["data"] if "annotations" in task else task
   image = next((value for value in data.values() if isinstance(value, str) and _SUFFIX.search(value.strip())), "")
   if not image:
@@ -350,15 +371,25 @@ def _read_task(place: str, task: Mapping[str, Any]) -> Found:
     if len(done) > 1:
       yield Note(f"{place}: {image} has {len(done)} annotations: the first is taken")
     values = [each.get("value") or {} for each in done[0].get("result") or []]
-  else:  # fields of the user's own naming: lists of regions, an object with choices, or one choice as it is
-    values = []
+  else:  # fields of the user's own naming: regions, an object with choices, or a text, which is one choice or a remark
+    named = options.columns[1:2]
+    values, texts, told = [], {}, False
     for name, value in task.items():
-      if isinstance(value, list):
-        values += [each for each in value if isinstance(each, Mapping)]
-      elif isinstance(value, Mapping):
-        values.append(value)
-      elif isinstance(value, str) and _plain(name) in LABELS:
-        values.append({"choices": [value]})
+      known = _plain(name) in (tuple(map(_plain, named)) or LABELS)
+      for each in value if isinstance(value, list) else [value]:
+        each = {"choices": [each]} if known and isinstance(each, str) else each
+        if isinstance(each, Mapping) and (known or not named):
+          values.append(each)
+          told = told or (known and "choices" in each)
+        elif isinstance(each, str) and each.strip() and not _SUFFIX.search(each) and _plain(name) not in _OF_TASKS:
+          texts[name] = None
+    if texts and not named and not told:
+      yield (
+        f"{place}: whether {_listed(texts)} is a label or a remark cannot be told: name the field of the labels,"
+        " --config.data.columns=image,LABELS, or export as JSON, which tells"
+      )
+      return
+    unused |= texts
   objects = [
     Object(clean_name(name), _percent(value))
     for value in values
@@ -367,7 +398,8 @@ def _read_task(place: str, task: Mapping[str, Any]) -> Found:
     for name in names
     if clean_name(name)
   ]
-  image = re.sub(r"^/data/local-files/\?d=", "", image)
+  if image.startswith(LOCAL):
+    image = urllib.parse.unquote(image.removeprefix(LOCAL))
   yield from describe(place, image, (100, 100), objects)
 
 

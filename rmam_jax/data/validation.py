@@ -1,6 +1,7 @@
 """Your own images before training: everything that stops it, everything worth knowing, and a summary."""
 
 import hashlib
+import itertools
 import pathlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,10 +41,10 @@ def validate(data: Any) -> Report:
     raise UserError(f"validate checks your own images, data.name = 'custom', got {data.name!r}")
   named = {field: data[field] for field in FIELDS if data[field] or field == "train"}
   parsed = {manifest: manifests.parse(manifest, data) for manifest in named.values()}
-  problems, notes = [], []
-  for each in parsed.values():
-    problems += each.problems
-    notes += each.notes
+  problems, notes = (  # the parts of one list have all of the list's
+    list(dict.fromkeys(itertools.chain.from_iterable(getattr(each, kind) for each in parsed.values())))
+    for kind in ("problems", "notes")
+  )
   try:
     classes = manifests.classes_of(data)
   except UserError as error:  # the labels were read wrongly: what follows would say so of every image
@@ -55,6 +56,11 @@ def validate(data: Any) -> Report:
       problems += wrong
       notes += [f"{manifest}: {each}" for each in said]
   problems += _shared(found)
+  problems += [
+    f"{named[field]}: no image has a label of a class: nothing can be learned from it or measured on it"
+    for field, entries in found.items()
+    if entries and not any(said.labels or (data.difficult == "positive" and said.ignore) for said in entries.kinds)
+  ]
   counts = {field: Counter(name for said in entries.said for name in said.labels) for field, entries in found.items()}
   notes += [
     f"{named[field]}: class {name} has no image{'; it cannot be learned' if field == 'train' else ''}"
@@ -74,8 +80,8 @@ def validate(data: Any) -> Report:
   owners: dict[bytes, tuple[str, str]] = {}  # of each content's sha256, the split and the image that had it first
   missing = [each for each in problems if isinstance(each, Missing)]
   for field, entries in found.items():
-    for kind, text in _check_images(field, entries, owners):
-      (problems if kind else notes).append(text)
+    for unreadable, text in _check_images(field, entries, owners):
+      (problems if unreadable and data.corrupt == "error" else notes).append(text)
   if data.corrupt == "skip":
     notes += missing
     problems = [each for each in problems if not isinstance(each, Missing)]
@@ -95,7 +101,7 @@ def _shared(found: Mapping[str, Entries]) -> Iterator[str]:
 
 
 def _check_images(field: str, entries: Entries, owners: dict[bytes, tuple[str, str]]) -> Iterator[tuple[bool, str]]:
-  """(whether it stops training, what) of images that cannot be read, occur twice, or whose boxes are of another frame."""
+  """(whether an image cannot be read, what) of those, of images that occur twice, of boxes of another frame."""
   for entry in progress.bar(entries, f"images of {field}", unit=" images", leave=False):
     try:
       content = pathlib.Path(entry.image).read_bytes()
