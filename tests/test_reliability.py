@@ -469,6 +469,31 @@ def test_a_damaged_record_is_named_where_its_labels_are_known_already(data_root,
     list(itertools.islice(stream, 10))
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_arrays_of_which_a_bit_was_flipped_are_refused_by_name_or_whole(compressed, tmp_path):
+  arrays = {"ids": np.array([f"{number:03}.jpg" for number in range(30)]), "labels": np.eye(30, 4, dtype=np.float32)}
+  path = tmp_path / "table.npz"
+  files.write_npz(path, arrays, compressed=compressed)
+  whole, whole_again = path.read_bytes(), 0
+  for place in np.random.default_rng(0).integers(8 * len(whole), size=1_000).tolist():
+    content = bytearray(whole)
+    content[place // 8] ^= 1 << place % 8
+    path.write_bytes(content)
+    try:
+      found = files.read_npz(path, "make it again")
+    except UserError as error:
+      assert str(error).startswith(f"{path} is damaged (")
+      assert str(error).endswith("): make it again")
+    else:
+      whole_again += 1
+      assert found.keys() == arrays.keys()
+      for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array, strict=True)
+  assert whole_again < 300
+  with pytest.raises(FileNotFoundError):
+    files.read_npz(tmp_path / "none.npz", "")
+
+
 def test_damaged_files_of_every_kind_are_refused_or_read_and_nothing_else():
   """In a process of its own, which a library may bring down."""
   found = subprocess.run(
