@@ -133,7 +133,7 @@ def boxes_from_edges(edges: np.ndarray, directions: np.ndarray, count: int) -> n
 
 def made_by(kind: str, model: str) -> str:
   """What tells the proposals of a kind from those of another file; "" for kinds that need none."""
-  path = pathlib.Path(model).expanduser()
+  path = pathlib.Path(os.path.expanduser(model))
   if kind != "edge_boxes" or not path.is_file():
     return ""
   return f"edge_boxes {hashlib.sha256(path.read_bytes()).hexdigest()}"
