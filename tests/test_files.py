@@ -403,7 +403,11 @@ def test_the_validation_command_lists_every_problem_with_its_place(tmp_path):
     "../outside.png,red\n"
     "same.png,red\n"
   )
-  (tmp_path / "val.jsonl").write_text('{"image": "other.png", "labels": ["red", "violet"]}\nnonsense\n{"labels": []}\n')
+  (tmp_path / "val.jsonl").write_text(
+    '{"image": "other.png", "labels": ["red", "violet"]}\nnonsense\n{"labels": []}\n'
+    + r'{"image": "caf\udce9.png", "labels": ["red"]}'
+    + "\n"
+  )
   (tmp_path / "test.csv").write_text("image,labels\ntest.png,red\n")
   flags = [
     f"--config.data.{split}={tmp_path / name}"
@@ -420,6 +424,8 @@ def test_the_validation_command_lists_every_problem_with_its_place(tmp_path):
     f"{train}:4: {tmp_path / 'broken.png'}: not a readable image",
     f"{val}:2: not valid JSON",
     f"{val}:3: no column is known as that of the images; the columns are 'labels'",
+    rf"{val}:4: there is no image {tmp_path / 'caf'}\udce9.png",
+    rf"{val}:4: the name of caf\udce9.png is not UTF-8",
     f"{val}:1: unknown label violet; the classes are green, red",
     f"{val}:1: {tmp_path / 'other.png'} is in train as well: an image may be in one alone",
   ]
@@ -435,6 +441,44 @@ def test_the_validation_command_lists_every_problem_with_its_place(tmp_path):
     assert any(each.startswith(line) for each in lines), (line, lines)
   assert lines[-1] == f"{len(wanted)} problems that stop training"
   assert f"train: 5 images in {tmp_path}, 1.00 labels an image, 1 without a label (negatives), 0 boxes" in lines
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_names_that_are_no_text_are_told_of_before_anything_fails_of_them(tmp_path, divided):
+  folder = tmp_path / "own"
+  write_voc(folder, "train")
+  shutil.rmtree(folder / "ImageSets")
+  for part, suffix in (("Annotations", "xml"), ("JPEGImages", "png")):
+    path = folder / part / f"train0.{suffix}"
+    try:
+      path.rename(path.with_name(f"caf\udce9.{suffix}"))  # a byte of Windows-1252
+    except OSError as error:
+      pytest.skip(f"the file system takes no such names ({error})")
+  data = custom.get_config().data
+  data.train = f"{folder}:train" if divided else str(folder)
+  data.split = (0.5, 0.5) if divided else ()
+  wanted = r"the name of caf\udce9.png is not UTF-8, as in zips of another system: rename the file"
+  assert len([each for each in validate(data).problems if wanted in each]) == 1
+  with pytest.raises(UserError) as caught:
+    splits.open_split(data, data.train)
+  assert wanted in str(caught.value)
+
+
+def test_what_no_file_can_be_called_is_missing_and_may_be_skipped(tmp_path):
+  manifest = write_csv(tmp_path, "train")
+  with open(manifest, "a") as file:
+    file.write("a\0.png,red\n")
+  data = thin_config([manifest] * 3, corrupt="skip").data
+  data.validation = data.test = ""
+  assert f"{manifest}:14: there is no image {tmp_path / 'a'}\0.png" in validate(data).notes
+  split = splits.open_split(data, manifest)
+  assert len(split) == 13
+  split.digest()
+  with pytest.raises(UserError, match=r"custom train \[12\]: cannot read .*a\\0\.png"):
+    split[12]
+  data.corrupt = "error"
+  with pytest.raises(UserError, match="there is no image"):
+    splits.open_split(data, manifest)
 
 
 def test_the_validation_command_says_that_all_is_well(tmp_path):

@@ -241,6 +241,8 @@ def test_what_is_no_coco_is_refused_in_a_line(tmp_path):
     ("{", "not valid JSON, or cut short"),
     ("[]", "not as COCO has it, an object with the lists images, annotations, categories: it is no object"),
     (json.dumps(whole | {"annotations": [{"image_id": 99, "category_id": 1}]}), "image_id 99 is the id of no image"),
+    (json.dumps(whole | {"categories": [{"id": 1}]}), "the category with id 1 has no name"),
+    (json.dumps(whole | {"categories": ["cat"]}), r"categories\[0\]: id is missing"),
   ):
     path.write_text(content)
     with pytest.raises(UserError, match=why):

@@ -818,7 +818,8 @@ def test_boxes_that_cannot_be_are_named_and_their_labels_kept(tmp_path, box):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("frame", ["stored", "upright"])
-def test_boxes_are_those_of_the_image_as_it_is_shown(tmp_path, orientation, frame):
+@pytest.mark.parametrize("kind", ["png", "tiff"])  # Pillow states the size of the one as stored, of the other upright
+def test_boxes_are_those_of_the_image_as_it_is_shown(tmp_path, orientation, frame, kind):
   """Of photographs on their side, whether the tool that stated boxes paid attention to EXIF or not."""
   upright = np.full((60, 80, 3), 90, np.uint8)
   box = np.array([10, 40, 25, 72])  # top, left, bottom, right
@@ -829,8 +830,8 @@ def test_boxes_are_those_of_the_image_as_it_is_shown(tmp_path, orientation, fram
   stored = Image.fromarray(upright)
   stored = stored if back is None else stored.transpose(Image.Transpose(back))
   file = io.BytesIO()
-  stored.save(file, "PNG", exif=exif)
-  (tmp_path / "0.png").write_bytes(file.getvalue())
+  stored.save(file, kind, exif=exif)
+  (tmp_path / f"0.{kind}").write_bytes(file.getvalue())
   np.testing.assert_array_equal(images.decode_image(file.getvalue(), ""), upright)
   shown = upright if frame == "upright" else np.asarray(stored)
   if frame == "stored" and orientation in (2, 3, 4):
@@ -838,7 +839,7 @@ def test_boxes_are_those_of_the_image_as_it_is_shown(tmp_path, orientation, fram
   rows, columns = np.nonzero(shown[..., 0] > 200)
   edges = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
   size = f"<size><width>{shown.shape[1]}</width><height>{shown.shape[0]}</height></size>"
-  (tmp_path / "0.xml").write_text(voc_xml("0.png", {"cat"}, size=size, box=edges))
+  (tmp_path / "0.xml").write_text(voc_xml(f"0.{kind}", {"cat"}, size=size, box=edges))
   data = section(tmp_path)
   record = splits.open_split(data, data.train)[0]
   np.testing.assert_allclose(record.boxes, [box / [60, 80, 60, 80]], atol=1e-6)

@@ -239,6 +239,16 @@ def test_what_is_no_forest_is_refused_before_opencv_dies_of_it(cv2, tmp_path, co
     proposals_lib.edge_detector("" if content == "" else str(path))
 
 
+@pytest.mark.parametrize("name", ["toy.yml.gz", "~/toy.yml.gz"])
+def test_proposals_of_a_forest_are_told_from_those_of_none(tmp_path, monkeypatch, name):
+  """Also where a shell did not expand the home folder's name."""
+  monkeypatch.setenv("HOME", str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  write_forest(tmp_path / "toy.yml.gz")
+  assert proposals_lib.made_by("edge_boxes", name).startswith("edge_boxes ")
+  assert proposals_lib.made_by("selective_search", name) == proposals_lib.made_by("edge_boxes", "") == ""
+
+
 @pytest.mark.oracle
 def test_boxes_of_another_forest_are_others(cv2, data_root, tmp_path):
   config = config_of(data_root, **{"data.proposals": "edge_boxes"})

@@ -503,7 +503,7 @@ WRAPPED = [
   lambda state: {
     "epoch": 3,
     "model": state,
-    "args": argparse.Namespace(rate=0.1, names=["a"]),
+    "args": argparse.Namespace(rate=0.1, names=["a"], frozen={"b"}),
     "best": np.float64(3.5),
   },
   lambda state: {"model_state_dict": {f"module.{name}": tensor for name, tensor in state.items()}, "loss": 0.5},
@@ -524,6 +524,8 @@ def test_what_torch_saves_around_a_state_dict_is_taken_off(wrap, zipped, small, 
   optimizer.step()
   wrapped = {"optimizer": optimizer.state_dict(), **wrap(state), "scheduler": {"base_lrs": [0.1], "last_epoch": 3}}
   wrapped["itself"] = [wrapped]
+  schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5])  # whose milestones are a Counter
+  wrapped |= {"schedule": schedule.state_dict(), "random": torch.get_rng_state(), "on": torch.device("cpu")}
   torch.save(wrapped, home / "x.pth", _use_new_zipfile_serialization=zipped)
   weights = files.read(home / "x.pth")
   assert weights.title == "the small set"

@@ -469,6 +469,30 @@ def test_a_damaged_record_is_named_where_its_labels_are_known_already(data_root,
     list(itertools.islice(stream, 10))
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_arrays_of_which_a_bit_was_flipped_are_refused_by_name_or_whole(compressed, tmp_path):
+  arrays = {"ids": np.array([f"{number:03}.jpg" for number in range(30)]), "labels": np.eye(30, 4, dtype=np.float32)}
+  path = tmp_path / "table.npz"
+  files.write_npz(path, arrays, compressed=compressed)
+  whole, errors = path.read_bytes(), []
+  for place in np.random.default_rng(0).integers(8 * len(whole), size=1_000).tolist():
+    content = bytearray(whole)
+    content[place // 8] ^= 1 << place % 8
+    path.write_bytes(content)
+    try:
+      found = files.read_npz(path, "make it again")
+    except UserError as error:
+      errors.append(str(error))
+    else:
+      assert found.keys() == arrays.keys()
+      for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array, strict=True)
+  assert len(errors) > 600
+  assert all(each.startswith(f"{path} is damaged (") and each.endswith("): make it again") for each in errors)
+  with pytest.raises(FileNotFoundError):
+    files.read_npz(tmp_path / "none.npz", "")
+
+
 def test_damaged_files_of_every_kind_are_refused_or_read_and_nothing_else():
   """In a process of its own, which a library may bring down."""
   found = subprocess.run(

@@ -276,6 +276,19 @@ def storage_pickle(kind=b"torch\nFloatStorage\n", shape=(2,), size=2, stride=(1,
   return b"\x80\x02ccollections\nOrderedDict\n)R(" + text(name) + tensor + b"tRu."
 
 
+def by_python_2(pickled):
+  """The same state dict as Python 2 wrote it: its items in a list of pairs."""
+  return pickled.replace(b"OrderedDict\n)R(", b"OrderedDict\n]](", 1).replace(b"tRu.", b"tRea\x85R.")
+
+
+def as_parameter(pickled):
+  """The same state dict with its tensor within a parameter."""
+  wrapped = pickled.replace(b"ctorch._utils\n_reb", b"ctorch.nn.parameter\nParameter\nctorch._utils\n_reb")
+  return wrapped.replace(b"Ru.", b"R\x85Ru.")
+
+
+DOUBLED = b")" + 24 * b"q\x00h\x00\x86"  # a tuple that holds itself twice, and so on: 16 million in 120 bytes
+LONG = b"](" + 1_000 * b"]X\x01\0\0\0aaNa" + b"e"  # a list of pairs
 KEYS = pickle.dumps(["0"], 2)
 TWO = np.array([1, 2], "<f4").tobytes()
 
@@ -309,6 +322,24 @@ TWO = np.array([1, 2], "<f4").tobytes()
       lambda p: legacy_layout(p, two_of_one_storage(2, 1 << 40), KEYS + (2).to_bytes(8, "little") + TWO),
       "w2 disagrees with earlier tensors on the size of storage 0",
     ),
+    (lambda p: zip_layout(p, b"\x80\x02}" + DOUBLED + b"Ns."), "a key that is neither a text nor a number"),
+    (lambda p: zip_layout(p, b"\x80\x02}(" + DOUBLED + b"Nu."), "a key that is neither a text nor a number"),
+    (
+      lambda p: zip_layout(p, b"\x80\x02ccollections\nOrderedDict\n](" + DOUBLED + b"N\x86e\x85R."),
+      "a key that is neither a text nor a number",
+    ),
+    (
+      lambda p: legacy_layout(p, storage_pickle(), b"\x80\x02]" + DOUBLED + b"a."),
+      "list of storages does not match its tensors",
+    ),
+    (
+      lambda p: zip_layout(
+        p, b"\x80\x02ccollections\nOrderedDict\nq\x01" + LONG + b"q\x02" + 2_000 * b"h\x01h\x02\x85R" + b"."
+      ),
+      "holds no state dict",
+    ),
+    (lambda p: zip_layout(p, as_parameter(as_parameter(storage_pickle()))), "has an entry that is not a tensor, 'w'"),
+    (lambda p: zip_layout(p, storage_pickle(shape=(1,) * 65, stride=(0,) * 65)), "w has no proper shape"),
     (lambda p: p.write_text("not found\n"), "not a state dict of torch, or truncated"),
     (lambda p: p.write_bytes(b""), "not a state dict of torch, or truncated"),
   ],
@@ -318,10 +349,11 @@ def test_a_pth_that_is_damaged_is_refused_before_memory_is_taken(write, message,
   assert _peak_of(lambda: _refused(tmp_path / "x.pth", message)) < 50e6
 
 
+@pytest.mark.parametrize("form", [bytes, by_python_2, as_parameter])
 @pytest.mark.parametrize("layout", [zip_layout, legacy_layout])
-def test_the_hand_written_state_dict_is_read_in_both_layouts(layout, tmp_path):
+def test_the_hand_written_state_dict_is_read_in_both_layouts(layout, form, tmp_path):
   rest = [("data/0", TWO)] if layout is zip_layout else KEYS + (2).to_bytes(8, "little") + TWO
-  with weight_files.open_weights(layout(tmp_path / "x.pth", storage_pickle(), rest)) as (entries, _):
+  with weight_files.open_weights(layout(tmp_path / "x.pth", form(storage_pickle()), rest)) as (entries, _):
     np.testing.assert_array_equal(entries["w"].read(), [1, 2])
 
 

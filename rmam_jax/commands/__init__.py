@@ -63,6 +63,7 @@ def run(name: str, arguments: Sequence[str] | None = None) -> NoReturn:
   for defining in (module.__name__, __name__):
     for flag in flags.FLAGS.get_flags_for_module(defining):
       flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+  sys.stdout.reconfigure(errors="backslashreplace")  # what is named may have bytes that are no text, as on stderr
   app.run(module.main, flags_parser=parse)
 
 

@@ -197,7 +197,8 @@ COCO_LISTS = ("images", "annotations", "categories")
 
 def coco_classes(content: Mapping[str, Any]) -> tuple[str, ...]:
   """The names of the categories in the file's order."""
-  return tuple(dict.fromkeys(clean_name(each["name"]) for each in content["categories"]))
+  named = (each for each in content["categories"] if isinstance(each, Mapping) and "name" in each)
+  return tuple(dict.fromkeys(clean_name(each["name"]) for each in named))
 
 
 def read_coco(path: pathlib.Path, content: Any) -> Found:

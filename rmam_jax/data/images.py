@@ -250,6 +250,9 @@ def header(encoded: bytes) -> tuple[tuple[int, int], int]:
   """(width, height) as stored and EXIF's orientation, 1 where there is none; zeros and 1 for what is no image."""
   try:
     with _open(encoded) as image:
-      return image.size, _orientation(image)
+      size = image.size
+      if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose `size` is that of the upright image
+        size = image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
+      return size, _orientation(image)
   except _DAMAGE:
     return (0, 0), 1

@@ -405,10 +405,12 @@ def _locate(entries: Entries, folders: _Folders, former: str, problems: list[str
     found = next(filter(None, map(folders.find, candidates)), None)
     if found is None:
       problems.append(Missing(f"{entry.place}: there is no image {image}"))
-      found = image
+      found = image.replace("\0", r"\0")  # which the name of no file holds
     elif found != image and os.path.splitext(found)[0] != image:
       notes.append(f"{entry.place}: {os.path.basename(found)} is taken for {os.path.basename(image)}")
-    name = found[len(below) :]
+    name = found[len(below) :].encode(errors="backslashreplace").decode()
+    if name != found[len(below) :]:
+      problems.append(f"{entry.place}: the name of {name} is not UTF-8, as in zips of another system: rename the file")
     yield entry if name == entry.id else entry._replace(id=name)
 
 

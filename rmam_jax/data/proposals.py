@@ -133,9 +133,10 @@ def boxes_from_edges(edges: np.ndarray, directions: np.ndarray, count: int) -> n
 
 def made_by(kind: str, model: str) -> str:
   """What tells the proposals of a kind from those of another file; "" for kinds that need none."""
-  if kind != "edge_boxes" or not pathlib.Path(model).is_file():
+  path = pathlib.Path(os.path.expanduser(model))
+  if kind != "edge_boxes" or not path.is_file():
     return ""
-  return f"edge_boxes {hashlib.sha256(pathlib.Path(model).read_bytes()).hexdigest()}"
+  return f"edge_boxes {hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 def _search_all(

@@ -6,7 +6,7 @@ the instructions that a checkpoint is made of, imports nothing and calls nothing
 """
 
 import pickletools
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 MOST_BYTES = 1 << 24  # of one pickle, whatever it claims to hold; a state dict's names and shapes take far less
@@ -74,7 +74,7 @@ def _run(content: bytes, allowed: Collection[str]) -> tuple[Any, int]:
       elif name.startswith("APPEND"):
         stacks[-1][-1].extend(taken)
       else:
-        stacks[-1][-1].update(zip(taken[::2], taken[1::2], strict=True))
+        stacks[-1][-1].update(_items(zip(taken[::2], taken[1::2], strict=True)))
     elif name == "GLOBAL":
       stack.append(Global(value.replace(" ", ".", 1)))
       if stack[-1].name not in allowed:
@@ -83,8 +83,10 @@ def _run(content: bytes, allowed: Collection[str]) -> tuple[Any, int]:
       arguments, function = stack.pop(), stack.pop()
       if not isinstance(function, Global) or not isinstance(arguments, tuple):
         raise ValueError("it calls what is no function")
-      ordered = function.name == "collections.OrderedDict"  # a dictionary instead, so that items can be set
-      stack.append(dict(*arguments) if ordered else Call(function.name, arguments))
+      if function.name == "collections.OrderedDict":  # a dictionary instead, so that items can be set
+        stack.append(_dictionary(*arguments))
+      else:
+        stack.append(Call(function.name, arguments))
     elif name == "BUILD":
       stack.pop()  # attributes of an object, e.g. the version of each layer: nothing here needs them
     elif name == "BINPERSID":
@@ -98,3 +100,19 @@ def _run(content: bytes, allowed: Collection[str]) -> tuple[Any, int]:
     elif name != "PROTO":
       raise ValueError(f"it has the instruction {name}")
   raise ValueError("it does not end")
+
+
+def _dictionary(pairs: Sequence[Sequence] = ()) -> dict[Any, Any]:
+  """Of nothing or, as Python 2 wrote an ordered one, a list of pairs; emptied, lest a small file make many of a long one."""
+  made = dict(_items(pairs))
+  if pairs:
+    pairs.clear()
+  return made
+
+
+def _items(pairs: Iterable[Sequence]) -> Iterator[Sequence]:
+  """Pairs of key and value; a tuple as key could hold itself so often that to hash it takes for ever."""
+  for key, value in pairs:
+    if not isinstance(key, (str, int, float, type(None))):
+      raise ValueError("a dictionary has a key that is neither a text nor a number")
+    yield key, value

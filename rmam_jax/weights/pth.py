@@ -19,13 +19,17 @@ from rmam_jax.weights.tensors import Entry
 
 _LEGACY = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # what the older layout begins with, after two bytes
 _TYPES = {"torch.FloatStorage": "<f4", "torch.DoubleStorage": "<f8", "torch.HalfStorage": "<f2"}
-_TYPES["torch.LongStorage"] = "<i8"  # counters of batch normalisation: to be named, not refused as unknown
+# Counters of batch normalisation, and the states of random numbers: to be named, not refused as unknown.
+_TYPES |= {"torch.LongStorage": "<i8", "torch.ByteStorage": "u1"}
 _PARAMETERS = ("torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter")
 _TENSORS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
-# What else people save beside a state dict: options, and numbers of numpy. They too are read as data and made nothing of.
+# What else people save beside a state dict: options, numbers of numpy, the milestones of a schedule. They too are read as
+# data and made nothing of.
 _BESIDE = ("argparse.Namespace", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
+_BESIDE += ("collections.Counter", "torch.device", "__builtin__.set")
 _ALLOWED = frozenset({"collections.OrderedDict", *_PARAMETERS, *_TENSORS, *_TYPES, *_BESIDE, "_codecs.encode"})
 _WRAPPINGS = ("state_dict", "model_state_dict", "model")  # the entries of a checkpoint that hold the state dict
+_MOST_SIDES = 64  # of a tensor, as of torch's and numpy's
 _BIG_ENDIAN = "its byte order is not little-endian: save it again on a common machine"
 
 
@@ -108,7 +112,11 @@ def _open_legacy(file: BinaryIO) -> dict[str, Entry]:
   for name, storage in [*((name, tensor.storage) for name, tensor in tensors.items()), *_storages(state)]:
     if storages.setdefault(storage.key, storage).bytes != storage.bytes:
       raise ValueError(f"{name} disagrees with earlier tensors on the size of storage {storage.key}")
-  if not isinstance(keys, list) or set(map(str, keys)) != set(storages):
+  if (
+    not isinstance(keys, list)
+    or not all(isinstance(key, (str, int)) for key in keys)
+    or set(map(str, keys)) != set(storages)
+  ):
     raise ValueError("its list of storages does not match its tensors")
   for key in map(str, keys):
     header, wanted = file.read(8), storages[key].bytes
@@ -173,7 +181,7 @@ def _storage(name: str, value: Any) -> _Storage:
 
 
 def _tensor(name: Any, value: Any) -> _Tensor:
-  while isinstance(value, pickles.Call) and value.name in _PARAMETERS and value.arguments:
+  if isinstance(value, pickles.Call) and value.name in _PARAMETERS and value.arguments:
     value = value.arguments[0]  # the tensor of a parameter
   match name, value:
     case str(), pickles.Call(function, (stored, offset, shape, strides, *_)) if function in _TENSORS:
@@ -182,7 +190,7 @@ def _tensor(name: Any, value: Any) -> _Tensor:
       raise ValueError(
         f"its state dict has an entry that is not a tensor, {str(name)[:80]!r}: save model.state_dict() alone"
       )
-  placed = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)
+  placed = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides) <= _MOST_SIDES
   if not placed or any(type(number) is not int or number < 0 for number in (offset, *shape, *strides)):
     raise ValueError(f"{name} has no proper shape")
   last = offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
