@@ -520,7 +520,7 @@ def test_full_size_models_have_their_shapes():
 def test_an_impossible_rpn_is_refused(data_root):
   config = custom.get_config("rlsd")
   config.rpn.data = ""
-  with pytest.raises(UserError, match=r"rpn\.data must name a prepared data set with boxes"):
+  with pytest.raises(UserError, match=r"rpn\.data must name a data set with boxes"):
     rpn_training.config_of(config)
   with pytest.raises(UserError, match="rlsd learns from another data set's boxes"):
     rpn_training.config_of(small_config(data_root, **{"rpn.data": ""}))
