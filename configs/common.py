@@ -115,7 +115,7 @@ def photograph_config(backbone: str, recipe: str, size: int, head: str) -> ml_co
   if head == "saliency":
     config.loss.anchor_weight = 0.0
   if recipe == "tuned":
-    data.image_size = size + 64  # of which crops are cut
+    data.augmentation.crop_scale = (0.5, 1.0)  # crops of so much of an image's area; evaluation sees all of it
     if heads.get(head).guide != heads.DENSE_SCORES:  # else it begins beside the head that guides it
       one.head, one.epochs, one.learning_rate, two.auxiliary_weight = head, two.epochs, two.learning_rate, 0.0
     two.epochs, two.learning_rate, two.backbone_rate = 6, two.learning_rate / 2, 0.1
