@@ -286,6 +286,7 @@ def test_the_average_is_validated_kept_exported_and_resumed(data_root, tmp_path,
   assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), again, kept))
 
 
+@pytest.mark.slow
 def test_a_stage_ends_after_its_patience_and_stays_ended(data_root, tmp_path, monkeypatch, capsys):
   changes = {"stage_one.epochs": 0, "stage_two.epochs": 9, "stage_two.patience": 2, "epoch_size": 16}
   config, folder, seen = tiny_config(data_root, **changes), tmp_path / "run", []

@@ -383,6 +383,7 @@ def test_workers_and_shared_memory_end_with_a_trainer_that_is_killed(reading):
   assert not [path for path in memory if path.exists()]
 
 
+@pytest.mark.slow
 @linux
 def test_a_worker_that_is_killed_stops_training_with_the_cause(reading):
   process, _ = reading()
@@ -395,6 +396,7 @@ def test_a_worker_that_is_killed_stops_training_with_the_cause(reading):
   assert "lower data.workers and run the same command again" in said
 
 
+@pytest.mark.slow
 def test_what_a_worker_raises_stops_training_and_no_batch_is_lost_or_doubled_before(reading, data_root):
   process, first = reading("7")
   out, said = process.communicate(timeout=60)
@@ -493,6 +495,7 @@ def test_arrays_of_which_a_bit_was_flipped_are_refused_by_name_or_whole(compress
     files.read_npz(tmp_path / "none.npz", "")
 
 
+@pytest.mark.slow
 def test_damaged_files_of_every_kind_are_refused_or_read_and_nothing_else():
   """In a process of its own, which a library may bring down."""
   found = subprocess.run(

@@ -405,6 +405,7 @@ def test_a_run_trains_its_rpn_first_and_leaves_it_as_it_is(finished, data_root):
   assert not any("'rpn'" in name for name in kept)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_in_its_rpn_s_training_ends_where_an_uninterrupted_one_does(
   finished, data_root, tmp_path, monkeypatch
 ):
@@ -551,6 +552,7 @@ def test_an_impossible_rpn_is_refused(data_root):
     rpn_lib.build(config.model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", common.RLSD)
 def test_in_two_phases_the_rpn_is_that_of_the_first_or_learns_as_long(head, data_root, tmp_path):
   source = "digits/source_tiny" if head == "rlsd" else ""

@@ -272,6 +272,7 @@ def test_a_map_beyond_float16_is_refused(data_root, cache):
     maps_of(config, model, params, split, mesh)
 
 
+@pytest.mark.slow
 def test_a_frozen_run_trains_its_heads_alone_and_resumes_bit_for_bit(data_root, cache, tmp_path, monkeypatch):
   config = tiny_config(data_root, **FROZEN)
   pipeline.train_and_evaluate(config, tmp_path / "whole")

@@ -177,6 +177,7 @@ def sampling_step(**options):
   )
 
 
+@pytest.mark.slow
 def test_a_head_samples_by_seed_and_step_and_has_its_own_loss():
   train_step, state, batch = sampling_step()
   wanted, metrics = jax.jit(train_step)(state, batch)
@@ -378,6 +379,7 @@ def test_stage_two_begins_with_what_stage_one_learned(finished, data_root, monke
     stages.take_over({**fresh, "auxiliary": {}}, trained, "auxiliary")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["recurrent", "mean_pool"])
 def test_other_heads_run_to_the_end(head, data_root, tmp_path):
   config = digits.get_config(f"tiny:{head}")
