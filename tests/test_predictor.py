@@ -243,6 +243,10 @@ def test_what_is_no_list_of_images_is_refused(small):
       small.predict(single)
   with pytest.raises(UserError, match=r"got uint8 \[4, 4, 2\]"):
     small.predict([np.zeros((4, 4, 2), np.uint8)])
+  with pytest.raises(UserError, match=r"image 1: no array of pixels"):
+    small.predict([np.zeros((4, 4, 3), np.uint8), [[1, 2], [3]]])
+  with pytest.raises(UserError, match=r"image 0: pixels must be uint8 .*\[3, 0, 3\]"):
+    small.predict([Image.new("RGB", (0, 3))])
   with pytest.raises(UserError, match="batch_size and threads must be at least 1, got 0"):
     predictor.Predictor(untrained(), batch_size=0)
 

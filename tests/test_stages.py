@@ -207,3 +207,14 @@ def test_one_class_needs_a_loss_that_can_learn_it():
     stages.build(config, "stage_two", num_classes=1, num_records=50)
   config.loss.classification = "sigmoid"
   stages.build(config, "stage_two", num_classes=1, num_records=50)
+
+
+@pytest.mark.parametrize(
+  ("skipped", "reason"),
+  [(["a.jpg: broken"], "can be read, first a.jpg: broken"), ([], "has a label that is not ignored")],
+)
+def test_a_validation_split_that_says_nothing_is_refused(monkeypatch, skipped, reason):
+  found = types.SimpleNamespace(readable=np.array([], int), skipped=skipped)
+  monkeypatch.setattr(stages.outputs_lib, "compute_outputs", lambda *_: found)
+  with pytest.raises(UserError, match=f"mine: none of its images {reason}"):
+    stages._validate(step_lib.Objective(), None, None, types.SimpleNamespace(name="mine"))
