@@ -28,8 +28,16 @@ RULES = {
 }
 
 
+@functools.cache
+def attending(rule, **options):
+  """`attend` with a rule, compiled once for all tests."""
+  return jax.jit(
+    functools.partial(rmam.attend, num_regions=K, next_region=RULES[rule][0], region_size=(3, 3), **options)
+  )
+
+
 def case(rule, seed=0, size=12, **options):
-  next_region, init = RULES[rule]
+  _, init = RULES[rule]
   keys = jax.random.split(jax.random.key(seed))
   params = rmam.init_attention(
     keys[0],
@@ -42,8 +50,7 @@ def case(rule, seed=0, size=12, **options):
     z_width=9,
   )
   feature_map = jax.nn.relu(jax.random.normal(keys[1], (B, size, size, C)))
-  attend = functools.partial(rmam.attend, num_regions=K, next_region=next_region, region_size=(3, 3), **options)
-  return params, feature_map, attend
+  return params, feature_map, attending(rule, **options)
 
 
 @pytest.mark.parametrize(("fan", "of"), [("fan_avg", lambda rows, columns: (rows + columns) / 2), ("fan_in", min)])
@@ -150,7 +157,7 @@ def test_the_scan_equals_an_unrolled_loop(rule):
 @pytest.mark.parametrize("rule", RULES)
 def test_jit_changes_nothing(rule):
   params, feature_map, attend = case(rule)
-  plain, jitted = attend(params, feature_map), jax.jit(attend)(params, feature_map)
+  plain, jitted = attend.__wrapped__(params, feature_map), attend(params, feature_map)
   np.testing.assert_allclose(jitted.scores, plain.scores, atol=1e-6)
   np.testing.assert_allclose(jitted.thetas, plain.thetas, atol=1e-6)
 
@@ -190,25 +197,30 @@ def test_gradients_inside_shard_map(rule):
     return jax.grad(lambda *shard: jax.lax.pmean(loss(*shard), mesh_lib.AXIS))(*shard)
 
   sharded = jax.shard_map(shard_gradient, mesh=two, in_specs=(PartitionSpec(), data, data), out_specs=PartitionSpec())
-  found, wanted = jax.jit(sharded)(params, feature_map, labels), jax.grad(loss)(params, feature_map, labels)
+  found, wanted = (jax.jit(gradient)(params, feature_map, labels) for gradient in (sharded, jax.grad(loss)))
   for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
     np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+@jax.jit
+@jax.grad
+def total_seen(feature_map, theta):
+  return attention.region_features(feature_map, theta, (3, 3)).sum()
+
+
 def under(feature_map, theta):
   """The cells that a region with this theta samples: bool [B, H, W]."""
-  theta = jnp.tile(jnp.asarray(theta, jnp.float32), (B, 1))
-  gradient = jax.grad(lambda f: attention.region_features(f, theta, (3, 3)).sum())(feature_map)
-  return np.abs(gradient).sum(-1) > 0
+  return np.abs(total_seen(feature_map, jnp.tile(jnp.asarray(theta, jnp.float32), (B, 1)))).sum(-1) > 0
 
 
 def test_scores_are_causal():
   """The score of region k feels the cells under the looks up to k, and none that only later looks sample."""
   params, feature_map, attend = case("fixed_grid", size=24)
   seen = under(feature_map, spatial_transformer.WHOLE_IMAGE)
+  gradient = jax.jit(jax.grad(lambda f, k: attend(params, f).scores[k].sum()))
   for k, theta in enumerate(next_region.grid_thetas(K)):
     before, seen = seen, seen | under(feature_map, theta)
-    felt = np.abs(jax.grad(lambda f, k=k: attend(params, f).scores[k].sum())(feature_map)).sum(-1) > 0
+    felt = np.abs(gradient(feature_map, k)).sum(-1) > 0
     assert not (felt & ~seen).any()
     assert (felt & ~before).any()  # its own cells
 
@@ -219,6 +231,7 @@ def test_finite_differences_in_float64():
     params, feature_map = jax.tree.map(lambda x: x.astype(jnp.float64), (params, feature_map))
     labels = jnp.eye(B, L)
 
+    @jax.jit
     def loss(scale):
       moved = {**params, "next_region": jax.tree.map(lambda x: scale * x, params["next_region"])}
       found = attend(moved, scale * feature_map)
@@ -227,7 +240,7 @@ def test_finite_differences_in_float64():
 
     step = 1e-7
     slope = (loss(0.9 + step) - loss(0.9 - step)) / (2 * step)
-    np.testing.assert_allclose(jax.grad(loss)(0.9), slope, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(0.9), slope, rtol=1e-5)
 
 
 def test_bfloat16_features_give_float32_scores_and_places():
@@ -346,7 +359,8 @@ def test_saliency_looks_on_when_every_place_is_taken():
 def test_gradient_of_a_place_reaches_the_map(rule, reaches):
   """The saliency's first centre feels cells that the glance has not sampled; that of Eq. 5 feels only those it has."""
   params, feature_map, attend = case(rule, size=24)
-  felt = np.abs(jax.grad(lambda f: attend(params, f).thetas[0, :, 2].sum())(feature_map)).sum(-1) > 0
+  gradient = jax.jit(jax.grad(lambda f: attend(params, f).thetas[0, :, 2].sum()))
+  felt = np.abs(gradient(feature_map)).sum(-1) > 0
   assert (felt & ~under(feature_map, spatial_transformer.WHOLE_IMAGE)).any() == reaches
 
 

@@ -30,9 +30,9 @@ def small_case(batch=3, seed=0):
   return params, jnp.asarray(feature_map)
 
 
-def episode(params, feature_map, **changes):
-  options = {"steps": 4, "shapes": SHAPES, "deviation": 0.2, "region_size": (3, 3)} | changes
-  return rarl.attend(params, feature_map, **options)
+@functools.partial(jax.jit, static_argnames="steps")
+def episode(params, feature_map, *, key=None, shapes=SHAPES, steps=4):
+  return rarl.attend(params, feature_map, key=key, steps=steps, shapes=shapes, deviation=0.2, region_size=(3, 3))
 
 
 def test_shapes_by_hand():
@@ -268,7 +268,7 @@ def test_the_estimator_s_mean_is_the_exact_gradient(baseline):
   every, rewards, variances = jax.jit(lambda keys: jax.lax.map(estimate, keys))(
     jax.random.split(jax.random.key(0), 200)
   )
-  value, exact = jax.value_and_grad(exact_return)(params, 0)
+  value, exact = jax.jit(jax.value_and_grad(exact_return))(params, 0)
   np.testing.assert_allclose(rewards.mean(), value, atol=0.005)
   exact = {"policy": exact["policy"], "lstm": exact["lstm"]["b"].reshape(4, 2).at[0].set(0).at[2:].set(0).reshape(-1)}
   errors = jax.tree.map(lambda x: np.asarray(x).std(axis=0, ddof=1) / np.sqrt(len(x)), every)

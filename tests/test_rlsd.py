@@ -336,6 +336,7 @@ def small_config(data_root, **changes):
   config.model.rpn.width = 8
   config.batch_size, config.epoch_size, config.rpn.epoch_size = 16, 32, 32
   config.rpn.epochs, config.stage_one.epochs, config.stage_two.epochs = 2, 0, 2
+  config.rpn.box_weight = 0.5
   config.evaluation.batch_size = 20
   config.evaluation.svm_solver = ""
   config.evaluation.pictures = 0
@@ -388,7 +389,10 @@ def test_a_run_trains_its_rpn_first_and_leaves_it_as_it_is(finished, data_root):
     *(("rpn", epoch) for epoch in (1, 2)),
     *(("stage_two", epoch) for epoch in (1, 2)),
   ]
-  assert {"confidence", "box", "validation_recall"} <= lines(finished)[0].keys()
+  for line in lines(finished)[:2]:
+    assert line["loss"] == pytest.approx(line["confidence"] + 0.5 * line["box"], rel=1e-5)
+    assert line["validation_loss"] == pytest.approx(1 - line["validation_recall"])
+    assert min(line["box"], line["validation_recall"]) > 0
   assert {"sequence", "auxiliary", "validation_mAP"} <= lines(finished)[-1].keys()
   results = json.loads((finished / "results.json").read_text())
   assert results["head"] == "rlsd"

@@ -50,6 +50,7 @@ def test_identity_returns_the_map(align_corners):
 def test_spatial_transform_is_grid_sample_of_affine_grid(seed, align_corners):
   feature_map, theta, size = random_case(seed)
 
+  @jax.jit
   def both(feature_map, theta):
     grid = rmam.affine_grid(theta, size, align_corners=align_corners)
     return (
@@ -60,7 +61,7 @@ def test_spatial_transform_is_grid_sample_of_affine_grid(seed, align_corners):
   cotangent = np.random.default_rng(9).normal(size=(3, *size, 5)).astype(np.float32)
   (fast, slow), vjp = jax.vjp(both, feature_map, theta)
   np.testing.assert_allclose(fast, slow, atol=1e-5)
-  zero = jnp.zeros_like(cotangent)
+  zero, vjp = jnp.zeros_like(cotangent), jax.jit(vjp)
   for one, other in zip(vjp((cotangent, zero)), vjp((zero, cotangent)), strict=True):
     np.testing.assert_allclose(one, other, atol=1e-4)
 
@@ -123,6 +124,7 @@ def test_theta_gradient_by_finite_differences_in_float64():
     theta = jnp.array([[0.531, 0.377, 0.123, -0.211]])
     weights = jnp.asarray(rng.normal(size=(1, 4, 4, 3)))
 
+    @jax.jit
     def value(theta):
       return (weights * rmam.spatial_transform(feature_map, theta, (4, 4))).sum()
 
@@ -143,25 +145,27 @@ def test_derivative_at_a_cell_centre_looks_towards_larger_coordinates():
     lambda t: rmam.grid_sample(feature_map, jnp.stack([t, 0.0 * t]).reshape(1, 1, 2)).sum(),
   ):
     # t = 0 is the centre of the third cell; one cell is 0.5 wide.
-    assert jax.grad(sample)(0.0) == (2.0 - 3.0) / 0.5
+    assert jax.jit(jax.grad(sample))(0.0) == (2.0 - 3.0) / 0.5
 
 
 def test_far_outside_is_zero_with_zero_gradient():
   feature_map = jnp.ones((1, 4, 4, 1))
   theta = jnp.array([[0.1, 0.1, 5.0, 0.0]])
-  value, gradient = jax.value_and_grad(lambda t: rmam.spatial_transform(feature_map, t, (2, 2)).sum())(theta)
+  total = jax.value_and_grad(lambda t: rmam.spatial_transform(feature_map, t, (2, 2)).sum())
+  value, gradient = jax.jit(total)(theta)
   assert value == 0
   assert (gradient == 0).all()
 
 
 def test_bfloat16_features_keep_float32_coordinates():
   feature_map, theta, size = random_case(7, shape=(2, 64, 64, 4))
-  exact = rmam.spatial_transform(feature_map, theta[:2], size)
-  coarse = rmam.spatial_transform(feature_map.astype(jnp.bfloat16), theta[:2], size)
+  transform = jax.jit(rmam.spatial_transform, static_argnums=2)
+  exact = transform(feature_map, theta[:2], size)
+  coarse = transform(feature_map.astype(jnp.bfloat16), theta[:2], size)
   assert coarse.dtype == jnp.bfloat16
   # bfloat16 coordinates could not tell neighbouring cells of 64 apart; bfloat16 values are right to 1 %.
   np.testing.assert_allclose(coarse.astype(np.float32), exact, atol=0.05)
-  gradient = jax.grad(lambda t: rmam.spatial_transform(feature_map.astype(jnp.bfloat16), t, size).sum())(theta[:2])
+  gradient = jax.grad(lambda t: transform(feature_map.astype(jnp.bfloat16), t, size).sum())(theta[:2])
   assert gradient.dtype == jnp.float32
 
 

@@ -30,6 +30,12 @@ def small_case(batch=3, size=(6, 5), channels=4, num_classes=5, seed=0):
   return params, jnp.asarray(rng.normal(size=(batch, *size, channels)), jnp.float32)
 
 
+@functools.cache
+def seeing(num_regions=OPTIONS["num_regions"]):
+  """`recognize` by `OPTIONS`, compiled: one program costs less than its hundred operations, each compiled by itself."""
+  return jax.jit(functools.partial(two_stream.recognize, **OPTIONS | {"num_regions": num_regions}))
+
+
 def logit(probability):
   return np.log(probability) - np.log(1 - probability)
 
@@ -114,11 +120,11 @@ def test_branches_stay_finite_on_large_maps_and_learn_there():
     return losses.sigmoid_loss(found.regions, labels), found
 
   # Wrong in every class that is sure: the gradient must still say so where a probability is all but 0.
-  _, found = branch(params, jnp.zeros((3, 5)))
+  _, found = jax.jit(branch)(params, jnp.zeros((3, 5)))
   assert np.isfinite(found.regions).all()
   labels = (found.regions < -20).astype(jnp.float32)
   assert labels.sum() > 0
-  gradient, _ = jax.grad(branch, has_aux=True)(params, labels)
+  gradient, _ = jax.jit(jax.grad(branch, has_aux=True))(params, labels)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
   assert float(optax.tree.norm(gradient["what"])) > 1
 
@@ -153,7 +159,7 @@ def test_extents_by_hand():
 @pytest.mark.parametrize(("num_regions", "num_classes"), [(1, 1), (1, 5), (3, 5), (5, 5), (8, 5), (4, 1)])
 def test_eq_6_gives_the_image_s_scores_and_each_class_its_region(num_regions, num_classes):
   params, feature_map = small_case(num_classes=num_classes)
-  found = two_stream.recognize(params, feature_map, **OPTIONS | {"num_regions": num_regions})
+  found = seeing(num_regions)(params, feature_map)
   scores = two_stream.mean_probability(found.memory.regions, found.memory.dense)
   np.testing.assert_array_equal(attention.max_pool_scores(found.scores), scores)
   assert found.scores.shape == (num_regions, 3, num_classes)
@@ -174,11 +180,10 @@ def test_eq_6_gives_the_image_s_scores_and_each_class_its_region(num_regions, nu
 def test_the_regions_are_those_of_the_likeliest_classes():
   """From the weights, cell by cell, in numpy; the last one is the whole image, and nothing leaves it."""
   params, feature_map = small_case()
-  found = two_stream.recognize(params, feature_map, **OPTIONS)
+  found = seeing()(params, feature_map)
   regions = two_stream.fixed_regions(6, 5, **SET)
-  jax.tree.map(
-    np.testing.assert_array_equal, found.memory, two_stream.branches(params, feature_map, regions, **WEIGHING)
-  )
+  branches = two_stream.branches(params, feature_map, regions, **WEIGHING)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found.memory, branches)
   order = np.argsort(-np.asarray(attention.max_pool_scores(found.scores)), axis=1)
   for example, place in itertools.product(range(3), range(2)):
     label = order[example, place]
@@ -203,7 +208,7 @@ def test_the_regions_are_those_of_the_likeliest_classes():
 
 def test_features_are_means_inside_a_region_and_of_all_of_the_map():
   params, feature_map = small_case()
-  found = two_stream.recognize(params, feature_map, **OPTIONS)
+  found = seeing()(params, feature_map)
   mean = feature_map.mean(axis=(1, 2))
   for features in (found.x[2], *found.h, *found.z):  # the last region is the whole image
     np.testing.assert_allclose(features, mean, atol=1e-5)
@@ -230,12 +235,12 @@ def test_any_map_in_any_type_under_jit_grad_and_vmap(size, dtype):
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
   tolerance = {"rtol": 1e-4, "atol": 1e-4}
   jax.tree.map(functools.partial(np.testing.assert_allclose, **tolerance), jax.jit(see)(params, feature_map), found)
-  alone = jax.vmap(lambda one: see(params, one[None]))(feature_map)  # [B, K, 1, ...]
+  alone = jax.jit(jax.vmap(lambda one: see(params, one[None])))(feature_map)  # [B, K, 1, ...]
   np.testing.assert_allclose(alone.scores[:, :, 0].swapaxes(0, 1), found.scores, **tolerance)
   np.testing.assert_allclose(alone.thetas[:, :, 0].swapaxes(0, 1), found.thetas, **tolerance)
-  gradient = jax.grad(lambda params: see(params, feature_map).scores.sum())(params)
+  gradient = jax.jit(jax.grad(lambda params: see(params, feature_map).scores.sum()))(params)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
-  wide = see(params, feature_map.astype(jnp.float32)).scores
+  wide = jax.jit(see)(params, feature_map.astype(jnp.float32)).scores
   np.testing.assert_allclose(found.scores, wide, atol=1e-6 if dtype == "float32" else 0.1)
 
 
@@ -245,14 +250,14 @@ def test_no_gradient_flows_through_the_regions_but_through_the_scores():
   def thetas(params, feature_map):
     return two_stream.recognize(params, feature_map, **OPTIONS).thetas.sum()
 
-  gradients = jax.grad(thetas, argnums=(0, 1))(params, feature_map)
+  gradients = jax.jit(jax.grad(thetas, argnums=(0, 1)))(params, feature_map)
   assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradients))
 
 
 def test_the_loss_by_hand():
   """Each branch by its own, against optax; what is ignored, and padding, does not count."""
   params, feature_map = small_case()
-  found = two_stream.recognize(params, feature_map, **OPTIONS)
+  found = seeing()(params, feature_map)
   rng = np.random.default_rng(1)
   labels = jnp.asarray(rng.integers(0, 2, (3, 5)), jnp.float32)
   ignore = jnp.asarray(rng.random((3, 5)) < 0.3)
