@@ -257,6 +257,28 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken_with_a_notice
   gc.collect()  # Orbax leaves coroutines behind; they warn here and not in a later test
 
 
+def test_a_stage_that_another_run_has_finished_is_taken_over_once(tmp_path):
+  source, folder = tmp_path / "source", tmp_path / "run"
+  (source / "checkpoints" / "stage_one").mkdir(parents=True)
+  (source / "checkpoints" / "stage_one" / "file").write_text("theirs")
+  (folder / "draft").mkdir(parents=True)  # of a copy that was killed
+  theirs = [{"stage": "rpn", "step": 9}, {"stage": "stage_one", "step": 2}]
+  own = [{"stage": "rpn", "step": 1}, {"stage": "stage_one", "step": 1}, {"stage": "stage_two", "step": 1}]
+  workdir.write_lines(source / "metrics.jsonl", theirs)
+  workdir.write_lines(folder / "metrics.jsonl", own)  # whose stage one was begun, and its checkpoints removed
+  checkpoints.take_over("stage_two", source, folder)  # it has none
+  assert workdir.read_lines(folder / "metrics.jsonl") == own
+  checkpoints.take_over("stage_one", source, folder)
+  assert (folder / "checkpoints" / "stage_one" / "file").read_text() == "theirs"
+  assert not (folder / "draft").exists()
+  taken = [own[0], own[2], theirs[1]]
+  assert workdir.read_lines(folder / "metrics.jsonl") == taken
+  (source / "checkpoints" / "stage_one" / "file").write_text("later")
+  checkpoints.take_over("stage_one", source, folder)  # this workdir has begun it
+  assert (folder / "checkpoints" / "stage_one" / "file").read_text() == "theirs"
+  assert workdir.read_lines(folder / "metrics.jsonl") == taken
+
+
 def test_another_type_in_a_checkpoint_is_named_and_not_cast(saved):
   with pytest.raises(
     ValueError, match=r"is of another model: params/one is float32\[64,64\] there and float16\[64,64\] in the config"

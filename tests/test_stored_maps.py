@@ -209,6 +209,19 @@ def test_a_disk_without_room_is_refused_and_one_that_fills_up_loses_nothing(data
   assert whole.read_bytes() == before
 
 
+def test_processes_share_one_cache_and_one_that_sees_another_is_told(data_root, cache, monkeypatch):
+  config = tiny_config(data_root)
+  about = made(config)
+  monkeypatch.setattr(stored_maps.processes, "wait_for_all", lambda name: None)
+  with monkeypatch.context() as patch:
+    patch.setattr(stored_maps.processes, "is_first", lambda: False)
+    with pytest.raises(UserError, match="not seen by all processes: XDG_CACHE_HOME must name a folder that they share"):
+      maps_of(config, *about)
+  wanted = np.array(maps_of(config, *about).maps)
+  monkeypatch.setattr(stored_maps.processes, "is_first", lambda: False)
+  np.testing.assert_array_equal(maps_of(config, *about).maps, wanted)
+
+
 def test_maps_that_were_deleted_alone_are_computed_anew(data_root, cache, monkeypatch):
   config = tiny_config(data_root)
   model, params, split, mesh = made(config)
