@@ -305,6 +305,7 @@ def test_a_run_with_images_that_cannot_be_read_counts_and_names_them(tmp_path, c
   lines = workdir.read_lines(tmp_path / "run" / "skipped.jsonl")
   assert {line["stage"] for line in lines} == {"stage_one", "stage_two"}
   assert all(broken[0] in line["reason"] for line in lines)
+  assert all(1 <= line["step"] <= 3 * {"stage_one": 1, "stage_two": 2}[line["stage"]] for line in lines)  # 3 an epoch
   assert len(list((tmp_path / "run" / "pictures").glob("*-*.png"))) == 2
   config.data.corrupt = "error"
   with pytest.raises(UserError, match="not a readable image"):

@@ -7,6 +7,7 @@ import pytest
 from test_training import tiny_config
 
 from configs import common
+from rmam_jax.data.splits import open_split
 from rmam_jax.runtime import processes
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import checkpoints, loop, pipeline, stages
@@ -95,6 +96,27 @@ def test_what_cannot_be_evaluated_is_not_trained(data_root, tmp_path, changes, m
   with pytest.raises(UserError, match=message):
     pipeline.train_and_evaluate(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("more", "said"), [(-1, ""), (0, ""), (2, "  and 2 notes more, which")])
+def test_some_notes_on_the_data_are_printed_and_the_others_counted(
+  data_root, tmp_path, monkeypatch, capsys, more, said
+):
+  count = pipeline.NOTES + more
+
+  def noted(data, split):
+    found = open_split(data, split)
+    found.notes = [f"number {i} of {split}" for i in range(count)]
+    return found
+
+  monkeypatch.setattr(pipeline, "open_split", noted)
+  config = two_phases(data_root)
+  pipeline.check(config, pipeline.phases(config, tmp_path))
+  printed = capsys.readouterr().out
+  for split in ("train", "validation", "test"):
+    assert printed.count(f" of {split}\n") == min(count, pipeline.NOTES)
+  assert said in printed
+  assert printed.count("notes more") == (4 if said else 0)  # of each split, train+validation among them
 
 
 def test_the_same_command_again_trains_nothing(trained, data_root):

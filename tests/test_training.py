@@ -502,6 +502,16 @@ def test_a_workdir_of_another_version_says_so(finished, tmp_path):
     evaluate.evaluate(tmp_path)
 
 
+def test_a_folder_of_other_classes_is_refused_and_stays_as_it_is(tmp_path, data_root):
+  folder, names = tmp_path / "run", [str(digit) for digit in range(10)]
+  workdir.claim(folder, tiny_config(data_root), names, {})
+  workdir.claim(folder, tiny_config(data_root), names, {})  # its own
+  before = {path.name: path.read_bytes() for path in folder.iterdir()}
+  with pytest.raises(UserError, match=r"classes\.json names other classes than digits/tiny has now"):
+    workdir.claim(folder, tiny_config(data_root), names[::-1], {})
+  assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_a_run_without_stage_two_says_so(tmp_path, data_root):
   workdir.claim(tmp_path / "run", tiny_config(data_root), [str(digit) for digit in range(10)], {})
   with pytest.raises(UserError, match="holds no checkpoint of stage two"):
