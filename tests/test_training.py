@@ -64,7 +64,7 @@ def small_step(**options):
 
 def assert_trees_close(one, other, atol):
   for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-    np.testing.assert_allclose(a, b, atol=atol)
+    np.testing.assert_allclose(a, b, rtol=1e-6, atol=atol)
 
 
 def test_two_devices_by_jit_and_by_pmap_agree_with_one():
