@@ -6,6 +6,7 @@
 The data and the frozen maps are those of configs/photographs.py (docs/photographs.md). All else is the paper's as far as
 such maps allow: both phases and stages, both losses, Eq. 5 and Eq. 14, two scales, random windows and mirror images,
 ten views, SVMs, fusion. What differs is in docs/results/paper_on_photographs.md, with the results.
+Table 3 beside them (`--tables=3`) takes the extra `proposals` and 18 minutes more.
 
 Expected of both scales in ten views, by SVMs: 52.9 mAP of all 20 classes, most of them rare.
 """
