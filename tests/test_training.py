@@ -3,6 +3,7 @@
 import functools
 import gzip
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -64,7 +65,7 @@ def small_step(**options):
 
 def assert_trees_close(one, other, atol):
   for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-6, atol=atol)
+    np.testing.assert_allclose(a, b, atol=atol)
 
 
 def test_two_devices_by_jit_and_by_pmap_agree_with_one():
@@ -137,6 +138,8 @@ def test_parts_of_a_batch_add_up_to_the_whole():
   train_step, state, batch = small_step()
   batch["mask"][-3:] = 0  # so that the parts have unequal numbers of real examples
   as_for_users = {"xla_backend_optimization_level": 3}  # whose sums are closer together than those of quick compiling
+  if "xla_cpu_use_fusion_emitters" in os.environ["XLA_FLAGS"]:
+    as_for_users["xla_cpu_use_fusion_emitters"] = True
   wanted, wanted_metrics = jax.jit(train_step, compiler_options=as_for_users)(state, batch)
   in_parts, _, _ = small_step(accumulate=4)
   for one in (batch, jax.device_put(batch, mesh_lib.by_example(mesh_lib.make_mesh()))):

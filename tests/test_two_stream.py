@@ -180,10 +180,11 @@ def test_eq_6_gives_the_image_s_scores_and_each_class_its_region(num_regions, nu
 def test_the_regions_are_those_of_the_likeliest_classes():
   """From the weights, cell by cell, in numpy; the last one is the whole image, and nothing leaves it."""
   params, feature_map = small_case()
-  found = seeing()(params, feature_map)
+  found = two_stream.recognize(params, feature_map, **OPTIONS)
   regions = two_stream.fixed_regions(6, 5, **SET)
-  branches = two_stream.branches(params, feature_map, regions, **WEIGHING)
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found.memory, branches)
+  jax.tree.map(
+    np.testing.assert_array_equal, found.memory, two_stream.branches(params, feature_map, regions, **WEIGHING)
+  )
   order = np.argsort(-np.asarray(attention.max_pool_scores(found.scores)), axis=1)
   for example, place in itertools.product(range(3), range(2)):
     label = order[example, place]
