@@ -129,7 +129,8 @@ def get_config() -> ml_collections.ConfigDict:
   evaluation.mirror = (
     "image"  # of ten and two: "image" runs the backbone on the mirrored image too, "map" mirrors the map
   )
-  evaluation.feature = "z"  # what feeds the SVMs; or "h", "x"
+  # What feeds the SVMs: "z", "h" or "x" of the regions; or "class", of each class its own, of heads that have them.
+  evaluation.feature = "z"
   evaluation.ap_method = "all_point"  # or "interpolated", "eleven_point"
   evaluation.top_k = 3  # labels an image for CP ... OF1
   evaluation.svm_solver = "newton"  # all classes at once; or "liblinear", scikit-learn's; empty: no SVMs

@@ -7,7 +7,7 @@ import pytest
 from test_models import small_model
 
 from rmam_jax import heads, recognizer
-from rmam_jax.ops.csra import csra
+from rmam_jax.ops.csra import class_features, csra
 from rmam_jax.runtime.errors import UserError
 
 
@@ -18,6 +18,29 @@ def test_by_hand():
   np.testing.assert_allclose(csra(scores, 0.5, 1.0), [[mean + 0.5 * attended, 1.5 * np.log(2)]], rtol=1e-6)
   np.testing.assert_allclose(csra(scores, 0.5, 0.0), 1.5 * csra(scores, 0.0, 3.0), rtol=1e-6)
   np.testing.assert_allclose(csra(scores, 1.0, 1e4)[0, 0], mean + 2 * np.log(2), rtol=1e-6)  # the maximum
+
+
+def test_features_by_class_by_hand():
+  feature_map = jnp.array([[[[3.0, 0.0], [3.0, 8.0]]]])  # [1, 1, 2, 2]; the mean is (3, 4)
+  weights = jnp.array([[[[1.0, 0.75], [0.0, 0.25]]]])  # of two classes, which attend to (3, 0) and (3, 2)
+  wanted = [[0.6 + 1, 0.8], [0.6 + 3 / 13**0.5, 0.8 + 2 / 13**0.5]]
+  np.testing.assert_allclose(class_features(feature_map, weights)[0], wanted, rtol=1e-6)
+  assert not class_features(0 * feature_map, weights).any()
+
+
+def test_the_head_s_features_by_class_are_where_its_scores_attend():
+  model = small_model()
+  model.csra.temperature = 2.5
+  head = recognizer.build(model, 4, head="csra").head
+  feature_map = np.random.default_rng(0).normal(size=(3, 5, 6, 8)).astype(np.float32)
+  params = head.init(jax.random.key(0), feature_map)
+  found = heads.SPECS["csra"].class_features(head.apply(params, feature_map))
+  cells = feature_map.reshape(3, 30, 8)
+  for image, label in ((0, 0), (2, 3)):
+    shown = np.exp(2.5 * cells[image] @ np.asarray(params["params"]["scores"]["kernel"][:, label]))
+    mean, attended = cells[image].mean(axis=0), shown @ cells[image]
+    wanted = mean / np.linalg.norm(mean) + attended / np.linalg.norm(attended)
+    np.testing.assert_allclose(found[image, label], wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.oracle

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_training import tiny_config
 
-from rmam_jax import recognizer
+from rmam_jax import heads, recognizer
 from rmam_jax.config import get_config
 from rmam_jax.data import splits, stored
 from rmam_jax.data.record import Index, Record
@@ -82,6 +82,20 @@ def test_ten_views_are_a_slow_loop_s(small, data_root, mirror, feature):
     wanted = slow_views(model, params, image, mirror, feature)
     for name, value in zip(("scores", "features", "auxiliary", "region_scores", "thetas"), wanted, strict=True):
       np.testing.assert_allclose(found[name][index], value, atol=2e-5, err_msg=name)
+
+
+def test_features_by_class_are_the_mean_over_the_views(data_root):
+  config = view_config(data_root, views="ten")
+  model = recognizer.build(config.model, 4, head="csra")
+  params = jax.jit(lambda key: step_lib.init_params(model, key, CROP))(jax.random.key(0))
+  images = np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3), np.uint8)
+  options = {"feature": "class", "class_features": heads.SPECS["csra"].class_features}
+  ten = views_lib.from_config(config)
+  found = outputs_lib.make_forward(model, mesh_lib.make_mesh(), ten, **options)(params, images)["features"]
+  maps = views_lib.feature_maps(model, params, images, ten)
+  every = [model.apply({"params": params}, maps[:, view], method="recognize").attention.memory for view in range(10)]
+  assert every[0].shape == found.shape == (2, 4, maps.shape[-1])
+  np.testing.assert_allclose(found, np.mean(every, axis=0), rtol=1e-4, atol=1e-6)
 
 
 def test_ten_views_take_one_pass_of_the_backbone_over_an_image_and_its_mirror_image(small, data_root):

@@ -70,7 +70,12 @@ def test_a_folder_of_another_configuration_is_refused_before_the_first_phase(tra
     ({"data.test": "validation"}, "nothing may be chosen on the test split"),
     ({"controls": ("mean_poool",)}, "controls must be one of .*, got 'mean_poool'; did you mean 'mean_pool'"),
     ({"data.validation": "", "controls": ("max_pool",)}, "holds no selection"),
-    ({"evaluation.feature": "y"}, r"evaluation\.feature must be one of z, h, x, got 'y'"),
+    ({"evaluation.feature": "y"}, r"evaluation\.feature must be one of z, h, x, class, got 'y'"),
+    ({"evaluation.feature": "class"}, "head 'saliency' has no features by class, as two_stream, csra have"),
+    (
+      {"model.head": "csra", "stage_one.head": "csra", "evaluation.feature": "class", "controls": ("mean_pool",)},
+      "control mean_pool cannot be trained: head 'mean_pool' has no features by class",
+    ),
     ({"evaluation.svm_solver": "sgd"}, r"evaluation\.svm_solver must be one of , newton, liblinear, got 'sgd'"),
     ({"evaluation.thresholds": "best"}, r"evaluation\.thresholds must be one of per_class, global, got 'best'"),
     ({"evaluation.ap_method": "mean"}, r"evaluation\.ap_method must be one of all_point, .*, got 'mean'"),

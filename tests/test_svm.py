@@ -71,6 +71,29 @@ def test_both_solvers_agree_to_liblinear_s_own_tolerance():
   np.testing.assert_allclose(ours.margins(x), theirs.margins(x), atol=1e-2)
 
 
+@pytest.mark.parametrize("solver", svm.SOLVERS)
+def test_each_class_by_features_of_its_own(solver):
+  x, labels = problem("dense")
+  ignore = np.zeros(labels.shape, bool)
+  ignore[::5, 1] = True
+  own = np.stack([x, x[:, ::-1] ** 2, x + np.roll(x, 1, axis=1)], axis=1)
+  found = list(svm.fit(own, labels, [0.1, 1.0], ignore=ignore, solver=solver))
+  for label in range(CLASSES):
+    every = svm.fit(own[:, label], labels[:, [label]], [0.1, 1.0], ignore=ignore[:, [label]], solver=solver)
+    for machines, alone in zip(found, every, strict=True):
+      np.testing.assert_allclose(machines.weights[label], alone.weights[0], rtol=1e-6)
+      np.testing.assert_allclose(machines.margins(own)[:, label], alone.margins(own[:, label])[:, 0], rtol=1e-5)
+  own[7, 2, 3] = np.inf
+  with pytest.raises(UserError, match="the features of image 7 are not finite"):
+    next(svm.fit(own, labels, [1.0]))
+
+
+def test_features_of_length_1():
+  features = np.array([[[3.0, 4.0], [0.0, 0.0]]])
+  np.testing.assert_allclose(svm.normalize(features), [[[0.6, 0.8], [0.0, 0.0]]])
+  np.testing.assert_allclose(svm.normalize(features[:, 0]), [[0.6, 0.8]])
+
+
 def test_more_rows_than_a_block_and_float64():
   rng = np.random.default_rng(1)
   x = rng.normal(size=(2 * svm.BLOCK + 37, 8))

@@ -13,10 +13,10 @@ from test_training import tiny_config
 
 import rmam_jax
 from configs import common
-from rmam_jax import recognizer
+from rmam_jax import heads, recognizer
 from rmam_jax.ops import attention, losses, two_stream
 from rmam_jax.runtime.errors import UserError
-from rmam_jax.training import exported, pipeline, stages
+from rmam_jax.training import evaluate, exported, pipeline, stages
 
 SET = {"sizes": (0.3, 0.5, 0.7, 0.85, 1.0), "step": 0.2, "most_oblong": 2.6}
 WEIGHING = {"surround": 1.8, "residual": {"weight": 0.3, "temperature": 5.0}}
@@ -109,6 +109,23 @@ def test_a_thin_border_is_a_surrounding_too():
   assert 0 < two_stream.surroundings(regions, 4, 4, 1.05).sum(axis=(1, 2)).min() < 0.1
   found = two_stream.branches(params, jnp.ones((1, 4, 4, 4)), regions, surround=1.05)
   np.testing.assert_allclose(found.weights, found.weights[:, :1].repeat(len(regions), axis=1), rtol=1e-5)
+
+
+def test_features_by_class_are_the_mean_where_each_branch_sees_the_class():
+  params, feature_map = small_case()
+  regions = two_stream.fixed_regions(6, 5, **SET)
+  found = heads.SPECS["two_stream"].class_features(seeing()(params, feature_map))
+  weights = two_stream.branches(params, feature_map, regions, **WEIGHING).weights
+  for image, label in itertools.product((0, 2), (0, 4)):
+    cells = np.asarray(feature_map[image], np.float64)
+    of_regions = sum(
+      weight * cells[top:bottom, left:right].mean(axis=(0, 1))
+      for (top, left, bottom, right), weight in zip(regions, weights[image, :, label], strict=True)
+    )
+    shown = np.exp(WEIGHING["residual"]["temperature"] * cells @ np.asarray(params["dense"]["image"][:, label]))
+    parts = 2 * [cells.mean(axis=(0, 1))] + [of_regions, np.einsum("hw,hwc->c", shown, cells)]
+    wanted = sum(part / np.linalg.norm(part) for part in parts)
+    np.testing.assert_allclose(found[image, label], wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_branches_stay_finite_on_large_maps_and_learn_there():
@@ -316,6 +333,10 @@ def test_a_run_from_end_to_end_with_ten_views_and_what_it_exports(data_root, tmp
   assert results["astray"] == 0
   lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
   assert any({"regions", "dense"} <= set(line) for line in lines)
+  by_class = evaluate.evaluate(tmp_path / "run", {"feature": "class"})
+  assert by_class["svm_feature"] == "class"
+  assert by_class["mAP"] == results["mAP"]
+  assert by_class["svm_mAP"] != results["svm_mAP"]
   exported.export(tmp_path / "run", tmp_path / "model")
   image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
   (here,), (there,) = (rmam_jax.load(tmp_path / name).predict([image]) for name in ("run", "model"))

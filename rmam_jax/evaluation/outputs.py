@@ -23,13 +23,15 @@ from rmam_jax.data import batches
 from rmam_jax.data.images import PIXELS
 from rmam_jax.data.splits import Split
 from rmam_jax.evaluation import views as views_lib
+from rmam_jax.ops.attention import Attention
 from rmam_jax.runtime import files, processes
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime import progress as progress_lib
 from rmam_jax.runtime.errors import UserError, check_name
 from rmam_jax.weights import tensors
 
-FEATURES = ("z", "h", "x")  # of `attention.Attention`
+CLASS = "class"
+FEATURES = ("z", "h", "x", CLASS)  # of `attention.Attention`, and the head's own for each class
 FORMAT = 2  # of the chunks
 CHUNK = 1_024  # images, about
 AHEAD = 2  # batches that have been begun when one is fetched: the devices never wait for the host to have it
@@ -40,7 +42,8 @@ class Outputs(NamedTuple):
 
   ids: list[str]
   scores: np.ndarray  # float32 [N, L], Eq. 6 in each view, the mean over the views
-  features: np.ndarray  # float32 [N, F], the maximum over the regions of each view, the mean over the views
+  # float32 [N, F], the maximum over the regions of each view, the mean over the views; of "class" [N, L, F], the mean
+  features: np.ndarray
   region_scores: np.ndarray  # float32 [K, N, L], of every region of the centre view
   thetas: np.ndarray  # float32 [K, N, 4], of the centre view, in its coordinates
   auxiliary: np.ndarray | None  # float32 [N, L], the auxiliary head's scores, pooled as `scores`
@@ -85,9 +88,17 @@ class Forward:
 
 
 def make_forward(
-  model: nn.Module, mesh: jax.sharding.Mesh, views: views_lib.Views = views_lib.CENTRE, *, feature: str = "z"
+  model: nn.Module,
+  mesh: jax.sharding.Mesh,
+  views: views_lib.Views = views_lib.CENTRE,
+  *,
+  feature: str = "z",
+  class_features: Callable[[Attention], jax.Array] | None = None,
 ) -> Forward:
-  """Jits a recognizer for a batch's views, its examples shared out over the mesh; `feature` is one of `FEATURES`."""
+  """Jits a recognizer for a batch's views, its examples shared out over the mesh.
+
+  `feature` is one of `FEATURES`; for "class", `class_features` are those of the head's spec.
+  """
   check_name("evaluation.feature", feature, FEATURES)
 
   def forward(params, images, boxes):
@@ -100,7 +111,12 @@ def make_forward(
     def pooled(array_KVX):  # the maximum over the regions, the mean over the views
       return by_view(array_KVX).max(axis=0).mean(axis=1)
 
-    arrays = {"scores": pooled(attention.scores), "features": pooled(getattr(attention, feature))}
+    arrays = {"scores": pooled(attention.scores)}
+    if feature == CLASS:
+      of_views = class_features(attention)  # one row for every view of every image
+      arrays["features"] = of_views.reshape(*maps.shape[:2], *of_views.shape[1:]).mean(axis=1)
+    else:
+      arrays["features"] = pooled(getattr(attention, feature))
     for name, array in (("region_scores", attention.scores), ("thetas", attention.thetas)):
       arrays[name] = by_view(array)[:, :, 0].swapaxes(0, 1)
     return arrays if auxiliary is None else arrays | {"auxiliary": pooled(auxiliary.scores)}

@@ -41,8 +41,9 @@ class Machines(NamedTuple):
   class_names: tuple[str, ...] = ()
 
   def margins(self, features: np.ndarray) -> np.ndarray:
-    """[N, F] -> [N, L], above 0 where the label is predicted."""
-    return features @ self.weights.T + self.biases
+    """Features as in `fit` -> [N, L], above 0 where the label is predicted."""
+    product = features @ self.weights.T if features.ndim == 2 else np.einsum("nlf,lf->nl", features, self.weights)
+    return product + self.biases
 
   @property
   def unfitted(self) -> np.ndarray:
@@ -51,8 +52,8 @@ class Machines(NamedTuple):
 
 
 def normalize(features: np.ndarray) -> np.ndarray:
-  """Rows [N, F] scaled to Euclidean length 1; rows of zeros stay zeros."""
-  return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(features.dtype).tiny)
+  """Features [..., F] scaled to Euclidean length 1; zeros stay zeros."""
+  return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), np.finfo(features.dtype).tiny)
 
 
 def fit(
@@ -65,9 +66,9 @@ def fit(
   class_names: Sequence[str] = (),
   seed: int = 0,
 ) -> Iterator[Machines]:
-  """Fits machines, float64, to features [N, F] and labels [N, L] of 0 and 1 for one value of C after the other.
+  """Fits machines, float64, to features and labels [N, L] of 0 and 1 for one value of C after the other.
 
-  Labels marked in `ignore`, bool [N, L], are left out of their class. The solver "newton" fits all classes at once in
+  Features are [N, F], or [N, L, F] where each class has its own. Labels marked in `ignore`, bool [N, L], are left out of their class. The solver "newton" fits all classes at once in
   JAX; "liblinear" is scikit-learn's `LinearSVC` at its own tolerance, one class after the other, and `seed` is that of
   its shuffling. A class of only positives or only negatives cannot be fitted, see `Machines`. Raises a UserError for
   features that are not finite, for a C that is not positive, and where the solver does not converge.
@@ -81,8 +82,20 @@ def fit(
   kept = np.ones(labels.shape, bool) if ignore is None else ~np.asarray(ignore, bool)
   kept &= (labels & kept).any(axis=0) & (~labels & kept).any(axis=0)  # a class of one kind is left out whole
   solve = _newton if solver == "newton" else functools.partial(_liblinear, seed=seed)
+  if features.ndim == 3:
+    solve = functools.partial(_class_by_class, solve)
   for weights in solve(features, labels, kept, cs):
     yield Machines(weights[:-1].T.copy(), weights[-1].copy(), tuple(class_names))
+
+
+def _class_by_class(solve, features, labels, kept, cs) -> Iterator[np.ndarray]:
+  """Each class by its own features [N, L, F], of which a solver sees one class's at a time."""
+  solved = [
+    list(solve(np.ascontiguousarray(features[:, label]), labels[:, [label]], kept[:, [label]], cs))
+    for label in range(labels.shape[1])
+  ]
+  for weights in zip(*solved, strict=True):
+    yield np.concatenate(weights, axis=1)
 
 
 def _liblinear(features, labels, kept, cs, *, seed) -> Iterator[np.ndarray]:

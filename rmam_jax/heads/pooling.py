@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from rmam_jax.heads.attending import check_prior
 from rmam_jax.heads.spec import HeadSpec
 from rmam_jax.heads.whole_image import one_region, score_layer
+from rmam_jax.ops import csra
 from rmam_jax.ops.attention import Attention, Params, init_scores
-from rmam_jax.ops.csra import csra
 from rmam_jax.runtime.errors import UserError
 
 
@@ -54,7 +54,10 @@ class ScoreMap(nn.Module):
 
 
 class ResidualAttention(nn.Module):
-  """Linear scores at every place, pooled by class-specific residual attention; see `ops.csra`."""
+  """Linear scores at every place, pooled by class-specific residual attention; see `ops.csra`.
+
+  The memory holds `csra.class_features`, [B, L, C].
+  """
 
   num_classes: int
   weight: float
@@ -65,8 +68,10 @@ class ResidualAttention(nn.Module):
   def __call__(self, feature_map: jax.Array) -> Attention:
     feature_map = feature_map.astype(jnp.float32)
     layer = self.param("scores", self._init, feature_map.shape[-1])
-    scores = csra(feature_map @ layer["kernel"], self.weight, self.temperature) + layer["bias"]
-    return one_region(scores, feature_map.mean(axis=(1, 2)))
+    places = feature_map @ layer["kernel"]
+    scores = csra.csra(places, self.weight, self.temperature) + layer["bias"]
+    by_class = csra.class_features(feature_map, csra.attention(places, self.temperature))
+    return one_region(scores, feature_map.mean(axis=(1, 2)), by_class)
 
   def _init(self, key: jax.Array, channels: int) -> Params:
     if self.prior:
@@ -110,6 +115,7 @@ SPECS = (
     "csra",
     _build_csra,
     looks=False,
+    class_features=lambda attention: attention.memory,
     defaults=CSRA_FIELDS,
   ),
   HeadSpec(

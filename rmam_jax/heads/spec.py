@@ -40,6 +40,7 @@ class HeadSpec:
     loss: from the configuration, the name of a classification loss (`ops.losses.CLASSIFICATION_LOSSES`) and that one's
       keyword arguments to the head's own loss; None: Eq. 14. Raises UserError for a classification loss that has no
       meaning for the head.
+    class_features: its attention -> features [B, L, F] for the SVM of each class by itself; None: it has none.
     takes_shares: whether its loss has a meaning for labels between 0 and 1, which mixed images have.
     defaults: its own sections of the configuration, by dotted name. One without a dot is a training with a schedule.
     most_regions: of the `model` section: how many regions it can look at after training; None: any number.
@@ -53,6 +54,7 @@ class HeadSpec:
   gives_dense_scores: bool = False
   samples: bool = False
   loss: Callable[[Any, str, Mapping[str, Any]], HeadLoss] | None = None
+  class_features: Callable[[Attention], jax.Array] | None = None
   takes_shares: bool = True
   defaults: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
   most_regions: Callable[[Any], int | None] = lambda model: None

@@ -47,6 +47,7 @@ SPEC = HeadSpec(
   "two_stream",
   _build,
   loss=_loss,
+  class_features=lambda attention: attention.memory.features,
   defaults={
     "model.two_stream": {
       # The fixed regions; see `ops.two_stream.fixed_regions`.

@@ -25,10 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmam_jax.ops import attention, losses, spatial_transformer
+from rmam_jax.ops import attention, csra, losses, spatial_transformer
 from rmam_jax.ops import boxes as boxes_lib
 from rmam_jax.ops.attention import Attention, Params
-from rmam_jax.ops.csra import csra
 
 SURE = 1e-6  # the regions' probability stays that far below 1, so that it has log-odds
 MARGIN = 1.0  # in log-odds; see `recognize`
@@ -43,6 +42,7 @@ class Branches(NamedTuple):
   dense: jax.Array  # [B, L]
   weights: jax.Array  # [B, N, L]; their sum over N is the probability that the regions' branch gives
   cells: jax.Array  # [2, B, H, W, L], what a cell adds to "what" and to "where"
+  features: jax.Array  # [B, L, C], of each class's SVM
 
 
 @functools.lru_cache
@@ -141,10 +141,11 @@ def branches(
     feature_map: [B, H, W, C], float32 or bfloat16, of about unit root mean square.
     regions: int [N, 4], of `fixed_regions` for H and W.
     surround: as in `surroundings`, at least 1; 1: there are none.
-    residual: the options of `csra` for the dense score; weight 0: it is linear in the map's mean.
+    residual: the options of `csra.csra` for the dense score; weight 0: it is linear in the map's mean.
 
   Returns:
-    Both branches' log-odds, float32 or better, and what they are made of.
+    Both branches' log-odds, float32 or better, and what they are made of. The features are `csra.class_features` of both,
+    summed: by the places that the dense score attends to, and by the regions' weights.
   """
   _, height, width, _ = feature_map.shape
   wide = spatial_transformer.wide_dtype(feature_map)
@@ -166,11 +167,15 @@ def branches(
   log_what = what - jax.nn.logsumexp(jnp.pad(what, ((0, 0), (0, 0), (0, 1))), axis=-1, keepdims=True)
   log_weights = jax.nn.log_softmax(where, axis=1) + log_what
   log_probability = jax.nn.logsumexp(log_weights, axis=1)
+  dense = layer("dense", "image")
+  shown = jnp.einsum("bnl,nhw->bhwl", jax.nn.softmax(log_weights, axis=1), averaging[0], precision="highest")
+  attended = (csra.attention(dense, residual["temperature"]), shown)
   return Branches(
     regions=log_probability - jnp.log1p(-jnp.minimum(jnp.exp(log_probability), 1 - SURE)),
-    dense=csra(layer("dense", "image"), **residual) + params["dense"]["bias"],
+    dense=csra.csra(dense, **residual) + params["dense"]["bias"],
     weights=jnp.exp(log_weights),
     cells=cells,
+    features=sum(csra.class_features(feature_map, weights) for weights in attended),
   )
 
 

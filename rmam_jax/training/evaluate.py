@@ -34,6 +34,9 @@ def check_evaluation(config: ml_collections.ConfigDict) -> None:
   known = {"feature": outputs_lib.FEATURES, "ap_method": metrics.AP_METHODS, "thresholds": calibration.RULES}
   for field, values in {**known, "svm_solver": ("", *svm.SOLVERS)}.items():
     check_name(f"evaluation.{field}", section[field], values)
+  if section.feature == outputs_lib.CLASS and heads.get(config.model.head).class_features is None:
+    able = ", ".join(name for name, each in heads.SPECS.items() if each.class_features)
+    raise UserError(f"head {config.model.head!r} has no features by class, as {able} have: set evaluation.feature to z")
   if section.top_k < 1:
     raise UserError(f"evaluation.top_k must be at least 1, got {section.top_k}")
   views = views_lib.from_config(config)
@@ -115,7 +118,7 @@ def evaluate(
   margins = None
   if machines is not None:
     features = selection_lib.svm_features(found, config)
-    if machines.weights.shape[1] != features.shape[1]:
+    if machines.weights.shape[1] != features.shape[-1]:
       raise UserError(f"the SVMs of {folder} were fitted to other features: eval.py --workdir={folder} fits them anew")
     margins = machines.margins(features)
   out.mkdir(parents=True, exist_ok=True)
@@ -178,7 +181,8 @@ def _fitted_before(folder: pathlib.Path) -> tuple[svm.Machines | None, int]:
 def _make_outputs(config: Any, folder: pathlib.Path, model: Any, params: Any, mesh: Any) -> Callable[..., Outputs]:
   """A function from a split, a label, and perhaps other views and a suffix for their folder, to outputs."""
   section, digest, configured = config.evaluation, outputs_lib.digest_params(params), views_lib.from_config(config)
-  forward = functools.cache(lambda views: outputs_lib.make_forward(model, mesh, views, feature=section.feature))
+  feature = {"feature": section.feature, "class_features": heads.get(config.model.head).class_features}
+  forward = functools.cache(lambda views: outputs_lib.make_forward(model, mesh, views, **feature))
   stored = not config.stage_two.backbone_rate  # the same backbone's maps serve every head
 
   def outputs(split: Split, label: str, views: views_lib.Views = configured, suffix: str = "") -> Outputs:
