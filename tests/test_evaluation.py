@@ -398,6 +398,27 @@ def test_c_is_chosen_with_the_normalization_it_is_used_with(workdir):
   assert found[0] != found[1]
 
 
+@pytest.mark.parametrize(
+  ("c", "mAP", "end"),
+  [
+    (0.1, {"10.0": 0.5, "0.1": 0.6}, "lowest"),
+    (10.0, {"10.0": 0.6, "0.1": 0.5, "1.0": 0.4}, "highest"),
+    (1.0, {"10.0": 0.5, "0.1": 0.5, "1.0": 0.6}, ""),
+    (1.0, {}, ""),
+    (None, {}, ""),
+  ],
+)
+def test_a_c_at_an_end_of_those_tried_is_told(workdir, c, mAP, end):
+  selection = selection_lib.read(workdir, json.loads((workdir / "selection.json").read_text())["class_names"])
+  note = selection_lib.at_an_end(selection._replace(svm_c=c, svm_mAP=mAP))
+  assert f"C = {c:g} is best for the SVMs, and the {end} that was tried" in note if end else not note
+
+
+def test_an_evaluation_tells_of_a_c_at_an_end(workdir, capsys):
+  chosen = evaluate.evaluate(workdir, {"svm_c": (0.1, 10.0)})["svm_c"]  # either is
+  assert f"C = {chosen:g} is best for the SVMs" in capsys.readouterr().out
+
+
 def test_once_c_is_chosen_the_svms_may_learn_from_the_validation_images(workdir):
   plain = evaluate.evaluate(workdir)
   chosen = (workdir / "selection.json").read_bytes()

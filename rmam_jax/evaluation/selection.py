@@ -98,6 +98,18 @@ def differing(selection: Selection, config: Any) -> str:
   return f"C, temperature and thresholds were chosen on {selection.chosen_on} with {fields}" if fields else ""
 
 
+def at_an_end(selection: Selection) -> str:
+  """A warning if the C that was chosen is the lowest or the highest of those tried, else nothing."""
+  tried = sorted(map(float, selection.svm_mAP))
+  if selection.svm_c not in (tried[:1] + tried[-1:]):
+    return ""
+  end, other = ("lowest", "lower") if selection.svm_c == tried[0] else ("highest", "higher")
+  return (
+    f"C = {selection.svm_c:g} is best for the SVMs, and the {end} that was tried: add {other} values to"
+    " evaluation.svm_c, one of which may be better"
+  )
+
+
 def check(folder: pathlib.Path) -> None:
   """Refuses a workdir without a selection; the UserError says where it could come from."""
   if not (folder / FILE).exists():

@@ -224,6 +224,8 @@ def _select(
     return None
   kind = stages.classification_of(config, "stage_two")
   selection = selection_lib.select(config, kind, names, split.name, train, validation, one_view)
+  if note := selection_lib.at_an_end(selection):
+    print(note)
   files.write_json(folder / selection_lib.FILE, selection._asdict())
   return selection
 
