@@ -502,6 +502,10 @@ def test_another_test_set_is_measured_with_what_was_chosen_before(workdir, data_
   assert {name: (workdir / name).read_bytes() for name in kept} == before
   table = evaluate.print_protocols([workdir], ["paper"], test="train")
   assert table[str(workdir)]["paper"]["mAP"] == pytest.approx(other["svm_mAP"])
+  with pytest.raises(
+    UserError, match=r"were fitted to the feature 'z', not 'h': eval\.py --workdir=.*feature=h fits them"
+  ):
+    evaluate.evaluate(workdir, {"feature": "h"}, test="train")
   with pytest.raises(UserError, match=r"data\.validation and data\.test are both 'validation'"):
     evaluate.evaluate(workdir, test="validation")
 

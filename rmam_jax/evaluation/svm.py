@@ -68,10 +68,11 @@ def fit(
 ) -> Iterator[Machines]:
   """Fits machines, float64, to features and labels [N, L] of 0 and 1 for one value of C after the other.
 
-  Features are [N, F], or [N, L, F] where each class has its own. Labels marked in `ignore`, bool [N, L], are left out of their class. The solver "newton" fits all classes at once in
-  JAX; "liblinear" is scikit-learn's `LinearSVC` at its own tolerance, one class after the other, and `seed` is that of
-  its shuffling. A class of only positives or only negatives cannot be fitted, see `Machines`. Raises a UserError for
-  features that are not finite, for a C that is not positive, and where the solver does not converge.
+  Features are [N, F], or [N, L, F] where each class has its own. Labels marked in `ignore`, bool [N, L], are left out of
+  their class. The solver "newton" fits all classes at once in JAX, or, where each has its own features, one after the
+  other; "liblinear" is scikit-learn's `LinearSVC` at its own tolerance, and `seed` is that of its shuffling. A class of
+  only positives or only negatives cannot be fitted, see `Machines`. Raises a UserError for features that are not finite,
+  for a C that is not positive, and where the solver does not converge.
   """
   check_name("evaluation.svm_solver", solver, SOLVERS)
   if not cs or min(cs) <= 0:

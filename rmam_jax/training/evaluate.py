@@ -93,7 +93,7 @@ def evaluate(
     raise UserError(f"evaluation.batch_size {section.batch_size} must be a multiple of the {mesh.size} devices")
   names = workdir.read_class_names(folder)
   split = open_split(data, data.test or data.validation, class_names=names)
-  machines, svm_images = _fitted_before(folder) if test else (None, 0)
+  machines, svm_images = _fitted_before(folder, section.feature) if test else (None, 0)
   head, kind = config.model.head, stages.classification_of(config, "stage_two")
   model, params, progress = checkpoints.load_best(config, folder, len(names), mesh)
   outputs = _make_outputs(config, folder, model, params, mesh)
@@ -117,10 +117,7 @@ def evaluate(
     (folder / svm.FILE).unlink(missing_ok=True)  # of an evaluation before
   margins = None
   if machines is not None:
-    features = selection_lib.svm_features(found, config)
-    if machines.weights.shape[1] != features.shape[-1]:
-      raise UserError(f"the SVMs of {folder} were fitted to other features: eval.py --workdir={folder} fits them anew")
-    margins = machines.margins(features)
+    margins = machines.margins(selection_lib.svm_features(found, config))
   out.mkdir(parents=True, exist_ok=True)
   scores_lib.save(out, found, names, kind, margins, about)
   results = report.evaluate(config, (head, kind), names, found, margins, selection)
@@ -167,15 +164,24 @@ def place_of(folder: pathlib.Path, test: str = "") -> pathlib.Path:
   return place
 
 
-def _fitted_before(folder: pathlib.Path) -> tuple[svm.Machines | None, int]:
-  """The machines of a workdir's own evaluation, and to how many images they were fitted; None and 0 without SVMs."""
+def _fitted_before(folder: pathlib.Path, feature: str) -> tuple[svm.Machines | None, int]:
+  """The machines of a workdir's own evaluation, and to how many images they were fitted; None and 0 without SVMs.
+
+  UserError: it has not been evaluated, or they were fitted to another feature.
+  """
   if not (folder / selection_lib.FILE).exists() or not (folder / "results.json").exists():
     raise UserError(
       f"{folder} has not been evaluated, and thresholds are chosen then: eval.py --workdir={folder} first"
     )
   if not (folder / svm.FILE).exists():
     return None, 0
-  return svm.load(folder / svm.FILE), files.read_json(folder / "results.json").get("svm_images", 0)
+  results = files.read_json(folder / "results.json")
+  if results.get("svm_feature", feature) != feature:
+    raise UserError(
+      f"the SVMs of {folder} were fitted to the feature {results['svm_feature']!r}, not {feature!r}:"
+      f" eval.py --workdir={folder} --evaluation.feature={feature} fits them anew"
+    )
+  return svm.load(folder / svm.FILE), results.get("svm_images", 0)
 
 
 def _make_outputs(config: Any, folder: pathlib.Path, model: Any, params: Any, mesh: Any) -> Callable[..., Outputs]:
