@@ -121,7 +121,7 @@ def photograph_config(backbone: str, recipe: str, size: int, head: str) -> ml_co
     two.epochs, two.learning_rate, two.backbone_rate = 6, two.learning_rate / 2, 0.1
   config.evaluation.views = "two"
   config.evaluation.thresholds = "global"  # a class of a few validation images allows no threshold of its own
-  config.evaluation.svm_c = (0.03, 0.1, 0.3, 1.0, 3.0)
+  config.evaluation.svm_c = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
   return config
 
 
