@@ -79,7 +79,8 @@ def test_smoothed_labels_by_hand():
 def test_two_streams_learn_by_any_loss_of_log_odds():
   rng = np.random.default_rng(0)
   regions, dense = jnp.asarray(rng.normal(size=(2, 3, 10)), jnp.float32)
-  found = recognition_of(dense).attention._replace(memory=two_stream.Branches(regions, dense, None, None))
+  memory = two_stream.Branches(regions, dense, weights=None, cells=None, features=None)
+  found = recognition_of(dense).attention._replace(memory=memory)
   labels, ignore, mask = jnp.eye(3, 10), jnp.zeros((3, 10), bool), jnp.ones(3)
   for kind in losses.SIGMOIDS:
     objective = stage_two("two_stream", **{"loss.classification": kind, "loss.class_weights": (2.0,) * 10}).objective
