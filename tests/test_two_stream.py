@@ -14,7 +14,7 @@ from test_training import tiny_config
 import rmam_jax
 from configs import common
 from rmam_jax import heads, recognizer
-from rmam_jax.ops import attention, losses, two_stream
+from rmam_jax.ops import attention, csra, losses, two_stream
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import evaluate, exported, pipeline, stages
 
@@ -100,6 +100,32 @@ def test_the_branches_region_by_region():
     attending = np.exp(5 * places) / np.exp(5 * places).sum(axis=0)
     dense = places.mean(axis=0) + 0.3 * (attending * places).sum(axis=0) + tree["dense"]["bias"]
     np.testing.assert_allclose(found.dense[example], dense, atol=1e-5)
+    attended = [attending[:, label] @ maps[example].reshape(30, -1) for label in range(5)]
+    features = np.array([image / np.linalg.norm(image) + each / np.linalg.norm(each) for each in attended])  # [L, C]
+    features *= np.sqrt(4)  # of four channels: either mean has unit root mean square
+    wanted = np.diag(features @ tree["attended"]["class"]) + tree["attended"]["bias"]
+    np.testing.assert_allclose(found.attended[example], wanted, atol=1e-5)
+
+
+def test_what_is_attended_to_does_not_teach_where_to_attend():
+  """Its gradient is that of attention which is held still: none reaches the dense scores."""
+  params, feature_map = small_case()
+  regions = two_stream.fixed_regions(6, 5, **SET)
+
+  def ours(params, feature_map):
+    return two_stream.branches(params, feature_map, regions, **WEIGHING).attended.sum()
+
+  dense = np.einsum("bhwc,cl->bhwl", feature_map, params["dense"]["image"])
+  attending = csra.attention(jnp.asarray(dense), WEIGHING["residual"]["temperature"])
+
+  def held_still(params, feature_map):
+    features = csra.class_features(feature_map, attending) * 4**0.5
+    return jnp.einsum("blc,cl->", features, params["attended"]["class"]) + 3 * params["attended"]["bias"].sum()
+
+  found, wanted = (jax.grad(each, argnums=(0, 1))(params, feature_map) for each in (ours, held_still))
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, wanted)
+  assert not np.any(found[0]["dense"]["image"])
+  assert np.abs(found[0]["attended"]["class"]).min() > 0
 
 
 def test_a_thin_border_is_a_surrounding_too():
@@ -177,7 +203,7 @@ def test_extents_by_hand():
 def test_eq_6_gives_the_image_s_scores_and_each_class_its_region(num_regions, num_classes):
   params, feature_map = small_case(num_classes=num_classes)
   found = seeing(num_regions)(params, feature_map)
-  scores = two_stream.mean_probability(found.memory.regions, found.memory.dense)
+  scores = two_stream.mean_probability(found.memory.regions, found.memory.attended)
   np.testing.assert_array_equal(attention.max_pool_scores(found.scores), scores)
   assert found.scores.shape == (num_regions, 3, num_classes)
   winners = attention.winning_region(found.scores)
@@ -281,10 +307,11 @@ def test_the_loss_by_hand():
   ignore = jnp.asarray(rng.random((3, 5)) < 0.3)
   total, terms = two_stream.loss(found, labels, ignore, jnp.array([1, 0, 1]))
   kept = ~np.asarray(ignore)
-  for name, scores in (("regions", found.memory.regions), ("dense", found.memory.dense)):
+  for name in ("regions", "dense", "attended"):
+    scores = getattr(found.memory, name)
     each = (np.asarray(optax.sigmoid_binary_cross_entropy(scores, labels)) * kept).sum(axis=1)
     assert float(terms[name]) == pytest.approx((each[0] + each[2]) / 2, rel=1e-5)
-  assert float(total) == pytest.approx(float(terms["regions"] + terms["dense"]))
+  assert float(total) == pytest.approx(float(terms["regions"] + terms["dense"] + terms["attended"]))
 
 
 def test_bad_arguments():
@@ -332,7 +359,7 @@ def test_a_run_from_end_to_end_with_ten_views_and_what_it_exports(data_root, tmp
   assert results["views"] == "ten"
   assert results["astray"] == 0
   lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-  assert any({"regions", "dense"} <= set(line) for line in lines)
+  assert any({"regions", "dense", "attended"} <= set(line) for line in lines)
   by_class = evaluate.evaluate(tmp_path / "run", {"feature": "class"})
   assert by_class["svm_feature"] == "class"
   assert by_class["mAP"] == results["mAP"]
@@ -354,5 +381,6 @@ def test_with_a_prior_every_class_begins_unlikely_and_everywhere_alike():
   found = two_stream.branches(params, feature_map, regions)
   odds = 0.05 / 0.95  # of each class against nothing
   np.testing.assert_allclose(jax.nn.sigmoid(found.regions), odds / (1 + 5 * odds), rtol=1e-5)
-  np.testing.assert_allclose(jax.nn.sigmoid(found.dense), 0.05, rtol=1e-5)
+  for scores in (found.dense, found.attended):
+    np.testing.assert_allclose(jax.nn.sigmoid(scores), 0.05, rtol=1e-5)
   np.testing.assert_allclose(found.weights, np.broadcast_to(found.weights[:, :1], found.weights.shape), rtol=1e-5)

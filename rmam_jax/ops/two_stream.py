@@ -1,18 +1,20 @@
-"""Two streams over fixed regions: what a region shows, and which regions show a class; and a dense score beside them.
+"""Two streams over fixed regions: what a region shows, and which regions show a class; beside them a dense score, and a
+score of what it attends to.
 
 After Bilen, Vedaldi: "Weakly Supervised Deep Detection Networks" (CVPR 2016). Ours are the linear streams, the fixed set
-of regions in place of proposals, the outcome "nothing", the dense score that stays in the answer, and how a class's
-region is read off the streams. That a region is weighed by its contrast with what surrounds it is after Kantorov et al.:
+of regions in place of proposals, the outcome "nothing", the other branches, and how a class's region is read off the
+streams. That a region is weighed by its contrast with what surrounds it is after Kantorov et al.:
 "ContextLocNet" (ECCV 2016): a part of an object has the rest of it around, the whole object has not.
 
 Letters: B batch, H W C the feature map, P = H * W its cells, N regions of the fixed set, L classes, K regions shown.
 
 The parameters are linear layers. "region" reads a region's mean or its contrast, "image" the mean of the whole map or, in
-"dense", every cell:
+"dense", every cell, "class" the feature of each class (`csra.class_features`):
 
     {"what":  {"region": [C, L], "image": [C, L], "bias": [L]},   what a region shows
      "where": {"region": [C, L]},                                 which regions show a class, by their contrast
-     "dense": {"image": [C, L], "bias": [L]}}                     what the whole map shows, by residual attention
+     "dense": {"image": [C, L], "bias": [L]},                     what the whole map shows, by residual attention
+     "attended": {"class": [C, L], "bias": [L]}}                  what the cells show that "dense" attends to
 
 "where" needs neither the image's mean nor a bias: it is to tell the regions of one image apart.
 """
@@ -40,6 +42,7 @@ class Branches(NamedTuple):
 
   regions: jax.Array  # [B, L]
   dense: jax.Array  # [B, L]
+  attended: jax.Array  # [B, L]
   weights: jax.Array  # [B, N, L]; their sum over N is the probability that the regions' branch gives
   cells: jax.Array  # [2, B, H, W, L], what a cell adds to "what" and to "where"
   features: jax.Array  # [B, L, C], of each class's SVM
@@ -100,7 +103,7 @@ def surroundings(regions: np.ndarray, height: int, width: int, surround: float) 
 def init(key: jax.Array, *, channels: int, num_classes: int, prior: float = 0.0) -> Params:
   """Parameters: Xavier uniform weights, zero biases; or as `attention.init_scores` has them, where there is a prior.
 
-  Then the dense score says the prior of each class, and the regions', whose softmax shares 1 among all classes and
+  Then the other two branches say the prior of each class, and the regions', whose softmax shares 1 among all classes and
   nothing, less.
   """
   if prior:
@@ -110,14 +113,16 @@ def init(key: jax.Array, *, channels: int, num_classes: int, prior: float = 0.0)
       "what": {"region": zeros, "image": zeros, "bias": bias},
       "where": {"region": zeros},
       "dense": {"image": zeros, "bias": bias},
+      "attended": {"class": zeros, "bias": bias},
     }
   xavier = jax.nn.initializers.glorot_uniform()
-  what, where, dense = jax.random.split(key, 3)
+  what, where, dense, attended = jax.random.split(key, 4)
   region, image = jnp.split(xavier(what, (2 * channels, num_classes)), 2)
   return {
     "what": {"region": region, "image": image, "bias": jnp.zeros(num_classes)},
     "where": {"region": xavier(where, (channels, num_classes))},
     "dense": {"image": xavier(dense, (channels, num_classes)), "bias": jnp.zeros(num_classes)},
+    "attended": {"class": xavier(attended, (channels, num_classes)), "bias": jnp.zeros(num_classes)},
   }
 
 
@@ -128,13 +133,16 @@ def branches(
   surround: float = 1.0,
   residual: Mapping[str, float] = {"weight": 0.0, "temperature": 0.0},
 ) -> Branches:
-  """Both branches of the recognizer.
+  """The three branches of the recognizer.
 
   The regions' probability of a class is the sum over the regions of a softmax over the regions ("where") times a softmax
   over the classes and nothing ("what"). Without nothing, whose score is 0, every region would have to show some class,
   and a single class would always be there. "Where" reads a region's mean less the mean of its surroundings, which is 0
   where there are none. A layer of a mean is the mean of the layer: the layers are applied to the cells, of which there
   are fewer, which is the same.
+
+  The dense score attends to cells. "Attended" scores by a layer of its own what they show of a class: the map's mean plus
+  the mean that is attended to, each of unit root mean square. No gradient flows through where it attends.
 
   Args:
     params: see the module's docstring.
@@ -144,10 +152,10 @@ def branches(
     residual: the options of `csra.csra` for the dense score; weight 0: it is linear in the map's mean.
 
   Returns:
-    Both branches' log-odds, float32 or better, and what they are made of. The features are `csra.class_features` of both,
-    summed: by the places that the dense score attends to, and by the regions' weights.
+    The branches' log-odds, float32 or better, and what they are made of. The features are `csra.class_features` of two,
+    summed: by the cells that the dense score attends to, and by the regions' weights.
   """
-  _, height, width, _ = feature_map.shape
+  _, height, width, channels = feature_map.shape
   wide = spatial_transformer.wide_dtype(feature_map)
   mean = feature_map.mean(axis=(1, 2), dtype=wide)
 
@@ -169,13 +177,16 @@ def branches(
   log_probability = jax.nn.logsumexp(log_weights, axis=1)
   dense = layer("dense", "image")
   shown = jnp.einsum("bnl,nhw->bhwl", jax.nn.softmax(log_weights, axis=1), averaging[0], precision="highest")
-  attended = (csra.attention(dense, residual["temperature"]), shown)
+  attending = jax.lax.stop_gradient(csra.attention(dense, residual["temperature"]))
+  of_cells, of_regions = (csra.class_features(feature_map, weights) for weights in (attending, shown))
+  attended = jnp.einsum("blc,cl->bl", of_cells, params["attended"]["class"], precision="highest")
   return Branches(
     regions=log_probability - jnp.log1p(-jnp.minimum(jnp.exp(log_probability), 1 - SURE)),
     dense=csra.csra(dense, **residual) + params["dense"]["bias"],
+    attended=channels**0.5 * attended + params["attended"]["bias"],
     weights=jnp.exp(log_weights),
     cells=cells,
-    features=sum(csra.class_features(feature_map, weights) for weights in attended),
+    features=of_cells + of_regions,
   )
 
 
@@ -243,7 +254,8 @@ def recognize(
 ) -> Attention:
   """The recognizer: an image's scores, and regions that show where its likeliest classes are.
 
-  A class's score is the log-odds of the mean of both branches' probabilities. The k-th region is that of the k-th
+  A class's score is the log-odds of the mean of two probabilities, of the regions and of what is attended to; the dense
+  score is there to attend. The k-th region is that of the k-th
   likeliest class, the extent of the `evidence` for it. With fewer regions than classes the last one is the whole image
   and belongs to all classes that are left.
 
@@ -270,7 +282,7 @@ def recognize(
   batch, height, width, _ = feature_map.shape
   regions = fixed_regions(height, width, tuple(sizes), step, most_oblong)
   found = branches(params, feature_map, regions, surround, residual)
-  scores_BL = mean_probability(found.regions, found.dense)
+  scores_BL = mean_probability(found.regions, found.attended)
 
   num_classes = scores_BL.shape[1]
   order = jnp.argsort(scores_BL, axis=1, descending=True)
@@ -310,7 +322,7 @@ def loss(
   classification: str = "sigmoid",
   options: Mapping[str, Any] = {},
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """The head's loss (`heads.spec.HeadLoss`) of what `recognize` returns: the losses of both branches, summed.
+  """The head's loss (`heads.spec.HeadLoss`) of what `recognize` returns: the losses of the three branches, summed.
 
   Args:
     found: what `recognize` returns.
@@ -321,11 +333,11 @@ def loss(
     options: the arguments of that loss.
 
   Returns:
-    The loss, a scalar, and its two terms by name, "regions" and "dense".
+    The loss, a scalar, and its terms by name, "regions", "dense" and "attended".
   """
   of_branch = losses.CLASSIFICATION_LOSSES[classification]
   terms = {
     name: of_branch(getattr(found.memory, name), labels, ignore=ignore, example_mask=mask, **options)
-    for name in ("regions", "dense")
+    for name in ("regions", "dense", "attended")
   }
-  return terms["regions"] + terms["dense"], terms
+  return sum(terms.values()), terms
