@@ -1,4 +1,5 @@
-"""Our head for photographs: fixed regions weighed by two streams, a dense score, a region for each likely class."""
+"""Our head for photographs: fixed regions weighed by two streams, what a dense score attends to, a region for each likely
+class."""
 
 import functools
 from collections.abc import Mapping

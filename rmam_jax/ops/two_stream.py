@@ -1,5 +1,5 @@
-"""Two streams over fixed regions: what a region shows, and which regions show a class; beside them a dense score, and a
-score of what it attends to.
+"""Two streams over fixed regions: what a region shows, and which regions show a class; beside them a score of what a
+dense score attends to.
 
 After Bilen, Vedaldi: "Weakly Supervised Deep Detection Networks" (CVPR 2016). Ours are the linear streams, the fixed set
 of regions in place of proposals, the outcome "nothing", the other branches, and how a class's region is read off the
@@ -255,9 +255,8 @@ def recognize(
   """The recognizer: an image's scores, and regions that show where its likeliest classes are.
 
   A class's score is the log-odds of the mean of two probabilities, of the regions and of what is attended to; the dense
-  score is there to attend. The k-th region is that of the k-th
-  likeliest class, the extent of the `evidence` for it. With fewer regions than classes the last one is the whole image
-  and belongs to all classes that are left.
+  score only says where to attend. The k-th region is that of the k-th likeliest class, the extent of the `evidence` for
+  it. With fewer regions than classes the last one is the whole image and belongs to all classes that are left.
 
   A class has its score in the region that it belongs to; in another one `MARGIN` less than the lower of its score and of
   the likeliest class there. So Eq. 6 gives the image's scores and every class's own region, and each region by itself
