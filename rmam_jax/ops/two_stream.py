@@ -159,9 +159,10 @@ def branches(
   wide = spatial_transformer.wide_dtype(feature_map)
   mean = feature_map.mean(axis=(1, 2), dtype=wide)
 
-  def layer(name, of="region"):  # of every cell, summed in float32 or better
-    kernel = params[name][of].astype(feature_map.dtype)
-    return jnp.matmul(feature_map, kernel, preferred_element_type=wide)
+  # Of every cell, by all three layers at once, so that the map is read once; summed in float32 or better.
+  kernels = jnp.concatenate([params["what"]["region"], params["where"]["region"], params["dense"]["image"]], axis=1)
+  every = jnp.matmul(feature_map, kernels.astype(feature_map.dtype), preferred_element_type=wide)
+  *cells, dense = jnp.split(every, 3, axis=-1)
 
   def shares(covered):  # whose sum over the cells is 1, or 0 where nothing is covered
     return covered / np.maximum(covered.sum(axis=(1, 2), keepdims=True), TINY)
@@ -169,13 +170,12 @@ def branches(
   inside = shares(coverage(regions, height, width))
   around = shares(surroundings(regions, height, width, surround))
   averaging = jnp.asarray(np.stack([inside, inside - around]), wide)
-  cells = jnp.stack([layer("what"), layer("where")])
+  cells = jnp.stack(cells)
   what, where = jnp.einsum("snhw,sbhwl->sbnl", averaging, cells, precision="highest")
   what += (mean @ params["what"]["image"] + params["what"]["bias"])[:, None]
   log_what = what - jax.nn.logsumexp(jnp.pad(what, ((0, 0), (0, 0), (0, 1))), axis=-1, keepdims=True)
   log_weights = jax.nn.log_softmax(where, axis=1) + log_what
   log_probability = jax.nn.logsumexp(log_weights, axis=1)
-  dense = layer("dense", "image")
   shown = jnp.einsum("bnl,nhw->bhwl", jax.nn.softmax(log_weights, axis=1), averaging[0], precision="highest")
   attending = jax.lax.stop_gradient(csra.attention(dense, residual["temperature"]))
   of_cells, of_regions = (csra.class_features(feature_map, weights) for weights in (attending, shown))
