@@ -149,7 +149,8 @@ def branches(
     feature_map: [B, H, W, C], float32 or bfloat16, of about unit root mean square.
     regions: int [N, 4], of `fixed_regions` for H and W.
     surround: as in `surroundings`, at least 1; 1: there are none.
-    residual: the options of `csra.csra` for the dense score; weight 0: it is linear in the map's mean.
+    residual: the options of `csra.csra` for the dense score; weight 0: it is linear in the map's mean. The temperature is
+      also that of the attention.
 
   Returns:
     The branches' log-odds, float32 or better, and what they are made of. The features are `csra.class_features` of two,
