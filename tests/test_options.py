@@ -78,15 +78,15 @@ def test_smoothed_labels_by_hand():
 
 def test_two_streams_learn_by_any_loss_of_log_odds():
   rng = np.random.default_rng(0)
-  regions, dense = jnp.asarray(rng.normal(size=(2, 3, 10)), jnp.float32)
-  memory = two_stream.Branches(regions, dense, weights=None, cells=None, features=None)
-  found = recognition_of(dense).attention._replace(memory=memory)
+  branches = jnp.asarray(rng.normal(size=(3, 3, 10)), jnp.float32)  # regions, dense, attended
+  memory = two_stream.Branches(*branches, weights=None, cells=None, features=None)
+  found = recognition_of(branches[0]).attention._replace(memory=memory)
   labels, ignore, mask = jnp.eye(3, 10), jnp.zeros((3, 10), bool), jnp.ones(3)
   for kind in losses.SIGMOIDS:
     objective = stage_two("two_stream", **{"loss.classification": kind, "loss.class_weights": (2.0,) * 10}).objective
     loss, _ = objective.head_loss(found, labels, ignore, mask)
     plain = losses.CLASSIFICATION_LOSSES[kind]
-    np.testing.assert_allclose(loss, 2 * (plain(regions, labels) + plain(dense, labels)), rtol=1e-5)
+    np.testing.assert_allclose(loss, 2 * sum(plain(each, labels) for each in branches), rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["asymmetric", "focal"])

@@ -217,18 +217,19 @@ def test_a_single_pixel_is_an_image(small):
 
 
 def test_the_broken_do_not_touch_the_others(small, scenes, tmp_path):
-  sources = [scene.image for scene in scenes[:8]]
-  alone = small.predict(sources)
+  sources = [scene.image for scene in scenes[:12]]
   missing = tmp_path / "missing.png"
-  mixed = [sources[0], b"no image", *sources[1:3], b"", str(missing), tmp_path, *sources[3:]]
+  broken = {1: b"no image", 4: b"", 5: str(missing), 6: tmp_path}
+  mixed = [broken.get(index, source) for index, source in enumerate(sources)]
   found = list(small.stream(mixed))
   errors = [(index, str(each)) for index, each in enumerate(found) if isinstance(each, Exception)]
   assert [index for index, _ in errors] == [1, 4, 5, 6]
   assert errors[0][1].startswith("image 1: not a readable image")
   assert errors[2][1] == f"{missing}: No such file or directory"
   assert errors[3][1] == f"{tmp_path}: Is a directory"
-  good = [each for each in found if not isinstance(each, Exception)]
-  assert [str(each) for each in good] == [str(each) for each in alone]
+  whole = small.predict(sources)  # as many: another batch is another program, and may round otherwise
+  for index, each in enumerate(found):
+    assert index in broken or str(each) == str(whole[index])
   with pytest.raises(UserError, match="image 1: not a readable image"):
     small.predict(mixed)
 
