@@ -89,7 +89,7 @@ def test_the_example_under_pmap_ends_where_jit_does(data_root):
   for batch, loss in zip(stream, losses, strict=True):
     wanted, metrics = train_step(wanted, batch)
     np.testing.assert_allclose(loss, metrics["loss"], rtol=1e-5)
-  assert_trees_close(found, wanted, 1e-5)
+  assert_trees_close(found, wanted, 3e-5)  # Adam divides by small gradients; on some processors 1.2e-5 was seen
   assert int(found.step) == 3
 
 
