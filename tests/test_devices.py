@@ -13,6 +13,7 @@ import eight_devices
 import jax
 import jax.export
 import numpy as np
+import optax
 import pytest
 from test_files import SPLITS, thin_config, write_csv
 from test_training import assert_trees_close, tiny_config
@@ -79,8 +80,10 @@ def test_eight_devices_agree_with_one(data_root, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_example_under_pmap_ends_where_jit_does(data_root):
   config = eight_devices.tiny(data_root)
-  model, optimizer, objective = eight_devices.parts(config)
+  model, _, objective = eight_devices.parts(config)
+  optimizer = optax.sgd(0.01)  # Adam divides by small gradients, and makes rounding larger than what is compared here
   state = eight_devices.fresh_state(config)
+  state = state._replace(opt_state=optimizer.init(state.params))
   stream = [eight_devices.batch_of(eight_devices.BATCH)] * 3
   found, losses = pmap_training.train(model, optimizer, objective, state, stream)
 
@@ -89,7 +92,7 @@ def test_the_example_under_pmap_ends_where_jit_does(data_root):
   for batch, loss in zip(stream, losses, strict=True):
     wanted, metrics = train_step(wanted, batch)
     np.testing.assert_allclose(loss, metrics["loss"], rtol=1e-5)
-  assert_trees_close(found, wanted, 3e-5)  # Adam divides by small gradients; on some processors 1.2e-5 was seen
+  assert_trees_close(found, wanted, 1e-5)
   assert int(found.step) == 3
 
 
