@@ -117,7 +117,8 @@ def photograph_config(backbone: str, recipe: str, size: int, head: str) -> ml_co
   if recipe == "tuned":
     data.augmentation.crop_scale = (0.5, 1.0)  # crops of so much of an image's area; evaluation sees all of it
     if heads.get(head).guide != heads.DENSE_SCORES:  # else it begins beside the head that guides it
-      one.head, one.epochs, one.learning_rate, two.auxiliary_weight = head, two.epochs, two.learning_rate, 0.0
+      one.head, one.epochs, one.learning_rate, one.l2 = head, two.epochs, two.learning_rate, two.l2
+      two.auxiliary_weight = 0.0
     two.epochs, two.learning_rate, two.backbone_rate = 6, two.learning_rate / 2, 0.1
   config.evaluation.views = "two"
   config.evaluation.thresholds = "global"  # a class of a few validation images allows no threshold of its own

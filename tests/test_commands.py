@@ -212,6 +212,8 @@ def test_every_head_of_the_photographs_can_be_built(backbone, recipe):
       one, two = (stages.build(config, name, num_classes=20, num_records=2_366) for name in stages.NAMES)
       assert (config.weights, config.loss.classification, two.trains) == ("imagenet", "sigmoid", head)
       assert (one.frozen, two.frozen) == (True, recipe == "frozen")
+      if one.trains == two.trains:
+        assert config.stage_one.l2 == config.stage_two.l2 == common.PHOTOGRAPH_L2.get(head, 0)
   paper = custom.get_config(f"paper:640:{backbone.replace('efficientnet_lite0', 'vgg16')}:recurrent")
   assert (paper.data.image_size, paper.stage_two.backbone_rate, paper.stage_two.learning_rate) == (640, 1.0, 1e-5)
 

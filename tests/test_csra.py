@@ -64,6 +64,8 @@ def test_its_fields_are_those_of_both_heads_that_read_them():
   for head in ("csra", "two_stream"):
     assert "model.csra." not in heads.unused_sections([head])
   assert "model.csra." in heads.unused_sections(["mean_pool"])
+  with pytest.raises(UserError, match=r"model\.head must be one of .*, got 'mean_poool'; did you mean 'mean_pool'"):
+    heads.unused_sections(["mean_poool"])
 
 
 def test_bad_fields():

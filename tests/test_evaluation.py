@@ -562,8 +562,10 @@ def test_tables_come_from_saved_scores(workdir, monkeypatch, capsys):
   out = capsys.readouterr().out
   assert len(out.splitlines()) >= 2 + len(found)
   assert out.endswith(f"{workdir}: five views; SVMs (newton) on features z\n")
-  with pytest.raises(UserError, match=r"--protocol must be all or some of paper, .*, got 'imagenet'"):
+  with pytest.raises(UserError, match=r"--protocol must be one of paper, .*, got 'imagenet'"):
     evaluate.print_protocols([workdir], ["imagenet"])
+  with pytest.raises(UserError, match="--fusion must be one of mean, max, rank, got 'median'"):
+    evaluate.print_protocols([workdir, workdir], fusion="median")
   evaluate.evaluate(workdir, {"svm_solver": ""})
   assert "paper" not in evaluate.print_protocols([workdir])[str(workdir)]
   with pytest.raises(UserError, match="--protocol=paper measures SVMs and there are none"):

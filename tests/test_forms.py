@@ -424,6 +424,8 @@ def test_a_file_of_classes_is_one_or_is_missed(tmp_path, monkeypatch):
   for name in ("klasses.txt", "lists/klasses.names", f"{tmp_path}/klasses"):
     with pytest.raises(UserError, match=r"data\.classes names the file .*klasses.*, which is not there"):
       classes.chosen((name,))
+  assert classes.chosen((5, 7)) == ("5", "7")  # as a flag gives 5,7
+  assert classes.chosen((5,)) == ("5",)
   for names in ("n/a", "car/truck,St. Bernard", ",".join(f"no. {number}" for number in range(300))):
     assert classes.chosen((names,)) == tuple(names.split(","))
 
@@ -973,6 +975,13 @@ def test_parts_share_out_every_label_alike():
 def test_shares_that_are_none(shares):
   with pytest.raises(UserError, match=r"data\.split must be two or three shares whose sum is 1"):
     partition([["a"]] * 9, list("abcdefghi"), shares)
+
+
+def test_shares_that_are_no_numbers(folder):
+  (folder / "plain.csv").write_text(table())
+  data = section(folder / "plain.csv", split=("a,b,c",))
+  with pytest.raises(UserError, match=r"data\.split must be shares, as in 0\.8,0\.1,0\.1; got \('a,b,c',\)"):
+    splits.open_split(data, data.train)
   with pytest.raises(UserError, match="leaves nothing for validation: 2 images are too few"):
     partition([["a"]] * 2, list("ab"), (0.8, 0.1, 0.1))
 

@@ -143,7 +143,9 @@ def test_files_bytes_and_pixels_are_one(small, scenes, tmp_path, monkeypatch):
   (tmp_path / "scene.png").write_bytes(scenes[0].image)
   with Image.open(tmp_path / "scene.png") as image:
     pixels = np.asarray(image.convert("RGB"))
-  found = small.predict([tmp_path / "scene.png", "~/scene.png", scenes[0].image, pixels])
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "~$scene.png").write_bytes(scenes[0].image)  # of no user's home
+  found = small.predict([tmp_path / "scene.png", "~/scene.png", "~$scene.png", scenes[0].image, pixels])
   assert len({str(each) for each in found}) == 1
   assert small.predict([]) == []
 

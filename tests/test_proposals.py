@@ -11,7 +11,7 @@ from rmam_jax.data import batches
 from rmam_jax.data import proposals as proposals_lib
 from rmam_jax.data.images import decode_image
 from rmam_jax.data.record import Record
-from rmam_jax.data.splits import open_split
+from rmam_jax.data.splits import open_source, open_split
 from rmam_jax.inference import predictor
 from rmam_jax.ops import boxes as boxes_lib
 from rmam_jax.ops import spatial_transformer
@@ -112,9 +112,14 @@ def test_proposals_that_cannot_be(data_root, tmp_path, changes, message):
     pipeline.train_and_evaluate(config_of(data_root, **changes), tmp_path)
 
 
-def test_selective_search_goes_on_where_it_was_stopped(data_root, tmp_path, monkeypatch):
-  source = open_split(config_of(data_root, **{"data.proposals": ""}).data, "test")
-  source.proposals_path, source.made_by = tmp_path / "kept.npz", "data"
+@pytest.fixture
+def source(data_root, tmp_path):
+  found = open_source("digits/tiny", "test", str(data_root))
+  found.proposals_path = tmp_path / "kept.npz"
+  return found
+
+
+def test_selective_search_goes_on_where_it_was_stopped(source, monkeypatch):
   seen = []
 
   def search(image, count):
@@ -136,6 +141,34 @@ def test_selective_search_goes_on_where_it_was_stopped(data_root, tmp_path, monk
   seen[:] = []
   proposals_lib.make("selective_search", 2, source)
   assert not seen
+
+
+def test_a_search_leaves_out_an_image_that_cannot_be_read_where_it_may(source, monkeypatch):
+  def search(image, count):
+    return np.full((count, 4), 0.5, np.float32)
+
+  def unreadable(record):
+    raise PermissionError(13, "Permission denied")
+
+  monkeypatch.setattr(proposals_lib, "selective_search", search)
+  name, whole = source[3].id, type(source).__getitem__
+  for broken, said in (
+    (unreadable, "Permission denied"),
+    (lambda record: record._replace(image=b"no image"), "not a readable image"),
+  ):
+
+    def read(self, position, broken=broken):
+      return broken(whole(self, position)) if position == 3 else whole(self, position)
+
+    with monkeypatch.context() as damaged:
+      damaged.setattr(type(source), "__getitem__", read)
+      with pytest.raises(UserError, match=f"{name}.*{said}"):
+        proposals_lib.make("selective_search", 2, source)
+      propose = proposals_lib.make("selective_search", 2, source, corrupt="skip")
+    np.testing.assert_array_equal(propose(source[3]), np.zeros((2, 4)))
+    np.testing.assert_array_equal(propose(source[4]), np.full((2, 4), 0.5))
+  mended = proposals_lib.make("selective_search", 2, source)
+  np.testing.assert_array_equal(mended(source[3]), np.full((2, 4), 0.5))
 
 
 SQUARE = np.array([[60 / 240, 100 / 320, 140 / 240, 220 / 320]], np.float32)

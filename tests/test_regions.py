@@ -1,7 +1,5 @@
 """Regions find their way back into the image, and which of the outputs are counted and drawn."""
 
-import types
-
 import numpy as np
 
 from configs import common
@@ -43,17 +41,16 @@ def test_pictures_of_files_of_one_name_are_two(tmp_path, monkeypatch):
   monkeypatch.setattr(panels, "panels", lambda evaluated, indices: iter(indices))
   monkeypatch.setattr(panels.pictures, "draw", lambda path, panels, **_: drawn.append((path.name, list(panels))))
   config = common.get_config()
-  config.evaluation.pictures = 3
-  split = [
-    types.SimpleNamespace(id=name) for name in ("cat/001.png", "broken.png", "dog/001.png", "overview.png", "e.png")
-  ]
-  ignore = np.zeros((5, 2), bool)
+  config.evaluation.pictures = 4
+  ids = ["cat/001.png", "broken.png", "dog/001.png", "overview.png", f"{'é' * 200}.png", "e.png"]
+  ignore = np.zeros((6, 2), bool)
   ignore[1] = True  # cannot be read
-  evaluated = panels.EvaluatedSplit(config, "saliency", None, split, some_outputs(ignore=ignore))
+  evaluated = panels.EvaluatedSplit(config, "saliency", None, None, some_outputs(ids=ids, ignore=ignore))
   panels.draw_pictures(tmp_path, evaluated)
   assert drawn == [
     ("0000-001.png", [0]),
     ("0002-001.png", [2]),
     ("0003-overview.png", [3]),
-    ("overview.png", [0, 2, 3]),
+    (f"0004-{'é' * 60}.png", [4]),
+    ("overview.png", [0, 2, 3, 4]),
   ]

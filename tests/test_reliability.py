@@ -1,10 +1,12 @@
 """Faults, made to happen: a run that is killed, locked out or fed what is damaged goes on or says what to do."""
 
+import contextlib
 import gc
 import itertools
 import json
 import os
 import pathlib
+import resource
 import select
 import shutil
 import signal
@@ -27,6 +29,7 @@ from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import checkpoints, evaluate, loop, workdir, writers
 from rmam_jax.training import step as step_lib
+from rmam_jax.weights import tensors
 
 HOLD = """
 import pathlib, sys
@@ -78,24 +81,46 @@ def whole(data_root, tmp_path_factory):
   return folder
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-def test_a_disk_that_fills_up_or_a_folder_that_vanishes_is_named(tmp_path):
+@contextlib.contextmanager
+def no_room():
+  """Within, this process writes no byte to any file: the error of a full disk but for its words."""
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_disk_that_fills_up_is_named_and_costs_nothing(tmp_path):
   log = writers.JsonLines(tmp_path, "stage_one", 0)
-  for name in ("metrics.jsonl", "results.json.draft"):
-    (tmp_path / name).symlink_to("/dev/full")
-  with pytest.raises(
-    UserError, match=f"cannot write {tmp_path}/metrics.jsonl: No space left on device. Nothing that was there is lost"
+  tensors.write_safetensors(tmp_path / "model.safetensors", {"a": np.zeros(3)}, {})
+  files.write_json(tmp_path / "results.json", {"mAP": 0.5})
+  for name, write in (
+    ("metrics.jsonl", lambda path: log.write_scalars(4, {"loss": 1.0})),
+    ("results.json", lambda path: files.write_json(path, {})),
+    ("scores.npz", lambda path: files.write_npz(path, {"scores": np.zeros(10_000)})),
+    ("model.safetensors", lambda path: tensors.write_safetensors(path, {"a": np.ones(3)}, {})),
   ):
-    log.write_scalars(4, {"loss": 1.0})
-  with pytest.raises(
-    UserError, match=f"cannot write {tmp_path}/results.json: No space left on device. Nothing that was there is lost"
-  ):
-    files.write_json(tmp_path / "results.json", {})
-  (tmp_path / "scores.npz.draft").symlink_to("/dev/full")
-  with pytest.raises(
-    UserError, match=f"cannot write {tmp_path}/scores.npz: No space left on device. Nothing that was there is lost"
-  ):
-    files.write_npz(tmp_path / "scores.npz", {"scores": np.zeros(10_000)})
+    with no_room(), pytest.raises(UserError, match=rf"cannot write {tmp_path / name}: .*File too large") as raised:
+      write(tmp_path / name)
+    assert name == "model.safetensors" or str(raised.value).endswith(files.GO_ON)
+  assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "results.json", "model.safetensors"}
+  assert files.read_json(tmp_path / "results.json") == {"mAP": 0.5}
+
+
+def test_of_two_writers_of_one_file_each_has_a_draft_of_its_own(tmp_path):
+  path = tmp_path / "results.json"
+  with files.whole_file(path) as slow:
+    slow.write_text("slow")
+    files.write_text(path, "quick, é")
+    assert path.read_bytes() == "quick, é".encode()
+  assert path.read_text() == "slow"
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_vanishes_is_named(tmp_path):
+  log = writers.JsonLines(tmp_path, "stage_one", 0)
   shutil.rmtree(tmp_path)
   with pytest.raises(
     UserError, match=f"cannot write {tmp_path}/metrics.jsonl: No such file or directory. Nothing that was there"

@@ -58,7 +58,11 @@ def get_config(variant: str = ""):
 
 
 def _quoted(text: str) -> str:
-  return json.dumps(text, ensure_ascii=False)
+  return json.dumps(text, ensure_ascii=False) if text.isprintable() else repr(text)  # e.g. a name that is no UTF-8
+
+
+def _printable(text: str) -> str:
+  return text.encode(errors="replace").decode()
 
 
 def _relative(name: str, folder: pathlib.Path) -> str:
@@ -81,9 +85,9 @@ def _write(out: pathlib.Path, found: discovery.Found, name: str) -> None:
   shown = ", ".join(map(_quoted, train.labels[:_SHOWN])) + "," * (len(train.labels) == 1)
   first = f"the first of {len(train.labels)}; " if len(train.labels) > _SHOWN else ""
   text = _TEMPLATE.format(
-    title=f"The images of {found.folder}".replace("\\", "/").replace('"""', "'''"),
+    title=_printable(f"The images of {found.folder}").replace("\\", "/").replace('"""', "'''"),
     found="; ".join(f"{each.images:,} for {each.split}" for each in found.manifests),
-    file=out,
+    file=_printable(str(out)),
     name=name,
     folder=_quoted(str(found.folder)),
     fields="\n".join(lines),

@@ -102,7 +102,7 @@ def parse_xml(path: pathlib.Path) -> Any:
     try:
       return ElementTree.fromstring(content)
     except (ElementTree.ParseError, ValueError) as error:
-      if isinstance(error, UserError) or type(error).__module__.startswith("defusedxml"):
+      if type(error).__module__.startswith("defusedxml"):
         raise
       declared = re.match(rb"<\?xml[^>]*?encoding=[\"']([\w-]+)[\"'][^>]*\?>", content)
       body = content[declared.end() if declared else 0 :]

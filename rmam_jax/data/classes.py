@@ -4,7 +4,6 @@ import difflib
 import functools
 import itertools
 import os
-import pathlib
 import re
 import unicodedata
 from collections import Counter
@@ -14,6 +13,7 @@ from typing import NamedTuple
 from rmam_jax.data import tables
 from rmam_jax.data.annotations import clean_name
 from rmam_jax.data.entries import Entries
+from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError
 
 SHOWN = 5  # names in a message
@@ -33,9 +33,9 @@ def chosen(given: Sequence[str]) -> tuple[str, ...]:
 
   Raises UserError: one is named twice, or what looks like a file is none.
   """
-  names = tuple(given)
+  names = tuple(map(str, given))  # a flag gives numbers where they are numbers
   if len(names) == 1:  # as a flag gives them
-    path = pathlib.Path(names[0]).expanduser()
+    path = files.named(names[0])
     in_folder = "/" in names[0]
     if (path.suffix or in_folder) and os.path.isfile(path):
       names = tables.decode(path)[0].splitlines()

@@ -120,7 +120,7 @@ _remembered: dict[str, tuple[tuple[str, ...], Table, tuple[str, ...]]] = {}  # o
 
 def _part(made_from: Iterable[object], images: pathlib.Path, read: _Read) -> _Part:
   """What `read` gives, or what it gave for the same before, in this process or another."""
-  made_by = hashlib.sha256("\n".join(map(str, (1, *made_from))).encode()).hexdigest()
+  made_by = hashlib.sha256("\n".join(map(str, (1, *made_from))).encode(errors="surrogateescape")).hexdigest()
   if made_by not in _remembered:
     if (kept := read_kept(made_by)) is None:
       kept = _arrays(*read())

@@ -80,24 +80,28 @@ def parse(manifest: str, data: Any) -> Parsed:
       " names one and data.split=0.8,0.1,0.1 makes the three of it. `rmam-jax init FOLDER` looks for them and writes a"
       " configuration"
     )
-  path, part = pathlib.Path(manifest).expanduser(), ""
+  path, part = files.named(manifest), ""
   if not path.exists():
     whole, _, part = manifest.rpartition(":")
-    path = pathlib.Path(whole).expanduser()
+    path = files.named(whole)
     if not whole or not path.exists():
       raise UserError(f"there is no manifest {manifest}")
   columns = tuple(annotations.clean_name(name) for name in data.columns.split(",") if name.strip())
   options = tables.Options(columns, data.separator, class_lib.chosen(data.classes))
   field = next((field for field in ("train", "validation", "test") if data[field] == manifest), "train")
   images = _images_of(data, field)
+  try:
+    shares = tuple(map(float, data.split))
+  except ValueError as error:
+    raise UserError(f"data.split must be shares, as in 0.8,0.1,0.1; got {tuple(data.split)}") from error
   with os_errors(f"cannot read {path}"):
-    return _parse(path, part, _Reading(images, tuple(map(float, data.split)), options), _state(path))
+    return _parse(path, part, _Reading(images, shares, options), _state(path))
 
 
 def _images_of(data: Any, field: str) -> str:
   """`data.images`, or of three folders with commas between them that of a field."""
   folders = data.images.split(",")
-  if len(folders) == 1 or pathlib.Path(data.images).expanduser().exists():
+  if len(folders) == 1 or files.named(data.images).exists():
     return data.images
   if len(folders) != 3:
     raise UserError(
@@ -297,7 +301,7 @@ def _image_folder(path: pathlib.Path, images: str, names: Sequence[str]) -> tupl
   `/content/images/`: what all of them begin with is left out as far as it must be, and is the second result.
   """
   if images:
-    tried = [pathlib.Path(images).expanduser()]
+    tried = [files.named(images)]
   elif path.is_dir():
     tried = [path / name for name in ("JPEGImages", "images", "Images", "img", "")]
   else:

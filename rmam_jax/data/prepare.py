@@ -3,7 +3,10 @@
 import pathlib
 import shutil
 
+import filelock
+
 from rmam_jax.data import stored
+from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError, check_name
 
 ARCHIVES = {  # the official ones of each data set
@@ -54,7 +57,7 @@ def prepare(name: str, *, root: str = "", archives: str = "") -> pathlib.Path:
     return folder
   official = {url.rsplit("/", 1)[-1]: info.size for url, info in builder.url_infos.items()}
   sizes = {archive: official[archive] for archive in ARCHIVES[name]}  # in bytes
-  problems, given = [], pathlib.Path(archives).expanduser() if archives else None
+  problems, given = [], files.named(archives) if archives else None
   for path, size in [(given / archive, size) for archive, size in sizes.items()] if given else []:
     if not path.is_file():
       problems.append(f"{path} is missing")
@@ -69,14 +72,16 @@ def prepare(name: str, *, root: str = "", archives: str = "") -> pathlib.Path:
       f"{data_root} has {free / 1e9:,.1f} GB free and the data need {needed / 1e9:,.1f} GB. Free some, or name another"
       " folder with --data_root=DIR."
     )
-  for half_made in folder.parent.glob("incomplete.*"):
-    shutil.rmtree(half_made)
 
   import tensorflow_datasets as tfds
 
   options = tfds.download.DownloadConfig(manual_dir=given and str(given))
+  folder.parent.mkdir(parents=True, exist_ok=True)
   try:
-    builder.download_and_prepare(download_dir=str(data_root / "downloads"), download_config=options)
+    with filelock.FileLock(folder.parent / "lock"):  # or another process's half would be removed
+      for half_made in folder.parent.glob("incomplete.*"):
+        shutil.rmtree(half_made)
+      builder.download_and_prepare(download_dir=str(data_root / "downloads"), download_config=options)
   except tfds.download.download_manager.NonMatchingChecksumError as error:
     raise UserError(f"an archive of {name} is not the official one, get it again: {error}") from error
   except ConnectionError as error:

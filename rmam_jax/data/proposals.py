@@ -26,7 +26,7 @@ from rmam_jax.data.images import decode_image
 from rmam_jax.data.record import Record
 from rmam_jax.ops.boxes import WHOLE_IMAGE, box_iou, clip_boxes, suppress
 from rmam_jax.runtime import files, progress
-from rmam_jax.runtime.errors import UserError, check_name
+from rmam_jax.runtime.errors import UserError, check_name, os_errors
 
 Propose = Callable[[Record], np.ndarray]  # from a record to its proposals, float32 [K, 4]
 
@@ -133,18 +133,19 @@ def boxes_from_edges(edges: np.ndarray, directions: np.ndarray, count: int) -> n
 
 def made_by(kind: str, model: str) -> str:
   """What tells the proposals of a kind from those of another file; "" for kinds that need none."""
-  path = pathlib.Path(os.path.expanduser(model))
+  path = files.named(model)
   if kind != "edge_boxes" or not path.is_file():
     return ""
   return f"edge_boxes {hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 def _search_all(
-  search: Callable[[np.ndarray, int], np.ndarray], kind: str, by: str, source: Any, count: int
+  search: Callable[[np.ndarray, int], np.ndarray], kind: str, by: str, source: Any, count: int, corrupt: str
 ) -> dict[str, np.ndarray]:
   """A search of every record, by id; found once and kept in a file, from which a stopped search goes on.
 
-  The kind is one of `KINDS`, `by` is from `made_by`.
+  The kind is one of `KINDS`, `by` is from `made_by`. An image that cannot be read raises a UserError, or with `corrupt`
+  "skip" has boxes of zeros, and is tried again by the next search.
   """
   found: dict[str, np.ndarray] = {}
   path, made_by = source.proposals_path, f"{source.made_by} {count} {by}".rstrip()
@@ -155,18 +156,25 @@ def _search_all(
     if str(stored["made_by"]) == made_by:
       found = dict(zip(stored["ids"].tolist(), stored["boxes"], strict=True))
 
-  def propose(position: int) -> tuple[str, np.ndarray]:
-    record = source[position]
-    return record.id, search(decode_image(record.image, record.id), count)
+  ids = source.index.ids.tolist()
 
-  total, done = len(source), len(found)
+  def propose(position: int) -> tuple[str, np.ndarray]:
+    try:
+      with os_errors(f"{source.name}: cannot read {ids[position]}"):
+        return ids[position], search(decode_image(source[position].image, ids[position]), count)
+    except UserError:
+      if corrupt == "error":
+        raise
+      return ids[position], np.zeros((count, 4), np.float32)
+
+  left = [position for position, name in enumerate(ids) if name not in found or not found[name].any()]
   title = f"{KINDS[kind]}, kept in {path}"
   with (
     concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
-    progress.bar(None, title, total, initial=done, leave=False, disable=done >= total) as bar,
+    progress.bar(None, title, len(ids), initial=len(ids) - len(left), leave=False, disable=not left) as bar,
   ):
-    for start in range(done, total, _KEPT):
-      for name, boxes in pool.map(propose, range(start, min(start + _KEPT, total))):
+    for start in range(0, len(left), _KEPT):
+      for name, boxes in pool.map(propose, left[start : start + _KEPT]):
         found[name] = boxes
         bar.update()
       arrays = {"made_by": np.array(made_by), "ids": np.array(list(found)), "boxes": np.stack(list(found.values()))}
@@ -174,11 +182,11 @@ def _search_all(
   return found
 
 
-def make(kind: str, count: int, source: Any, edge_model: str = "") -> Propose | None:
+def make(kind: str, count: int, source: Any, edge_model: str = "", corrupt: str = "error") -> Propose | None:
   """The function from a record to its proposals, float32 [count, 4]; None for the kind "".
 
   The source has all stored records, by position. What is searched for is kept beside the source's `proposals_path`.
-  UserError for an unknown kind, and as `edge_detector`.
+  UserError for an unknown kind, as `edge_detector`, and for an image that cannot be read unless `corrupt` is "skip".
   """
   if not kind:
     return None
@@ -188,5 +196,5 @@ def make(kind: str, count: int, source: Any, edge_model: str = "") -> Propose | 
   search = selective_search
   if kind == "edge_boxes":
     search = functools.partial(edge_boxes, detector=edge_detector(edge_model))
-  found = _search_all(search, kind, made_by(kind, edge_model), source, count)
+  found = _search_all(search, kind, made_by(kind, edge_model), source, count, corrupt)
   return lambda record: found[record.id]

@@ -16,11 +16,13 @@ from rmam_jax.data.partition import PARTS
 from rmam_jax.data.prepare import ARCHIVES
 from rmam_jax.data.proposals import Propose
 from rmam_jax.data.record import Record, Source, resolve_difficult
+from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError, check_name
 
 _PART = re.compile(r"(?P<whole>.+):(?P<part>rest|held)-(?P<count>\d+)")
 _CHUNK = 65_536  # ids that are joined at a time
-_FIELDS = ("train", "validation", "test", "final_train")  # of `data`, which name splits
+FIELDS = ("train", "validation", "test", "final_train")  # of `data`, which name splits
+DISJOINT = (("train", "validation"), ("train", "test"), ("validation", "test"), ("final_train", "test"))
 DATA_SETS = tuple(dict.fromkeys((*stored.DATA_SETS, *folders.DATA_SETS)))
 
 
@@ -106,7 +108,7 @@ class Split:
     return record._replace(proposals=self._propose(record)) if self._propose else record
 
   def without_image(self, index: int) -> Record:
-    """The record's id and labels as `[]` gives them, from memory: no image, no box, but its proposals."""
+    """The record's id and labels as `[]` gives them, from memory, without image and box; with proposals as `[]` gives it."""
     if self._propose:
       return self[index]
     known, position = self._source.index, self._positions[index]
@@ -178,7 +180,7 @@ def moved(data: Any, root: str) -> dict[str, Any]:
   """
   if data.name != "custom":
     return {"root": root}
-  base = pathlib.Path(root).expanduser()
+  base = files.named(root)
 
   def place(old: str) -> str:
     parts = [part for part in pathlib.PurePath(old).parts if part != "/"]
@@ -196,7 +198,7 @@ def moved(data: Any, root: str) -> dict[str, Any]:
       f"--data_root={root} holds no {parts[-1]}, which was {old}: name the folder that holds all of the data"
     )
 
-  fields = {field: place(data[field]) for field in _FIELDS if data[field]}
+  fields = {field: place(data[field]) for field in FIELDS if data[field]}
   return fields | ({"images": ",".join(map(place, data.images.split(",")))} if data.images else {})
 
 
@@ -205,7 +207,7 @@ def check_disjoint(opened: Mapping[str, Split]) -> None:
 
   What is trained on tells nothing about other images, and neither does what was chosen on.
   """
-  for one, other in (("train", "validation"), ("train", "test"), ("validation", "test"), ("final_train", "test")):
+  for one, other in DISJOINT:
     if one in opened and other in opened and (shared := opened[one].images() & opened[other].images()):
       raise UserError(
         f"{opened[one].name} and {opened[other].name} share {len(shared):,} of {len(opened[other]):,} images, the first"
@@ -228,7 +230,7 @@ def open_split(data: Any, split: str, limit: int = 0, class_names: Sequence[str]
   if data.name == "custom":
     if data.proposals:
       raise UserError("data.proposals is there for prepared data sets, not for custom images")
-    field = next((field for field in _FIELDS if data[field] == split), pathlib.Path(split).name)
+    field = next((field for field in FIELDS if data[field] == split), pathlib.Path(split).name)
     source = manifests.open_manifest(split, data, f"custom {field}", class_names)
     return Split(source.name, source, np.arange(len(source))[: limit or None], data.difficult, negatives=True)
   part = _PART.fullmatch(split)
@@ -247,6 +249,6 @@ def open_split(data: Any, split: str, limit: int = 0, class_names: Sequence[str]
   if part:
     held = held_out(source.index.ids[annotated], int(part["count"]))
     positions = np.flatnonzero(annotated)[held == (part["part"] == "held")]
-  propose = proposals_lib.make(data.proposals, data.num_proposals, source, data.edge_model)
+  propose = proposals_lib.make(data.proposals, data.num_proposals, source, data.edge_model, data.corrupt)
   by = proposals_lib.made_by(data.proposals, data.edge_model)
   return Split(f"{data.name} {split}", source, positions[: limit or None], data.difficult, propose, by)

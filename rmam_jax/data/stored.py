@@ -48,7 +48,7 @@ def adapt(example: Mapping[str, Any], num_classes: int) -> Record:
 
 def data_root(root: str = "") -> pathlib.Path:
   """The folder of prepared data: `root`, or TFDS_DATA_DIR, or ~/tensorflow_datasets as TFDS has it."""
-  return pathlib.Path(root or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+  return files.named(root or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def is_prepared(name: str, folder: pathlib.Path) -> bool:

@@ -15,10 +15,10 @@ from rmam_jax.data.classes import apply
 from rmam_jax.data.entries import Entries
 from rmam_jax.data.images import decode_image, header, upright_boxes
 from rmam_jax.data.manifests import Missing
+from rmam_jax.data.splits import DISJOINT, FIELDS
 from rmam_jax.runtime import progress
 from rmam_jax.runtime.errors import UserError
 
-FIELDS = ("train", "validation", "test", "final_train")
 NOTHING = ("no finding", "background", "negative", "nothing", "n/a", "0")  # names that may mean that no class is there
 RARE = 10  # training images, below which a class is called rare
 _SIZE = 0.02  # by so much, as a share, may the stated ratio of width and height differ from the image's
@@ -92,7 +92,7 @@ def validate(data: Any) -> Report:
 
 def _shared(found: Mapping[str, Entries]) -> Iterator[str]:
   """Splits that share images; `final_train` may hold those of training and validation."""
-  for one, other in (("train", "validation"), ("train", "test"), ("validation", "test"), ("final_train", "test")):
+  for one, other in DISJOINT:
     if one in found and other in found:
       images = {f"{found[one].folder}{name}" for name in found[one].ids}
       shared = (entry for entry in found[other] if entry.image in images)

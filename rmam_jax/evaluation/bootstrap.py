@@ -25,9 +25,9 @@ class Interval(NamedTuple):
     return "holds" if self.low > 0 else "reversed" if self.high < 0 else "open"
 
 
-def resample_counts(images: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+def resample_counts(images: int, resamples: int = RESAMPLES) -> np.ndarray:
   """How often each image is drawn in each resample of as many images: int [R, N]."""
-  return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), resamples)
+  return np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), resamples)
 
 
 def weighted_average_precisions(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:

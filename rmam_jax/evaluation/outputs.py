@@ -27,7 +27,7 @@ from rmam_jax.ops.attention import Attention
 from rmam_jax.runtime import files, processes
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime import progress as progress_lib
-from rmam_jax.runtime.errors import UserError, check_name
+from rmam_jax.runtime.errors import UserError, check_name, os_errors
 from rmam_jax.weights import tensors
 
 CLASS = "class"
@@ -267,7 +267,7 @@ def extract(
   split's stored ones, if there are any, and is called only where something is left to compute. Raises a UserError as
   that does, and for a chunk that cannot be read or written.
   """
-  with processes.first_before_others(f"claim {folder}"):
+  with processes.first_before_others(f"claim {folder}"), os_errors(f"cannot use {folder}", files.GO_ON):
     _claim(folder, key)
   chunks, done = [], 0
   for path in sorted(folder.glob("*-*.npz")):

@@ -123,8 +123,7 @@ def describe(scores: Scores) -> str:
 
 def protocol(name: str) -> metrics.Protocol:
   """The protocol of this name; raises UserError if there is none."""
-  if name not in metrics.PROTOCOLS:
-    raise UserError(f"--protocol must be all or some of {', '.join(metrics.PROTOCOLS)}, got {name!r}")
+  check_name("--protocol", name, metrics.PROTOCOLS)
   return metrics.PROTOCOLS[name]
 
 

@@ -5,7 +5,6 @@
 put into its workdir.
 """
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 from rmam_jax.evaluation import calibration, metrics, svm
 from rmam_jax.evaluation import views as views_lib
 from rmam_jax.evaluation.outputs import Outputs
+from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError
 
 FILE = "selection.json"
@@ -124,8 +124,8 @@ def read(folder: pathlib.Path, class_names: Sequence[str]) -> Selection:
   check(folder)
   path = folder / FILE
   try:
-    selection = Selection(**json.loads(path.read_text()))
-  except (json.JSONDecodeError, TypeError) as error:
+    selection = Selection(**files.read_json(path))
+  except TypeError as error:
     raise UserError(f"{path} holds no selection ({error}): copy it again from the run that made it") from error
   if selection.class_names != list(class_names):
     raise UserError(f"{path} was made for other classes ({', '.join(selection.class_names[:5])}, ...)")

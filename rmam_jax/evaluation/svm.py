@@ -56,6 +56,12 @@ def normalize(features: np.ndarray) -> np.ndarray:
   return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), np.finfo(features.dtype).tiny)
 
 
+def check_cs(cs: Sequence[float]) -> None:
+  """Refuses values of C that are none, or not positive."""
+  if not cs or min(cs) <= 0:
+    raise UserError(f"evaluation.svm_c must hold positive values, got {tuple(cs)}")
+
+
 def fit(
   features: np.ndarray,
   labels: np.ndarray,
@@ -75,8 +81,7 @@ def fit(
   for a C that is not positive, and where the solver does not converge.
   """
   check_name("evaluation.svm_solver", solver, SOLVERS)
-  if not cs or min(cs) <= 0:
-    raise UserError(f"evaluation.svm_c must hold positive values, got {tuple(cs)}")
+  check_cs(cs)
   features, labels = np.asarray(features), np.asarray(labels) > 0
   if not np.isfinite(features).all():
     raise UserError(f"the features of image {np.argwhere(~np.isfinite(features))[0][0]} are not finite")

@@ -34,5 +34,8 @@ def get(name: str, field: str = "model.head") -> HeadSpec:
 
 def unused_sections(used: Iterable[str]) -> tuple[str, ...]:
   """The beginnings, "SECTION.", of the configuration's fields that only other heads than these read."""
-  sections = {name: {f"{section}." for section in spec.defaults} for name, spec in SPECS.items()}
-  return tuple(sorted(set().union(*sections.values()) - set().union(*(sections[name] for name in used))))
+
+  def sections(specs: Iterable[HeadSpec]) -> set[str]:
+    return {f"{section}." for spec in specs for section in spec.defaults}
+
+  return tuple(sorted(sections(SPECS.values()) - sections(map(get, used))))

@@ -20,6 +20,7 @@ from rmam_jax.evaluation import calibration
 from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.evaluation import views as views_lib
 from rmam_jax.ops import boxes as boxes_lib
+from rmam_jax.runtime import files
 from rmam_jax.runtime import mesh as mesh_lib
 from rmam_jax.runtime.errors import UserError, os_errors
 from rmam_jax.training import exported, stages
@@ -72,7 +73,7 @@ def read_image(source: Source, name: str, needed: tuple[float, float] = (math.in
     return _whole(pixels_of(source, name))
   if isinstance(source, str | os.PathLike):
     with os_errors(name):
-      source = pathlib.Path(source).expanduser().read_bytes()
+      source = files.named(source).read_bytes()
   elif hasattr(source, "read"):
     with os_errors(name):
       source = source.read()
@@ -266,7 +267,7 @@ def find(name: str | os.PathLike | None) -> pathlib.Path:
   """
   if name and exported.is_of_hub(name):
     return exported.fetch(str(name))
-  path = pathlib.Path(name or PRETRAINED / DEFAULT).expanduser()
+  path = files.named(name or PRETRAINED / DEFAULT)
   return PRETRAINED / path if not path.exists() and (PRETRAINED / path).is_dir() else path
 
 

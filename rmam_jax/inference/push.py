@@ -8,7 +8,7 @@ import tempfile
 from typing import Any
 
 from rmam_jax.inference import model_card
-from rmam_jax.runtime.errors import UserError
+from rmam_jax.runtime.errors import UserError, os_errors
 from rmam_jax.training import exported
 from rmam_jax.weights import hub, tensors
 
@@ -73,7 +73,8 @@ def prepare(folder: pathlib.Path, repository: str, out: pathlib.Path, *, license
   else:
     out.mkdir(parents=True, exist_ok=True)
     for name in exported.FILES:
-      shutil.copyfile(folder / name, out / name)
+      with os_errors(f"cannot copy {folder / name} to {out}"):
+        shutil.copyfile(folder / name, out / name)
   trained = exported.load(out)  # without paths of this machine
   if trained.results is None:
     print(f"{folder} has no results for the card: eval.py measures those of a workdir", file=sys.stderr)

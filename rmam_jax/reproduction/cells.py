@@ -152,7 +152,8 @@ def _of_stage_one(config: ml_collections.ConfigDict, fields: Mapping[str, Any]) 
   """All that stage one depends on."""
   seen = _without(fields, *_AFTER_STAGE_ONE)
   if not heads.get(config.stage_one.head).looks:  # it has no regions to constrain
-    unused = ("data.proposals", "data.num_proposals", "data.edge_model", "accumulate")
+    unused = ("data.proposals", "data.num_proposals", "data.edge_model")
+    unused += ("accumulate",) if config.model.freeze_norm else ()
     unused += heads.unused_sections([config.stage_one.head])
     seen = _without(seen, *unused, *(f"loss.{name}" for name in _OF_REGIONS))
   default = seen.pop("loss.classification")

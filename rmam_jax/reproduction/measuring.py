@@ -19,6 +19,7 @@ from rmam_jax.evaluation import bootstrap, calibration, metrics, stored_maps
 from rmam_jax.evaluation import outputs as outputs_lib
 from rmam_jax.evaluation import scores as scores_lib
 from rmam_jax.evaluation import views as views_lib
+from rmam_jax.recognizer import Recognizer
 from rmam_jax.reproduction import cells, tables
 from rmam_jax.reproduction.plan import Plan
 from rmam_jax.reproduction.tables import Ordering, Row
@@ -95,11 +96,11 @@ class Measurements:
     return {name: [cells.validation_map(cell, self.plan.root) for cell in self.plan.trials(name)] for name in names}
 
 
-def _load(folder: pathlib.Path, config: ml_collections.ConfigDict) -> tuple[outputs_lib.Forward, Any]:
-  """The centre view's program for a finished recognizer, and its parameters."""
+def _load(folder: pathlib.Path, config: ml_collections.ConfigDict) -> tuple[Recognizer, outputs_lib.Forward, Any]:
+  """A finished recognizer, its program for the centre view, and its parameters."""
   mesh = mesh_lib.make_mesh()
   model, params, _ = checkpoints.load_best(config, folder, len(workdir.read_class_names(folder)), mesh)
-  return outputs_lib.make_forward(model, mesh), params
+  return model, outputs_lib.make_forward(model, mesh), params
 
 
 def measure_by_regions(folder: pathlib.Path) -> dict[str, list[float]]:
@@ -109,11 +110,10 @@ def measure_by_regions(folder: pathlib.Path) -> dict[str, list[float]]:
   most = heads.get(config.model.head).most_regions(config.model) or MOST_REGIONS
   with config.unlocked():
     config.model.num_regions = most
-  test = open_split(config.data, config.data.test)
-  forward, params = _load(folder, config)
+  test = open_split(config.data, config.data.test or config.data.validation)
+  model, forward, params = _load(folder, config)
   maps = None
   if not config.stage_two.backbone_rate:
-    model = stages.build_model(config, "stage_two", len(test.class_names))
     shown = {"config": config, "mesh": mesh_lib.make_mesh(), "views": forward.views}
     maps = stored_maps.of_split(model, params, test, **shown)
   options = {"data": config.data, "batch_size": config.evaluation.batch_size, "maps": maps}

@@ -14,15 +14,13 @@ import numpy as np
 import rmam_jax
 from rmam_jax import heads
 from rmam_jax.data import proposals
-from rmam_jax.evaluation import report
+from rmam_jax.evaluation import metrics, report
 from rmam_jax.reproduction import plan, tables
 from rmam_jax.reproduction.cells import Maker
 from rmam_jax.reproduction.measuring import Measurements, measure_by_regions, milliseconds_per_image
 from rmam_jax.reproduction.tables import Row, Table
 from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError
-
-_REGION_METRICS = ("r_precision", "coverage", "pointing", "iou_30", "iou_50", "redundancy", "astray")
 
 
 def _percent(values: Sequence[float | None]) -> str:
@@ -71,7 +69,7 @@ def _head(found: Measurements, row: Row, *more: str) -> list[str]:
   for prefix in ("", "svm_"):
     precisions += [_percent(found.group_map(row, f"{prefix}AP", classes)) for classes in groups]
     precisions.append(_percent(found.results(row, f"{prefix}mAP")))
-  figures = [_percent(found.results(row, name)) for name in _REGION_METRICS]
+  figures = [_percent(found.results(row, name)) for name in metrics.REGION_METRICS]
   return [
     f"`{row.label}`",
     *precisions,
@@ -84,7 +82,7 @@ def _head(found: Measurements, row: Row, *more: str) -> list[str]:
 def _bounds(found: Measurements, row: Row, label: str, prefix: str) -> list[str]:
   """What regions that know nothing of the image would reach."""
   nothing = ["-"] * 2 * (1 + len(found.plan.maker.class_groups))
-  return [label, *nothing, *(_percent(found.results(row, f"{prefix}_{name}")) for name in _REGION_METRICS)]
+  return [label, *nothing, *(_percent(found.results(row, f"{prefix}_{name}")) for name in metrics.REGION_METRICS)]
 
 
 def _controls(found: Measurements, table: Table) -> list[str]:
@@ -97,7 +95,7 @@ def _controls(found: Measurements, table: Table) -> list[str]:
     "Every head on the same backbone and batches, for as many steps, with the losses and stage one of its"
     " configuration; the centre view; the network's own scores and the SVMs'."
   )
-  return _section("What the paper lacks", text, ["head", *_mean_columns(found), *_REGION_METRICS, "rate"], rows)
+  return _section("What the paper lacks", text, ["head", *_mean_columns(found), *metrics.REGION_METRICS, "rate"], rows)
 
 
 def _systems(found: Measurements, table: Table) -> list[str]:
@@ -112,7 +110,9 @@ def _systems(found: Measurements, table: Table) -> list[str]:
     " (docs/systems.md), with the same backbone, batches and number of steps, each with the losses and stage one of its"
     " configuration. ms: of the network alone for one image, the centre view, in batches, on the machine above."
   )
-  return _section("The sister systems", text, ["head", *_mean_columns(found), *_REGION_METRICS, "ms", "rate"], rows)
+  return _section(
+    "The sister systems", text, ["head", *_mean_columns(found), *metrics.REGION_METRICS, "ms", "rate"], rows
+  )
 
 
 def _trials(found: Measurements) -> list[str]:

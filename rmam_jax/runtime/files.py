@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,9 +17,14 @@ from rmam_jax.runtime.errors import UserError, os_errors
 GO_ON = "Nothing that was there is lost: free or open the folder and run the same command again."
 
 
+def named(path: str | os.PathLike) -> pathlib.Path:
+  """A path as a user gives it: `~` is the home; `~draft.jpg`, of no user's, is a file's name."""
+  return pathlib.Path(os.path.expanduser(path))
+
+
 def user_cache() -> pathlib.Path:
   """$XDG_CACHE_HOME, or ~/.cache."""
-  return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+  return named(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
 
 
 def cache_folder() -> pathlib.Path:
@@ -43,18 +49,22 @@ def below(folder: pathlib.Path, on_error: Callable[[OSError], None] | None = Non
 def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """A draft beside `path` to write into; at the end it takes its place, so that no reader ever sees half of it.
 
+  Two writers have a draft each. Where one fails nothing is left of its own.
   Raises UserError: it cannot be written; names the file, which a full disk's error does not.
   """
-  draft = path.with_name(path.name + ".draft")
+  draft = path.with_name(f".{uuid.uuid4().hex}.draft")
   with os_errors(f"cannot write {path}", GO_ON):
-    yield draft
-    draft.replace(path)
+    try:
+      yield draft
+      draft.replace(path)
+    finally:
+      draft.unlink(missing_ok=True)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
   """See `whole_file`."""
   with whole_file(path) as draft:
-    draft.write_text(text)
+    draft.write_text(text, encoding="utf-8")
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -66,7 +76,7 @@ def read_json(path: pathlib.Path) -> Any:
   """A JSON file's value; raises UserError, which names the file, where it is none or cannot be read."""
   try:
     with os_errors(f"cannot read {path}"):
-      return json.loads(path.read_text())
+      return json.loads(path.read_text("utf-8"))
   except UserError:
     raise
   except ValueError as error:

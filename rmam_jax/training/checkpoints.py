@@ -24,8 +24,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from rmam_jax.recognizer import Recognizer
+from rmam_jax.runtime import files
 from rmam_jax.runtime import mesh as mesh_lib
-from rmam_jax.runtime.errors import UserError
+from rmam_jax.runtime.errors import UserError, os_errors
 from rmam_jax.training import stages, workdir
 from rmam_jax.training.step import Params, TrainState, init_params
 from rmam_jax.weights import tensors
@@ -186,6 +187,11 @@ def best_digest(folder: pathlib.Path) -> str | None:
     return digests and _digest_json(digests["arrays"])
 
 
+def digest_of(params: Params) -> str:
+  """`best_digest` of parameters that were loaded."""
+  return _digest_json(_describe(params))
+
+
 def load_best(
   config: ml_collections.ConfigDict, folder: pathlib.Path, num_classes: int, mesh: jax.sharding.Mesh
 ) -> tuple[Recognizer, Params, dict]:
@@ -212,7 +218,8 @@ def take_over(stage: str, source: pathlib.Path, folder: pathlib.Path) -> None:
     return
   draft = folder / "draft"
   shutil.rmtree(draft, ignore_errors=True)
-  shutil.copytree(source / "checkpoints" / stage, draft)
+  with os_errors(f"cannot copy {source / 'checkpoints' / stage} into {folder}", files.GO_ON):
+    shutil.copytree(source / "checkpoints" / stage, draft)
   own, theirs = (workdir.read_lines(each / "metrics.jsonl") for each in (folder, source))
   both = [line for line in own if line["stage"] != stage] + [line for line in theirs if line["stage"] == stage]
   workdir.write_lines(folder / "metrics.jsonl", both)

@@ -23,7 +23,7 @@ from rmam_jax.evaluation import views as views_lib
 from rmam_jax.evaluation.outputs import Outputs
 from rmam_jax.runtime import files, processes
 from rmam_jax.runtime import mesh as mesh_lib
-from rmam_jax.runtime.errors import UserError, check_name
+from rmam_jax.runtime.errors import UserError, check_name, os_errors
 from rmam_jax.training import checkpoints, stages, workdir
 from rmam_jax.visual import panels
 
@@ -37,8 +37,11 @@ def check_evaluation(config: ml_collections.ConfigDict) -> None:
   if section.feature == outputs_lib.CLASS and heads.get(config.model.head).class_features is None:
     able = ", ".join(name for name, each in heads.SPECS.items() if each.class_features)
     raise UserError(f"head {config.model.head!r} has no features by class, as {able} have: set evaluation.feature to z")
-  if section.top_k < 1:
-    raise UserError(f"evaluation.top_k must be at least 1, got {section.top_k}")
+  for field, least in (("top_k", 1), ("batch_size", 1), ("svm_images", 0), ("pictures", 0)):
+    if section[field] < least:
+      raise UserError(f"evaluation.{field} must be at least {least}, got {section[field]}")
+  if section.svm_solver:
+    svm.check_cs(section.svm_c)
   views = views_lib.from_config(config)
   if heads.get(config.model.head).guide == heads.BOXES and views != views_lib.CENTRE:
     raise UserError("proposals are seen from the centre view alone: set evaluation.views=centre")
@@ -105,7 +108,6 @@ def evaluate(
     validation = outputs(open_split(data, data.validation, class_names=names), "validation images")
   selection = _select(config, folder, names, train, validation, outputs)
   found = outputs(split, "test images", suffix=f" {out.name}" if test else "")
-  about = scores_lib.made_by(config, checkpoints.best_digest(folder))  # all processes open checkpoints together
   if not processes.is_first():
     return {}
   if train is not None:
@@ -118,8 +120,9 @@ def evaluate(
   margins = None
   if machines is not None:
     margins = machines.margins(selection_lib.svm_features(found, config))
-  out.mkdir(parents=True, exist_ok=True)
-  scores_lib.save(out, found, names, kind, margins, about)
+  with os_errors(f"cannot use {out}", files.GO_ON):
+    out.mkdir(parents=True, exist_ok=True)
+  scores_lib.save(out, found, names, kind, margins, scores_lib.made_by(config, checkpoints.digest_of(params)))
   results = report.evaluate(config, (head, kind), names, found, margins, selection)
   # A stage's last line has all of its seconds.
   seconds = {line["stage"]: line["seconds"] for line in workdir.read_lines(folder / "metrics.jsonl")}
@@ -140,12 +143,14 @@ def evaluate(
   results["controls"] = {} if test else controls_beside(config, folder, results)
   thresholds = calibration.make_thresholds(kind, selection._asdict(), top_k=section.top_k)
   shown = panels.EvaluatedSplit(config, head, thresholds, split, found)
-  panels.draw_pictures(out / "pictures", shown)
+  with os_errors(f"cannot draw into {out / 'pictures'}", files.GO_ON):
+    panels.draw_pictures(out / "pictures", shown)
   files.write_json(out / "results.json", results)
   if gallery_page is not None:
     panels.write_gallery(gallery_page, shown, results, limit=gallery_images)
   if figure_folder is not None:
-    panels.draw_figures(figure_folder, shown)
+    with os_errors(f"cannot draw into {figure_folder}"):
+      panels.draw_figures(figure_folder, shown)
   return results
 
 
@@ -303,6 +308,7 @@ def print_protocols(
   """
   for name in names:
     scores_lib.protocol(name)
+  check_name("--fusion", fusion, scores_lib.FUSIONS)
   for folder in folders:
     if changes or test or data_root or not _is_evaluated(folder):
       evaluate(folder, changes, test=test, data_root=data_root)

@@ -11,6 +11,7 @@ from flax import traverse_util
 
 from rmam_jax import backbones
 from rmam_jax.backbones.spec import FC6_REGION
+from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError
 from rmam_jax.training import exported, workdir
 from rmam_jax.weights import files as weight_files
@@ -89,7 +90,7 @@ def resolve(
     if path is not None:
       print(f"{config.weights} is {path}")
   else:
-    path = pathlib.Path(config.weights).expanduser()
+    path = files.named(config.weights)
     path = path if path.exists() else None
   if path is not None:
     first = _from_model(path) if path.is_dir() else _from_file(weight_files.read(path))

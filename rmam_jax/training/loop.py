@@ -22,10 +22,10 @@ from rmam_jax.data.batches import StoredMaps
 from rmam_jax.data.splits import Split, open_split
 from rmam_jax.evaluation import calibration, stored_maps
 from rmam_jax.evaluation import outputs as outputs_lib
+from rmam_jax.runtime import files, processes
 from rmam_jax.runtime import mesh as mesh_lib
-from rmam_jax.runtime import processes
 from rmam_jax.runtime import progress as progress_lib
-from rmam_jax.runtime.errors import UserError
+from rmam_jax.runtime.errors import UserError, os_errors
 from rmam_jax.training import checkpoints, initial_weights, signals, stages, workdir, writers
 from rmam_jax.training import rpn as rpn_training
 from rmam_jax.training import step as step_lib
@@ -189,7 +189,8 @@ class _Trainer:
       batch = next(stream)
     for reason in batch.get("skipped", ()):
       bar.write(f"skipped: {reason}")
-      with _skipped(self.folder).open("a") as file:
+      path = _skipped(self.folder)
+      with os_errors(f"cannot write {path}", files.GO_ON), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({**place, "reason": str(reason)}) + "\n")
     batches.check_batch(batch)
     put = functools.partial(jax.make_array_from_process_local_data, mesh_lib.by_example(self.mesh))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from rmam_jax import heads
+from rmam_jax import backbones, heads
 from rmam_jax.data.splits import Split, check_disjoint, open_split, resolved
 from rmam_jax.evaluation import selection as selection_lib
 from rmam_jax.runtime import files, processes
@@ -84,6 +84,10 @@ def check(config: ml_collections.ConfigDict, todo: Sequence[Phase]) -> dict[str,
     raise UserError(
       f"data.crop_size must be between 1 and data.image_size {data.image_size}, got {data.crop_size}: they are set"
       " together"
+    )
+  if backbones.cells(config.model, data.crop_size) < 1:
+    raise UserError(
+      f"data.crop_size {data.crop_size} is less than one cell of {config.model.backbone}'s map: enlarge it"
     )
   if len(config.model.region_size) != 2 or min(config.model.region_size) < 1:
     raise UserError(f"model.region_size must be (height, width) in samples, got {config.model.region_size}")

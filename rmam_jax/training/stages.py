@@ -91,6 +91,8 @@ def _timetable(config: ml_collections.ConfigDict, name: str, num_records: int) -
   section = config[name]
   if config.batch_size < 1 or config.batch_size > num_records:
     raise UserError(f"batch_size must be between 1 and the {num_records} records, got {config.batch_size}")
+  if config.epoch_size < 0:
+    raise UserError(f"epoch_size must be 0 or more, got {config.epoch_size}")
   least = int(name != "stage_one")
   if section.epochs < least:
     raise UserError(f"{name}.epochs must be at least {least}, got {section.epochs}")

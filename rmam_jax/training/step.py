@@ -220,14 +220,14 @@ def _weighted_sum(function: Callable[[Any, jax.Array], Any], batch: Mapping[str,
 
 
 def learning_rate_schedule(
-  kind: str, *, peak: float, steps: int, warmup_steps: int = 0, drop_at: int = 0, drop_by: float = 10.0
+  kind: str, *, peak: float, steps: int, warmup_steps: int = 0, drop_at: int = 0
 ) -> optax.Schedule:
   """The learning rate at each of a stage's steps, after a linear rise from zero to `peak` in `warmup_steps`.
 
-  `kind` is "step", the paper's: `peak`, divided by `drop_by` from step `drop_at` on; or "cosine": down to `peak` / 50.
+  `kind` is "step", the paper's: `peak`, a tenth of it from step `drop_at` on; or "cosine": down to `peak` / 50.
   """
   if kind == "step":
-    schedule = optax.piecewise_constant_schedule(peak, {max(drop_at - warmup_steps, 0): 1 / drop_by})
+    schedule = optax.piecewise_constant_schedule(peak, {max(drop_at - warmup_steps, 0): 0.1})
   elif kind == "cosine":
     schedule = optax.cosine_decay_schedule(peak, max(steps - warmup_steps, 1), alpha=0.02)
   else:

@@ -13,6 +13,7 @@ import ml_collections
 
 from rmam_jax import config as config_lib
 from rmam_jax import heads
+from rmam_jax.data.splits import FIELDS
 from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError, os_errors
 from rmam_jax.version import __version__
@@ -25,7 +26,6 @@ FREE_FIELDS = (
   *("writers", "validation_pictures"),
 )
 OTHER_FOLDER = "Name another folder with --workdir=DIR"
-_SPLITS = ("data.train", "data.validation", "data.test", "data.final_train")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -39,15 +39,18 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def determining(fields: Mapping[str, Any], config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Of `config`'s values `fields` by their dotted names, those that can change what a run learns.
 
-  Left out are `FREE_FIELDS`, `evaluation`, `accumulate` unless a head samples, the sections of heads that the run does
+  Left out are `FREE_FIELDS`, `evaluation`, `accumulate` unless a head samples or parts of a batch are normalised each by
+  itself, the sections of heads that the run does
   not train, so that a new head changes nothing for the others, and where the user's own data lie: their digests say
   what they are.
   """
   used = {config.model.head, *filter(None, [config.stage_one.head]), *config.controls}
   left_out = ("evaluation.", *heads.unused_sections(used))
-  free = FREE_FIELDS if any(heads.get(name).samples for name in used) else ("accumulate", *FREE_FIELDS)
+  by_parts = not config.model.freeze_norm or any(heads.get(name).samples for name in used)
+  free = FREE_FIELDS if by_parts else ("accumulate", *FREE_FIELDS)
   found = {name: value for name, value in fields.items() if name not in free and not name.startswith(left_out)}
-  return found | ({name: bool(found[name]) for name in _SPLITS} if config.data.name == "custom" else {})
+  own = [f"data.{field}" for field in FIELDS] if config.data.name == "custom" else []
+  return found | {name: bool(found[name]) for name in own}
 
 
 def _usable(folder: pathlib.Path) -> contextlib.AbstractContextManager[None]:

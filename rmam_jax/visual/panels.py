@@ -18,6 +18,7 @@ from rmam_jax.runtime.errors import UserError
 from rmam_jax.visual import gallery, pictures
 
 FIGURE_1_IMAGES, FIGURE_5_IMAGES = 4, 6  # the paper shows two and five
+MOST_LETTERS = 60  # of an image's name in that of its picture: a file system takes 255 bytes
 
 
 class EvaluatedSplit(NamedTuple):
@@ -59,7 +60,8 @@ def draw_pictures(folder: pathlib.Path, evaluated: EvaluatedSplit) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   drawn = list(panels(evaluated, shown))
   for index, panel in zip(shown, drawn, strict=True):
-    pictures.draw(folder / f"{index:04d}-{pathlib.PurePath(evaluated.split[index].id).stem}.png", [panel])
+    stem = pathlib.PurePath(evaluated.outputs.ids[index]).stem[:MOST_LETTERS]
+    pictures.draw(folder / f"{index:04d}-{stem}.png", [panel])
   pictures.draw(folder / "overview.png", drawn[:6], columns=3)
 
 

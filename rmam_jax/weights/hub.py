@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rmam_jax.runtime.errors import UserError
-from rmam_jax.runtime.files import user_cache
+from rmam_jax.runtime.files import named, user_cache
 
 REPOSITORY = r"[\w.-]+/[\w.-]+"  # OWNER/NAME, as a pattern
 EXTRA = "pip install 'rmam_jax[hub]'"
@@ -26,7 +26,7 @@ def library(otherwise: str) -> Any:
 def cache_folder() -> pathlib.Path:
   """Where the hub's library keeps what it has fetched."""
   home = os.environ.get("HF_HOME") or user_cache() / "huggingface"
-  return pathlib.Path(os.environ.get("HF_HUB_CACHE") or pathlib.Path(home) / "hub").expanduser()
+  return named(os.environ.get("HF_HUB_CACHE") or pathlib.Path(home) / "hub")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from rmam_jax.backbones.spec import BackboneSpec, Layout
 from rmam_jax.runtime.errors import UserError, os_errors
-from rmam_jax.runtime.files import user_cache
+from rmam_jax.runtime.files import named, user_cache
 from rmam_jax.weights import files, hub
 
 IMAGENET = "imagenet"
@@ -139,7 +139,7 @@ def _own_files() -> list[pathlib.Path]:
   if not folder:
     return []
   with os_errors(f"{FOLDER}={folder} cannot be read", "Set it to a folder of weights, or unset it"):
-    return sorted(path for path in pathlib.Path(folder).expanduser().iterdir() if path.is_file())
+    return sorted(path for path in named(folder).iterdir() if path.is_file())
 
 
 def _rank(path: pathlib.Path, spec: BackboneSpec) -> int:
@@ -191,7 +191,7 @@ def _path(source: str) -> pathlib.Path | None:
 
 
 def _folder(variable: str, default: pathlib.Path) -> pathlib.Path:
-  return pathlib.Path(os.environ.get(variable) or default).expanduser()
+  return named(os.environ.get(variable) or default)
 
 
 def _hub_sources(weights: str) -> list[str]:

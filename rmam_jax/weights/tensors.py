@@ -4,15 +4,14 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError
 
 DTYPES = {"F16": "float16", "F32": "float32", "F64": "float64"}  # that are read here, as safetensors names them
@@ -109,20 +108,12 @@ def open_safetensors(path: pathlib.Path) -> Iterator[tuple[dict[str, Entry], dic
 
 
 def write_safetensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
-  """Writes beside the file and renames, so that no reader ever sees half of it.
-
-  Raises UserError: names the file and the reason.
-  """
+  """Tensors by name as safetensors; see `runtime.files.whole_file`."""
   import safetensors.numpy
 
-  arrays, draft = {name: np.ascontiguousarray(array) for name, array in tensors.items()}, None
-  try:
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    safetensors.numpy.save_file(arrays, draft, metadata)
-    os.chmod(draft, 0o644)
-    os.replace(draft, path)
-  except (OSError, safetensors.SafetensorError) as error:  # the library's own error where the disk is full
-    if draft is not None:
-      pathlib.Path(draft).unlink(missing_ok=True)
-    raise UserError(f"cannot write {path}: {error}") from error
+  arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+  with files.whole_file(path) as draft:
+    try:
+      safetensors.numpy.save_file(arrays, draft, metadata)
+    except safetensors.SafetensorError as error:  # its own where the disk is full
+      raise UserError(f"cannot write {path}: {error}") from error

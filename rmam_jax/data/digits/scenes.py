@@ -142,9 +142,9 @@ def _paint(scene: np.ndarray, glyph: np.ndarray, top: int, left: int, size: int,
   window += np.asarray(stretched, np.float32)[..., None] / 255 * (colour - window)
 
 
-def _place(rng, boxes, size, low, high, tries=20):
-  """A random corner whose square overlaps no box, or None after `tries`."""
-  for top, left in rng.integers(low, high - size + 1, (tries, 2)):
+def _place(rng, boxes, size, low, high):
+  """A random corner whose square overlaps no box, or None after 20 tries."""
+  for top, left in rng.integers(low, high - size + 1, (20, 2)):
     if all(top + size <= y0 or y1 <= top or left + size <= x0 or x1 <= left for y0, x0, y1, x1 in boxes):
       return int(top), int(left)
   return None
