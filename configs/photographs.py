@@ -3,14 +3,14 @@
     python train.py --config=configs/photographs.py --config.data.root=VOCdevkit
     python train.py --config=configs/photographs.py:vgg16:recurrent ...        # another backbone, another head
     python train.py --config=configs/photographs.py:320 ...                    # smaller images: half the time for the maps
-    python train.py --config=configs/photographs.py:tuned ...                  # the backbone is trained, too: hours
+    python train.py --config=configs/photographs.py:tuned ...                  # the backbone is trained, too: an hour
     python reproduce.py --config=configs/photographs.py --config.data.root=VOCdevkit --tables=controls --seeds=3
 
 VOCdevkit holds VOC2007 and VOC2012, as they are extracted; lists in the package name the photographs (docs/data.md). The
 weights are found by name (docs/weights.md). docs/photographs.md explains the recipes, docs/results/photographs.md has
 the results.
 
-Expected of the default, two linear streams on the maps of EfficientNet-Lite0, on two cores: about ten minutes for the
+Expected of the default, `two_stream` on the maps of EfficientNet-Lite0, on two cores: about ten minutes for the
 maps, 5.7 GB in ~/.cache/rmam_jax, which every further head takes from there; then a minute or two a head.
 """
 

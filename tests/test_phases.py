@@ -87,7 +87,7 @@ def test_a_folder_of_another_configuration_is_refused_before_the_first_phase(tra
     ({"epoch_size": -1}, "epoch_size must be 0 or more, got -1"),
     ({"evaluation.views": "three"}, r"evaluation\.views must be one of"),
     ({"data.crop_size": 80}, r"data\.crop_size must be between 1 and data\.image_size 72, got 80"),
-    ({"data.crop_size": 7, "data.image_size": 7}, r"data\.crop_size 7 is less than one cell of vgg_thin's map"),
+    ({"data.crop_size": 1, "data.image_size": 1}, r"data\.crop_size 1 is less than one cell of vgg_thin's map"),
     ({"seed": -1}, "seed must be 0 or more, got -1"),
     ({"controls": ("max_pool", "saliency")}, "control saliency cannot be trained: head 'saliency' looks by the dense"),
     ({"controls": ("proposals",)}, "control proposals cannot be trained: .* looks at proposals: set data.proposals"),
