@@ -94,6 +94,8 @@ def _without_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
   config.data.root = config.data.images = config.data.edge_model = ""
   if config.data.name == "custom":  # its splits are files
     config.data.update(train="", validation="", test="", final_train="", expected=(), split=())
+  if config.rpn.data == "custom":
+    config.rpn.update(train="", validation="")
   return config
 
 
