@@ -975,6 +975,8 @@ def test_parts_share_out_every_label_alike():
 def test_shares_that_are_none(shares):
   with pytest.raises(UserError, match=r"data\.split must be two or three shares whose sum is 1"):
     partition([["a"]] * 9, list("abcdefghi"), shares)
+  with pytest.raises(UserError, match="leaves nothing for validation: 2 images are too few"):
+    partition([["a"]] * 2, list("ab"), (0.8, 0.1, 0.1))
 
 
 def test_shares_that_are_no_numbers(folder):
@@ -982,8 +984,6 @@ def test_shares_that_are_no_numbers(folder):
   data = section(folder / "plain.csv", split=("a,b,c",))
   with pytest.raises(UserError, match=r"data\.split must be shares, as in 0\.8,0\.1,0\.1; got \('a,b,c',\)"):
     splits.open_split(data, data.train)
-  with pytest.raises(UserError, match="leaves nothing for validation: 2 images are too few"):
-    partition([["a"]] * 2, list("ab"), (0.8, 0.1, 0.1))
 
 
 def test_a_run_knows_its_classes_by_name_and_not_by_a_file(tmp_path):

@@ -40,9 +40,8 @@ def determining(fields: Mapping[str, Any], config: ml_collections.ConfigDict) ->
   """Of `config`'s values `fields` by their dotted names, those that can change what a run learns.
 
   Left out are `FREE_FIELDS`, `evaluation`, `accumulate` unless a head samples or parts of a batch are normalised each by
-  itself, the sections of heads that the run does
-  not train, so that a new head changes nothing for the others, and where the user's own data lie: their digests say
-  what they are.
+  itself, the sections of heads that the run does not train, so that a new head changes nothing for the others, and where
+  the user's own data lie: their digests say what they are.
   """
   used = {config.model.head, *filter(None, [config.stage_one.head]), *config.controls}
   left_out = ("evaluation.", *heads.unused_sections(used))
