@@ -14,6 +14,7 @@ import sys
 import threading
 import uuid
 
+import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,7 @@ from test_training import best_params, lines, tiny_config
 
 from benchmarks import crash
 from rmam_jax import commands
-from rmam_jax.data import batches
+from rmam_jax.data import batches, stored
 from rmam_jax.data.splits import open_split
 from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError
@@ -498,6 +499,23 @@ def test_prepared_data_that_are_not_whole_are_found_on_opening(damage, data_root
   (folder.parent / "incomplete.ABC_1.0.0").mkdir()
   assert len(open_split(data, "train")) == 160
   assert not list(folder.parent.glob("incomplete.*"))
+
+
+def test_what_one_process_is_preparing_is_locked_against_another(tmp_path):
+  lock = tmp_path / "tiny" / "lock"
+
+  class Builder:
+    data_dir = str(tmp_path / "tiny" / "1.0.0")
+
+    def download_and_prepare(self, **options):
+      assert options == {"download_dir": "downloads"}
+      with pytest.raises(filelock.Timeout), filelock.FileLock(lock, timeout=0):
+        pytest.fail("the other process came in")
+      pathlib.Path(self.data_dir).mkdir()
+
+  stored.build(Builder(), download_dir="downloads")
+  with filelock.FileLock(lock, timeout=0):  # free again
+    assert pathlib.Path(Builder.data_dir).is_dir()
 
 
 def test_a_damaged_record_is_named_where_its_labels_are_known_already(data_root, tmp_path):

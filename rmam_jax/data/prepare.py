@@ -3,8 +3,6 @@
 import pathlib
 import shutil
 
-import filelock
-
 from rmam_jax.data import stored
 from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError, check_name
@@ -76,12 +74,8 @@ def prepare(name: str, *, root: str = "", archives: str = "") -> pathlib.Path:
   import tensorflow_datasets as tfds
 
   options = tfds.download.DownloadConfig(manual_dir=given and str(given))
-  folder.parent.mkdir(parents=True, exist_ok=True)
   try:
-    with filelock.FileLock(folder.parent / "lock"):  # or another process's half would be removed
-      for half_made in folder.parent.glob("incomplete.*"):
-        shutil.rmtree(half_made)
-      builder.download_and_prepare(download_dir=str(data_root / "downloads"), download_config=options)
+    stored.build(builder, download_dir=str(data_root / "downloads"), download_config=options)
   except tfds.download.download_manager.NonMatchingChecksumError as error:
     raise UserError(f"an archive of {name} is not the official one, get it again: {error}") from error
   except ConnectionError as error:

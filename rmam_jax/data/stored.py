@@ -5,9 +5,11 @@ import hashlib
 import os
 import pathlib
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import filelock
 import numpy as np
 
 from rmam_jax.data.digits import scenes
@@ -65,6 +67,19 @@ def _remedy(name: str, folder: pathlib.Path) -> str:
   return f"Remove {folder}: {command} makes it again."
 
 
+def build(builder, **options) -> None:
+  """Prepares what a TFDS builder describes, unless it is there, with the options of its `download_and_prepare`.
+
+  Removes what a killed process left half made, and waits for a process that is preparing it.
+  """
+  folder = pathlib.Path(builder.data_dir).parent
+  folder.mkdir(parents=True, exist_ok=True)
+  with filelock.FileLock(folder / "lock"):  # or another process's half would be removed
+    for half_made in folder.glob("incomplete.*"):
+      shutil.rmtree(half_made)
+    builder.download_and_prepare(**options)
+
+
 def find(name: str, root: str = "") -> pathlib.Path | None:
   """The folder of a data set of `DATA_SETS` if it is prepared; digit scenes are drawn if they are not there yet.
 
@@ -80,7 +95,7 @@ def find(name: str, root: str = "") -> pathlib.Path | None:
 
   remedy = "Free or open it, or name another folder with --config.data.root=DIR."
   with os_errors(f"cannot write {name} below {base}", remedy):
-    builder.prepare(name.removeprefix("digits/"), base)
+    build(builder.make_builder(name.removeprefix("digits/"), base))
   return folder
 
 

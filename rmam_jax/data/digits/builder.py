@@ -5,11 +5,9 @@ import functools
 import io
 import multiprocessing
 import pathlib
-import shutil
 from concurrent import futures
 from typing import ClassVar
 
-import filelock
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
@@ -80,16 +78,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         yield example["image/filename"], example
 
 
-def prepare(setting: str, root: pathlib.Path) -> None:
-  """Draws and stores the scenes of one setting below `root`, unless they are there, in seconds and without a download.
-
-  Removes what a killed process left half made, and waits for a process that is drawing them.
-  """
+def make_builder(setting: str, root: pathlib.Path) -> Digits:
+  """The builder of one setting below `root`, which draws and stores its scenes in seconds and without a download."""
   tfds.disable_progress_bar()  # `_generate_examples` shows its own
-  builder = Digits(data_dir=root, config=setting, file_format="array_record")
-  folder = pathlib.Path(builder.data_dir).parent
-  folder.mkdir(parents=True, exist_ok=True)
-  with filelock.FileLock(folder / "lock"):
-    for half_made in folder.glob("incomplete.*"):
-      shutil.rmtree(half_made)
-    builder.download_and_prepare()
+  return Digits(data_dir=root, config=setting, file_format="array_record")
