@@ -43,7 +43,7 @@ def make_table(root: pathlib.Path, count: int) -> None:
   """`table.csv` of one to five labels an image, and `splits.csv`, which says the split beside them."""
   rng, names = np.random.default_rng(0), image_names(count)
   make_images(root, names)
-  first, several = rng.integers(0, 75, count), rng.integers(1, 6, count)
+  first, several = rng.integers(0, 76, count), rng.integers(1, 6, count)
   rows = [f"{name},{'|'.join(CLASSES[a : a + n])}" for name, a, n in zip(names, first, several, strict=True)]
   (root / "table.csv").write_text("\n".join(["image,labels", *rows]))
   parts = itertools.cycle([*["train"] * 8, "validation", "test"])
