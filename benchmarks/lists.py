@@ -148,7 +148,7 @@ def main() -> None:
   parser = machine.make_parser(__doc__)
   parser.add_argument("--images", type=int, default=1_000_000, help="in the table")
   parser.add_argument("--coco", type=int, default=118_287, help="images in COCO's form")
-  parser.add_argument("--folder", type=pathlib.Path, help="of what only one of these is done in:")
+  parser.add_argument("--folder", type=pathlib.Path, help="where one of these alone is done:")
   parser.add_argument("--make", choices=MAKERS, help="make a list")
   parser.add_argument("--open", choices=SIDES, help="open one that is made")
   arguments = parser.parse_args()
@@ -163,11 +163,10 @@ def main() -> None:
     for made in MAKERS:
       with tempfile.TemporaryDirectory() as folder:
         run(f"--make={made}", f"--{made}={getattr(arguments, made)}", f"--folder={folder}")
-        for name in [
-          name for name, side in SIDES.items() if side.made == made and importlib.util.find_spec(side.package)
-        ]:
-          seconds, peak = run(f"--open={name}", f"--folder={folder}")
-          print(machine.row(name, f"{seconds:.1f}", f"{peak:.2f}"), flush=True)
+        for name, side in SIDES.items():
+          if side.made == made and importlib.util.find_spec(side.package):
+            seconds, peak = run(f"--open={name}", f"--folder={folder}")
+            print(machine.row(name, f"{seconds:.1f}", f"{peak:.2f}"), flush=True)
 
 
 if __name__ == "__main__":
