@@ -6,6 +6,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import optax
 import pytest
@@ -122,10 +123,38 @@ def test_what_is_attended_to_does_not_teach_where_to_attend():
     features = csra.class_features(feature_map, attending) * 4**0.5
     return jnp.einsum("blc,cl->", features, params["attended"]["class"]) + 3 * params["attended"]["bias"].sum()
 
-  found, wanted = (jax.grad(each, argnums=(0, 1))(params, feature_map) for each in (ours, held_still))
+  found, wanted = (jax.grad(each)(params, feature_map) for each in (ours, held_still))
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, wanted)
-  assert not np.any(found[0]["dense"]["image"])
-  assert np.abs(found[0]["attended"]["class"]).min() > 0
+  assert not np.any(found["dense"]["image"])
+  assert np.abs(found["attended"]["class"]).min() > 0
+
+
+def test_only_the_dense_score_teaches_the_map():
+  params, feature_map = small_case()
+  regions = two_stream.fixed_regions(6, 5, **SET)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def gradient(name, feature_map):
+    return jax.grad(lambda maps: getattr(two_stream.branches(params, maps, regions, **WEIGHING), name).sum())(feature_map)
+
+  def residual(maps):
+    cells = jnp.einsum("bhwc,cl->bhwl", maps, params["dense"]["image"])
+    return csra.csra(cells, **WEIGHING["residual"]).sum()
+
+  np.testing.assert_allclose(gradient("dense", feature_map), jax.grad(residual)(feature_map), rtol=1e-4, atol=1e-6)
+  for name in ("regions", "attended", "weights", "cells", "features"):
+    assert not np.any(gradient(name, feature_map)), name
+
+
+def test_gradients_of_all_layers_against_differences():
+  params, feature_map = small_case()
+  regions = two_stream.fixed_regions(6, 5, **SET)
+
+  def of_layers(params):
+    found = two_stream.branches(params, feature_map, regions, **WEIGHING)
+    return found.regions, found.dense
+
+  jax.test_util.check_grads(jax.jit(of_layers), (params,), order=1, modes=["rev"], rtol=1e-2, atol=1e-2)
 
 
 def test_a_thin_border_is_a_surrounding_too():

@@ -126,6 +126,35 @@ def init(key: jax.Array, *, channels: int, num_classes: int, prior: float = 0.0)
   }
 
 
+def read_cells(feature_map: jax.Array, still: jax.Array, teaching: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Two linear layers of every cell by one product, which reads the map once.
+
+  Args:
+    feature_map: [B, H, W, C].
+    still: [C, S], of the layer whose gradient does not reach the map.
+    teaching: [C, L], of the layer whose gradient does.
+
+  Returns:
+    [B, H, W, S] and [B, H, W, L], float32 or better.
+  """
+  product = functools.partial(jnp.matmul, preferred_element_type=spatial_transformer.wide_dtype(feature_map))
+  silent = still.shape[1]
+
+  @jax.custom_gradient
+  def read(feature_map, kernels):
+    every, back = jax.vjp(product, feature_map, kernels)
+
+    def gradient(of_every):
+      to_map, _ = back(of_every.at[..., :silent].set(0))
+      _, to_kernels = back(of_every)
+      return to_map, to_kernels
+
+    return every, gradient
+
+  every = read(feature_map, jnp.concatenate([still, teaching], axis=1).astype(feature_map.dtype))
+  return every[..., :silent], every[..., silent:]
+
+
 def branches(
   params: Params,
   feature_map: jax.Array,
@@ -144,6 +173,9 @@ def branches(
   The dense score attends to cells. "Attended" scores by a layer of its own what they show of a class: the map's mean plus
   the mean that is attended to, each of unit root mean square. No gradient flows through where it attends.
 
+  Only the dense score's gradient reaches the map: a backbone that is trained, too, learns from it alone. Where the
+  regions teach it, rarer classes lose (docs/two_stream.md).
+
   Args:
     params: see the module's docstring.
     feature_map: [B, H, W, C], float32 or bfloat16, of about unit root mean square.
@@ -158,12 +190,11 @@ def branches(
   """
   _, height, width, channels = feature_map.shape
   wide = spatial_transformer.wide_dtype(feature_map)
+  streams = jnp.concatenate([params["what"]["region"], params["where"]["region"]], axis=1)
+  read, dense = read_cells(feature_map, streams, params["dense"]["image"])
+  cells = jnp.split(read, 2, axis=-1)
+  feature_map = jax.lax.stop_gradient(feature_map)
   mean = feature_map.mean(axis=(1, 2), dtype=wide)
-
-  # Of every cell, by all three layers at once, so that the map is read once; summed in float32 or better.
-  kernels = jnp.concatenate([params["what"]["region"], params["where"]["region"], params["dense"]["image"]], axis=1)
-  every = jnp.matmul(feature_map, kernels.astype(feature_map.dtype), preferred_element_type=wide)
-  *cells, dense = jnp.split(every, 3, axis=-1)
 
   def shares(covered):  # whose sum over the cells is 1, or 0 where nothing is covered
     return covered / np.maximum(covered.sum(axis=(1, 2), keepdims=True), TINY)

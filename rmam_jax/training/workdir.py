@@ -18,7 +18,7 @@ from rmam_jax.runtime import files
 from rmam_jax.runtime.errors import UserError, os_errors
 from rmam_jax.version import __version__
 
-FORMAT = 7  # of a workdir; a new field of the configuration takes its default, and needs no other format
+FORMAT = 8  # of a workdir; a new field of the configuration takes its default, and needs no other format
 # Fields that change nothing that is learned: a run may go on with other values of them. `weights` says only where the
 # weights lie; which they are, `weights_digest` says.
 FREE_FIELDS = (
