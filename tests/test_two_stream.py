@@ -135,7 +135,9 @@ def test_only_the_dense_score_teaches_the_map():
 
   @functools.partial(jax.jit, static_argnums=0)
   def gradient(name, feature_map):
-    return jax.grad(lambda maps: getattr(two_stream.branches(params, maps, regions, **WEIGHING), name).sum())(feature_map)
+    return jax.grad(lambda maps: getattr(two_stream.branches(params, maps, regions, **WEIGHING), name).sum())(
+      feature_map
+    )
 
   def residual(maps):
     cells = jnp.einsum("bhwc,cl->bhwl", maps, params["dense"]["image"])
