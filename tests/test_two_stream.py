@@ -148,7 +148,7 @@ def test_only_the_dense_score_teaches_the_map():
     assert not np.any(gradient(name, feature_map)), name
 
 
-def test_gradients_of_all_layers_against_differences():
+def test_gradients_of_the_layers_that_read_cells_against_differences():
   params, feature_map = small_case()
   regions = two_stream.fixed_regions(6, 5, **SET)
 
