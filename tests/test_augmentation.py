@@ -209,6 +209,7 @@ def test_what_cannot_be_is_refused():
       Augmentation(**fields).check()
 
 
+@pytest.mark.slow
 def test_a_stage_sees_the_configured_change_and_one_on_stored_maps_none(data_root, tmp_path, monkeypatch):
   changes = {"crop_scale": (0.3, 0.9), "crop_aspect": 1.5, "jitter": 0.4, "randaugment": 2, "cutout": 0.3}
   config = tiny_config(data_root, **{f"data.augmentation.{name}": value for name, value in changes.items()})

@@ -124,7 +124,7 @@ def test_every_parameter_but_statistics_has_a_gradient_and_remat_the_same(backbo
   assert_trees_close(again, found, 1e-4 * scale)
 
 
-@pytest.mark.parametrize("backbone", THIN)
+@pytest.mark.parametrize("backbone", IN_TURN)
 def test_ten_views_are_windows_of_two_maps(backbone):
   stride = backbones.stride(thin_config(backbone).model)
   sizes = {"data.image_size": 6 * stride, "data.crop_size": 4 * stride, "evaluation.views": "ten"}
@@ -156,7 +156,7 @@ def test_sides_of_broken_patches_are_refused():
     module.apply({"params": params}, images_of((32, 30)))
 
 
-@pytest.mark.parametrize("backbone", THIN)
+@pytest.mark.parametrize("backbone", IN_TURN)
 @pytest.mark.parametrize("head", ["recurrent", "rarl", "rlsd"])
 def test_a_step_with_every_head_has_the_shapes_that_it_had(backbone, head):
   config = thin_config(backbone, **{"model.freeze_norm": False})
@@ -285,7 +285,8 @@ def test_frozen_statistics_stay_and_parts_of_a_batch_give_their_mean():
   assert_trees_close(statistics_of(jax.jit(accumulated)(state, batch)[0]), wanted, 1e-6)
 
 
-@pytest.mark.parametrize("backbone", [each for each in IN_TURN if each.values != ("vgg_thin",)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", [name for name in THIN if name != "vgg_thin"])
 def test_a_run_trains_evaluates_and_travels(backbone, data_root, tmp_path):
   stride = backbones.stride(thin_config(backbone).model)
   fields = {"model.backbone": backbone, "model.freeze_norm": False, "controls": (), "evaluation.views": "ten"}

@@ -176,6 +176,7 @@ def test_an_unknown_variant_is_refused():
     digits.get_config("medium")
 
 
+@pytest.mark.slow
 def test_compiled_programs_are_kept_and_a_damaged_one_is_compiled_again(tmp_path):
   cache = tmp_path / "cache"
 

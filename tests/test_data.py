@@ -359,6 +359,7 @@ def test_nothing_but_corrupt_images_is_an_error_all_the_same(train):
     next(stream)
 
 
+@pytest.mark.slow
 def test_batches_do_not_depend_on_the_workers():
   """In a process of its own: workers are spawned and import the main module again."""
   import subprocess

@@ -54,6 +54,7 @@ def extended(monkeypatch):
   )
 
 
+@pytest.mark.slow
 def test_one_spec_each_is_enough(extended, data_root, tmp_path):
   one_step = {"epoch_size": 16, "stage_one.epochs": 1, "stage_two.epochs": 1, "evaluation.pictures": 1}
   names = {"model.head": "corner", "model.backbone": "patches", "controls": ("corner",), "evaluation.views": "centre"}

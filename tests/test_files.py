@@ -284,6 +284,7 @@ def test_other_pixels_of_as_many_bytes_change_a_digest(tmp_path, suffix):
   assert digests[0][1] != digests[1][1]
 
 
+@pytest.mark.slow
 def test_a_run_with_images_that_cannot_be_read_counts_and_names_them(tmp_path, capsys):
   paths = [write_csv(tmp_path, split) for split in SPLITS]
   config = thin_config(paths, head="saliency", corrupt="skip")

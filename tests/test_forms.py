@@ -1064,7 +1064,11 @@ def rows_of_coco(path):
 
 
 @pytest.mark.parametrize(
-  ("name", "write", "kept", "most"), [("a.csv", rows_of_a_table, 200, 500), ("a.json", rows_of_coco, 700, 6_000)]
+  ("name", "write", "kept", "most"),
+  [
+    ("a.csv", rows_of_a_table, 200, 500),
+    pytest.param("a.json", rows_of_coco, 700, 6_000, marks=pytest.mark.slow),
+  ],
 )
 def test_a_million_rows_would_fit_into_memory(tmp_path, monkeypatch, name, write, kept, most):
   """Bytes for each image: what a manifest keeps and what reading it takes at most, without the names of the files."""

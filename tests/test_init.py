@@ -239,7 +239,7 @@ def call(site, *arguments, cwd, **changes):
   return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.mark.parametrize("installed", [True, False])
+@pytest.mark.parametrize("installed", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_what_is_written_works_from_any_folder(home, tmp_path, request, installed):
   site = request.getfixturevalue("wheel") if installed else ROOT
   rows = {f"{number}.jpg": ("cat", "dog")[number % 2] for number in range(20)}

@@ -31,7 +31,7 @@ def test_vgg_equals_torch(stages):
   size = 48
   images = np.random.default_rng(0).normal(size=(1, size, size, 3)).astype(np.float32)
   model = vgg.VGG(stages)
-  params = model.init(jax.random.key(0), images)
+  params = jax.jit(model.init)(jax.random.key(0), images)
   ours = jax.jit(model.apply)(params, images)
 
   theirs = torch.tensor(images.transpose(0, 3, 1, 2))
@@ -65,12 +65,12 @@ def test_max_pool_equals_flax(size):
 
 
 @pytest.mark.parametrize("head", heads.SPECS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_every_head_answers_in_the_same_form(head, dtype):
   model = recognizer.build(small_model(dtype=dtype), 4, head=head, auxiliary="score_map")
   images = np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), np.uint8)
-  params = model.init(jax.random.key(0), images)
-  attention, auxiliary = model.apply(params, images)
+  params = jax.jit(model.init)(jax.random.key(0), images)
+  attention, auxiliary = jax.jit(model.apply)(params, images)
   regions = 45 if head == "rarl" else 5 if heads.get(head).looks else 1
   assert attention.scores.shape == (regions, 3, 4)
   assert attention.thetas.shape == (regions, 3, 4)
@@ -88,8 +88,8 @@ def test_the_grid_s_convention_reaches_every_head_that_samples(head):
     recognizer.build(small_model(region_pool=1, align_corners=aligned), 4, head=head, auxiliary="score_map")
     for aligned in (True, False)
   ]
-  params = models[0].init(jax.random.key(0), images)
-  aligned, unaligned = (model.apply(params, images).attention.scores for model in models)
+  params = jax.jit(models[0].init)(jax.random.key(0), images)
+  aligned, unaligned = (jax.jit(model.apply)(params, images).attention.scores for model in models)
   assert float(jnp.abs(aligned - unaligned).max()) > 1e-3
 
 
@@ -117,7 +117,7 @@ def test_pixels_are_normalised_as_configured():
     backbone=Mean(), head=pooling.Pooled(1, jnp.mean), pixel_mean=(10.0, 20.0, 30.0), pixel_std=(1.0, 2.0, 4.0)
   )
   images = np.full((1, 2, 2, 3), (12, 24, 38), np.uint8)
-  params = model.init(jax.random.key(0), images)
+  params = jax.jit(model.init)(jax.random.key(0), images)
   np.testing.assert_allclose(model.apply(params, images).attention.z, [[[2, 2, 2]]])
 
 
@@ -153,9 +153,10 @@ def test_saliency_is_guided_by_the_auxiliary_scores():
   """Turning the auxiliary head's kernel round turns the first look to another place."""
   model = recognizer.build(small_model(), 4, head="saliency", auxiliary="score_map")
   images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-  params = model.init(jax.random.key(0), images)["params"]
+  params = jax.jit(model.init)(jax.random.key(0), images)["params"]
   turned = {**params, "auxiliary": jax.tree.map(jnp.negative, params["auxiliary"])}
-  looked, other = (model.apply({"params": tree}, images).attention.thetas[0] for tree in (params, turned))
+  apply = jax.jit(model.apply)
+  looked, other = (apply({"params": tree}, images).attention.thetas[0] for tree in (params, turned))
   assert float(jnp.abs(looked - other)[:, 2:].max()) > 0.2
 
 
@@ -166,8 +167,8 @@ def test_score_layers_begin_with_the_prior(head):
   section = small_model(prior=0.05)
   model = recognizer.build(section, 7, head=head)
   images = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 3), np.uint8)
-  params = model.init(jax.random.key(0), images)["params"]
-  scores = model.apply({"params": params}, images).attention.scores
+  params = jax.jit(model.init)(jax.random.key(0), images)["params"]
+  scores = jax.jit(model.apply)({"params": params}, images).attention.scores
   np.testing.assert_allclose(jax.nn.sigmoid(scores), 0.05, rtol=1e-5)
   for prior in (-0.1, 1.0):
     with pytest.raises(UserError, match=f"model.prior must be a probability below 1, or 0 for none, got {prior}"):
@@ -181,7 +182,7 @@ def test_maps_are_scaled_to_their_images():
   np.testing.assert_allclose(recognizer.image_scaled(7 * feature_map), found, rtol=1e-6)
   model = recognizer.build(small_model(map_norm="image"), 4, head="mean_pool")
   images = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 3), np.uint8)
-  variables = model.init(jax.random.key(0), images)
+  variables = jax.jit(model.init)(jax.random.key(0), images)
   square = np.square(model.apply(variables, images).attention.x).mean(axis=-1)
   np.testing.assert_allclose(square, 1, rtol=1e-4)
   with pytest.raises(UserError, match=r"model\.map_norm"):

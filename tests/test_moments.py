@@ -82,6 +82,7 @@ def test_the_loss_falls_as_with_moments_in_float32():
   assert (narrow != exact).any()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit(tmp_path):
   _, state, batch = small_step()
   optimizer = adam_stage(**{"stage_two.moments": "bfloat16"}).optimizer

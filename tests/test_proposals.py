@@ -77,6 +77,7 @@ def config_of(data_root, **changes):
   return config
 
 
+@pytest.mark.slow
 def test_a_run_looks_at_its_proposals(data_root, tmp_path):
   config = config_of(data_root)
   results = pipeline.train_and_evaluate(config, tmp_path)
@@ -298,6 +299,7 @@ def test_boxes_of_another_forest_are_others(cv2, data_root, tmp_path):
   kept[0].unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_a_run_says_which_proposals_it_looked_at(cv2, data_root, tmp_path, capsys):
   forest = write_forest(tmp_path / "toy.yml.gz")

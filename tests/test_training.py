@@ -396,6 +396,7 @@ def test_other_heads_run_to_the_end(head, data_root, tmp_path):
   assert ("auxiliary_mAP" in results) == (head == "recurrent")
 
 
+@pytest.mark.slow
 def test_stage_one_can_be_left_out_and_the_rest_traced(data_root, tmp_path):
   config = tiny_config(data_root, **{"stage_one.epochs": 0, "stage_two.epochs": 1, "epoch_size": 80})
   loop.train(config, tmp_path / "run", profile_folder=tmp_path / "trace")

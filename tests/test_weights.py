@@ -651,6 +651,7 @@ def call(*arguments):
   )
 
 
+@pytest.mark.slow
 def test_the_command_describes_converts_and_exports(tmp_path, convolutions, trained):
   path = write_keras(tmp_path / "x.h5", convolutions)
   said = call(path, f"--out={tmp_path / 'new.safetensors'}")

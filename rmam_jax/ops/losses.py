@@ -147,7 +147,7 @@ def asymmetric_loss(
 
   Args:
     gamma_neg, gamma_pos: >= 0.
-    clip: probabilities of absent classes up to it cost nothing; in [0, 1).
+    clip: probabilities of absent classes up to it cost nothing; in [0, 1].
   """
   _check_labels(scores, labels)
   labels = jnp.asarray(labels, scores.dtype)

@@ -15,17 +15,19 @@ from rmam_jax.ops import spatial_transformer
 from rmam_jax.ops.attention import dense
 
 
-def recurrent(params, feature_map, *, origins=None):
+def recurrent(params, feature_map, *, origins=None, gain=1.0):
   """The paper's rule: M_{k+1} = W_zm z_k + b_m (Eq. 5), unbounded.
 
   Its gradient reaches the map only through the few cells under the present region. Its parameters are
-  {"kernel": [Z, 4], "bias": [4]}. `origins` [K, 2] of (x, y) are added to (t_x, t_y) of the K regions, so that the layer
-  predicts corrections, e.g. to the centre and the anchor points; None adds nothing, as printed.
+  {"kernel": [Z, 4], "bias": [4]}, which times `gain` are W_zm and b_m: a gain below 1 leaves the same regions possible, but
+  a step of Adam moves them by so much less, and their gradient, which explodes at 1, is so much smaller a part of what
+  is clipped. `origins` [K, 2] of (x, y) are added to (t_x, t_y) of the K regions, so that the layer predicts
+  corrections, e.g. to the centre and the anchor points; None adds nothing, as printed.
   """
   del feature_map
 
   def choose(memory, z, k):
-    theta = dense(params, z)
+    theta = gain * dense(params, z)
     if origins is not None:
       theta = theta.at[:, 2:].add(jnp.asarray(origins)[jnp.minimum(k, len(origins) - 1)])
     return memory, theta
@@ -33,15 +35,17 @@ def recurrent(params, feature_map, *, origins=None):
   return (), choose
 
 
-def init_recurrent(key, *, channels, z_width, bias=spatial_transformer.WHOLE_IMAGE, weight_scale=0.01, fan="fan_avg"):
+def init_recurrent(
+  key, *, channels, z_width, bias=spatial_transformer.WHOLE_IMAGE, weight_scale=0.01, fan="fan_avg", gain=1.0
+):
   """Small Xavier weights and, as bias, the identity: with a zero bias every region would collapse to one point.
 
-  `bias` is the first (s_x, s_y, t_x, t_y); `weight_scale` the variance of the weights relative to Xavier's, by the fan of
-  `attention.init_attention`.
+  `bias` is the first (s_x, s_y, t_x, t_y), whatever the `gain`, which is that of `recurrent`; `weight_scale` the variance of
+  the weights relative to Xavier's, by the fan of `attention.init_attention`.
   """
   del channels
   init = jax.nn.initializers.variance_scaling(weight_scale, fan, "uniform")
-  return {"kernel": init(key, (z_width, 4)), "bias": jnp.asarray(bias, jnp.float32)}
+  return {"kernel": init(key, (z_width, 4)), "bias": jnp.asarray(bias, jnp.float32) / gain}
 
 
 def no_parameters(key, *, channels, z_width):
