@@ -299,6 +299,27 @@ def test_origins_are_added_to_the_paper_s_rule():
   np.testing.assert_allclose(thetas[:, 0, 2:], origins + np.array([0.01, -0.02]), atol=1e-6)
 
 
+def test_a_gain_of_the_paper_s_rule_changes_how_it_is_learned_and_not_what_it_says():
+  params, feature_map, _ = case("recurrent")
+  first = (0.6, 0.5, 0.1, -0.1)
+  begun = next_region.init_recurrent(jax.random.key(0), channels=C, z_width=9, bias=first, weight_scale=1.0, gain=0.1)
+  printed = jax.tree.map(lambda leaf: 0.1 * leaf, begun)
+  np.testing.assert_allclose(printed["bias"], first, rtol=1e-6)
+
+  def places(own, gain):
+    rule = functools.partial(next_region.recurrent, gain=gain)
+    found = rmam.attend(params | {"next_region": own}, feature_map, num_regions=K, next_region=rule, region_size=(3, 3))
+    return found.thetas
+
+  slow, plain = (jax.jit(places, static_argnums=1)(*case) for case in ((begun, 0.1), (printed, 1.0)))
+  np.testing.assert_allclose(slow, plain, atol=1e-5)
+  assert np.ptp(np.asarray(slow), axis=0).min() > 1e-3
+  gradients = (jax.grad(lambda own, gain=gain: jnp.sin(places(own, gain)).sum()) for gain in (0.1, 1.0))
+  found, wanted = (gradient(own) for gradient, own in zip(gradients, (begun, printed), strict=True))
+  for name in found:
+    np.testing.assert_allclose(found[name], 0.1 * wanted[name], rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_saliency_looks_at_the_strongest_places_first_and_never_twice(align_corners):
   params, _, _ = case("saliency")

@@ -138,6 +138,7 @@ def test_a_wrong_model_is_refused():
     ("saliency", "saliency.peak_width", 0.0),
     ("recurrent", "recurrent.bias", (1.0, 1.0, 0.0)),
     ("recurrent", "recurrent.weight_scale", -1.0),
+    ("recurrent", "recurrent.gain", 0.0),
     ("fixed_grid", "region_pool", 0),
     ("fixed_grid", "x_width", 0),
   ],
