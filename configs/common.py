@@ -114,6 +114,8 @@ def photograph_config(backbone: str, recipe: str, size: int, head: str) -> ml_co
     one.head, one.epochs, two.auxiliary_weight = head, 0, 0.0
   if head == "saliency":
     config.loss.anchor_weight = 0.0
+  if head == "recurrent":  # regions begin as those of `fixed_grid` and move a tenth as fast
+    model.recurrent.anchored, model.recurrent.bias, model.recurrent.gain = True, (0.5, 0.5, 0.0, 0.0), 0.1
   if recipe == "tuned":
     data.augmentation.crop_scale = (0.5, 1.0)  # crops of so much of an image's area; evaluation sees all of it
     if heads.get(head).guide != heads.DENSE_SCORES:  # else it begins beside the head that guides it
