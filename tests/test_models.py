@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
+from configs import common, photographs, rehearsal
 from rmam_jax import heads, recognizer
 from rmam_jax.backbones import vgg
 from rmam_jax.heads import pooling
+from rmam_jax.ops import next_region
 from rmam_jax.runtime.errors import UserError
 
 STAGES = ((4,), (6, 6), (8, 8))
@@ -79,6 +80,18 @@ def test_every_head_answers_in_the_same_form(head, dtype):
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
   if not heads.get(head).looks:
     np.testing.assert_array_equal(attention.thetas, np.broadcast_to([1, 1, 0, 0], (1, 3, 4)))
+
+
+def test_the_rule_for_photographs_begins_at_the_grid_and_the_paper_s_with_the_whole_image():
+  images = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 3), np.uint8)
+  whole_image = np.tile([1.0, 1.0, 0.0, 0.0], (5, 1))
+  for config, first in ((photographs, next_region.grid_thetas(5)), (rehearsal, whole_image)):
+    section = config.get_config("320:recurrent").model
+    section.update(backbone="vgg_thin", x_width=8, lstm_width=8, z_width=8)
+    model = recognizer.build(section, 4, head="recurrent")
+    params = jax.jit(model.init)(jax.random.key(0), images)
+    thetas = jax.jit(model.apply)(params, images).attention.thetas
+    np.testing.assert_allclose(thetas, np.broadcast_to(first[:, None], (5, 2, 4)), atol=0.1)
 
 
 @pytest.mark.parametrize("head", ["saliency", "fixed_grid", "whole_image"])
