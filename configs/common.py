@@ -48,7 +48,7 @@ def parse(variant: str, file: str, *choices: Sequence[str]) -> list[str]:
   for each in choices:
     chosen = [name for name in names if name in each]
     if len(chosen) > 1:
-      raise UserError(f"{file}: only one of {', '.join(chosen)} can be")
+      raise UserError(f"{file}: only one of {', '.join(chosen)} can be chosen")
     found += chosen or [each[0]]
   unknown = [name for name in names if name not in found]
   if unknown:

@@ -297,6 +297,9 @@ def test_what_cannot_be_made(data_root, tmp_path):
       rates=(),
       dry_run=True,
     )
+  for taken in ("320", "saliency"):
+    with pytest.raises(UserError, match=f"vgg16:{taken}: leave out {taken}: the tables have both scales"):
+      cells.Maker(f"configs/rehearsal.py:vgg16:{taken}", {})
   with pytest.raises(UserError, match="names no SCALES"):
     cells.Maker(str(tmp_path / "one.py"), {})
   with pytest.raises(UserError, match=r"there is no configuration missing\.py"):

@@ -53,7 +53,8 @@ class Maker:
 
   The file has SCALES, the names of two scales, and a `get_config` that takes VARIANT, a scale and a head with colons
   between. It may have CONTROLS, the heads of that table, and CLASS_GROUPS, by title the classes whose mAP is printed
-  beside that of all. UserError: there is no such file, it has no two scales, or a field cannot be set for all cells.
+  beside that of all. UserError: there is no such file, it has no two scales, VARIANT names one of them or a head, or a
+  field cannot be set for all cells.
   """
 
   def __init__(self, config: str, changes: Mapping[str, Any]):
@@ -65,6 +66,11 @@ class Maker:
     spec.loader.exec_module(self._file)
     if len(getattr(self._file, "SCALES", ())) != 2:
       raise UserError(f"{path} names no SCALES: tables need a configuration with two, as configs/digits.py has")
+    taken = {*self._file.SCALES, *heads.SPECS}.intersection(self._variant.split(":"))
+    if taken:
+      raise UserError(
+        f"{config}: leave out {', '.join(sorted(taken))}: the tables have both scales and their own heads"
+      )
     self.controls: Sequence[str] = getattr(self._file, "CONTROLS", tables.CONTROLS)
     self.class_groups: Mapping[str, Sequence[str]] = getattr(self._file, "CLASS_GROUPS", {})
     if reserved := [field for field in RESERVED if field in changes]:
