@@ -19,7 +19,7 @@ from rmam_jax.ops.boxes import WHOLE_IMAGE
 # What regions that know nothing of the image would reach, by the prefix of their figures, with what people are told.
 BASELINES = {
   "fixed_grid_": "a grid that never moves, with the best choice among its regions",
-  "chance_": "the same regions at random places",
+  "chance_": "the (first) head's regions at random places",
   "centred_": "a centred box of 0.7 of the image, for every label",
   "whole_": "the whole image, for every label",
 }

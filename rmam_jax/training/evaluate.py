@@ -107,7 +107,7 @@ def evaluate(
   if data.validation and not test:
     validation = outputs(open_split(data, data.validation, class_names=names), "validation images")
   selection = _select(config, folder, names, train, validation, outputs)
-  found = outputs(split, "test images", suffix=f" {out.name}" if test else "")
+  found = outputs(split, "test images" if data.test else "validation images", suffix=f" {out.name}" if test else "")
   if not processes.is_first():
     return {}
   if train is not None:
