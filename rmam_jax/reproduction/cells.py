@@ -66,11 +66,8 @@ class Maker:
     spec.loader.exec_module(self._file)
     if len(getattr(self._file, "SCALES", ())) != 2:
       raise UserError(f"{path} names no SCALES: tables need a configuration with two, as configs/digits.py has")
-    taken = {*self._file.SCALES, *heads.SPECS}.intersection(self._variant.split(":"))
-    if taken:
-      raise UserError(
-        f"{config}: leave out {', '.join(sorted(taken))}: the tables have both scales and their own heads"
-      )
+    if taken := sorted({*self._file.SCALES, *heads.SPECS}.intersection(self._variant.split(":"))):
+      raise UserError(f"{config}: leave out {', '.join(taken)}: the tables have both scales and their own heads")
     self.controls: Sequence[str] = getattr(self._file, "CONTROLS", tables.CONTROLS)
     self.class_groups: Mapping[str, Sequence[str]] = getattr(self._file, "CLASS_GROUPS", {})
     if reserved := [field for field in RESERVED if field in changes]:
